@@ -1,0 +1,3 @@
+"""Metric point clouds and calibrated confidence from a lunar rover's stereo camera."""
+
+__version__ = '0.1.0'

@@ -1,0 +1,208 @@
+"""The nouns of the pipeline, checked once when made and trusted inside.
+
+Images are indexed (row, column); integer coordinates are pixel centres. Points are in the
+optical frame of the rectified left camera: x right, y down, z forward, metres.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lunar_stereo_recon.errors import CalibrationError, InputError
+
+FloatImage = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StereoCalibration:
+    """Pinhole model of a rectified stereo rig (rows aligned, no distortion).
+
+    Attributes:
+        fx, fy: Focal lengths of both rectified cameras, pixels.
+        cx, cy: Principal point of the left camera, pixels (pixel centres at integers).
+        cx_right: Principal point of the right camera, pixels; equals `cx` on most rigs.
+        baseline_m: Distance between the optical centres, metres, positive.
+        width, height: Image size that the values above hold for, pixels.
+
+    Raises:
+        CalibrationError: A value is not finite, or a focal length, size or baseline is not
+            positive.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    cx_right: float
+    baseline_m: float
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        for name in ('fx', 'fy', 'cx', 'cy', 'cx_right', 'baseline_m'):
+            value = getattr(self, name)
+            if not math.isfinite(value):
+                raise CalibrationError(f'calibration {name} is {value}; a finite number is needed')
+        for name in ('fx', 'fy', 'baseline_m', 'width', 'height'):
+            value = getattr(self, name)
+            if value <= 0:
+                raise CalibrationError(f'calibration {name} is {value}; it must be positive')
+
+    @property
+    def intrinsics(self) -> NDArray[np.float64]:
+        """Return the left camera's 3x3 matrix K, pixels."""
+        return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
+
+    @property
+    def disparity_offset_px(self) -> float:
+        """Return cx_left - cx_right: raw column difference minus this is the disparity."""
+        return self.cx - self.cx_right
+
+    def resized(self, width: int, height: int) -> StereoCalibration:
+        """Return the calibration of the same images resized to (width, height).
+
+        Pixel centres stay pixel centres: c' = (c + 0.5) * scale - 0.5.
+        """
+        sx, sy = width / self.width, height / self.height
+        return dataclasses.replace(
+            self,
+            fx=self.fx * sx,
+            fy=self.fy * sy,
+            cx=(self.cx + 0.5) * sx - 0.5,
+            cy=(self.cy + 0.5) * sy - 0.5,
+            cx_right=(self.cx_right + 0.5) * sx - 0.5,
+            width=width,
+            height=height,
+        )
+
+    def padded(self, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0):
+        """Return the calibration after adding (or with negative values cutting) border pixels."""
+        return dataclasses.replace(
+            self,
+            cx=self.cx + left,
+            cy=self.cy + top,
+            cx_right=self.cx_right + left,
+            width=self.width + left + right,
+            height=self.height + top + bottom,
+        )
+
+
+@dataclass(frozen=True)
+class StereoPair:
+    """One rectified, synchronized pair of grey images with its calibration.
+
+    Attributes:
+        left, right: (H, W) float32 in [0, 1].
+        calibration: Rectified calibration for exactly this image size.
+        stamp_ns: Time of the left image, nanoseconds since the epoch; 0 where unknown.
+        frame_id: Optical frame of the left camera; '' where unknown.
+        color: (H, W, 3) uint8 RGB of the left image for colouring the cloud; None where the
+            source is grey.
+
+    Raises:
+        InputError: Shapes or types differ from the above.
+        CalibrationError: The calibration is for another image size.
+    """
+
+    left: FloatImage
+    right: FloatImage
+    calibration: StereoCalibration
+    stamp_ns: int = 0
+    frame_id: str = ''
+    color: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('left', 'right'):
+            image = getattr(self, name)
+            if image.ndim != 2 or image.dtype != np.float32:
+                raise InputError(
+                    f'{name} image has shape {image.shape} and type {image.dtype}; '
+                    '(H, W) float32 in [0, 1] is needed'
+                )
+        if self.left.shape != self.right.shape:
+            raise InputError(
+                f'left image is {_size(self.left)} but right image is {_size(self.right)}; '
+                'both views of a pair must have one size'
+            )
+        expected = (self.calibration.height, self.calibration.width)
+        if self.left.shape != expected:
+            raise CalibrationError(
+                f'images are {_size(self.left)} but the calibration is for '
+                f'{self.calibration.width}x{self.calibration.height}'
+            )
+        if self.color is not None and (
+            self.color.shape != (*expected, 3) or self.color.dtype != np.uint8
+        ):
+            raise InputError(
+                f'colour image has shape {self.color.shape} and type {self.color.dtype}; '
+                f'{(*expected, 3)} uint8 is needed'
+            )
+
+
+@dataclass(frozen=True)
+class DisparityPrediction:
+    """What a matching backend returns, at the size of the images it was given.
+
+    Attributes:
+        disparity: (H, W) float32, pixels, column left minus column right (principal points not
+            yet considered). NaN where the backend has no estimate.
+        confidence: (H, W) float32 in [0, 1], the backend's own belief; NaN where no estimate.
+    """
+
+    disparity: FloatImage
+    confidence: FloatImage
+
+    def __post_init__(self) -> None:
+        for name in ('disparity', 'confidence'):
+            array = getattr(self, name)
+            if array.ndim != 2 or array.dtype != np.float32:
+                raise InputError(
+                    f'prediction {name} has shape {array.shape} and type {array.dtype}; '
+                    '(H, W) float32 is needed'
+                )
+        if self.disparity.shape != self.confidence.shape:
+            raise InputError(
+                f'predicted disparity is {_size(self.disparity)} but confidence is '
+                f'{_size(self.confidence)}'
+            )
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Metric result for one pair, every map at the size of the input images.
+
+    Attributes:
+        disparity: (H, W) float32, pixels, x_left - x_right - (cx_left - cx_right). NaN invalid.
+        depth: (H, W) float32, metres along the optical axis. NaN invalid.
+        confidence: (H, W) float32 in [0, 1]: probability that the disparity error is below
+            one pixel. Finite everywhere; kept also where the estimate was rejected.
+        points: (H, W, 3) float32, metres, left optical frame. NaN invalid.
+        color: (H, W, 3) uint8 RGB of the left image.
+        calibration: Calibration of the input images.
+        stamp_ns, frame_id: Copied from the pair.
+        timings_ms: Milliseconds spent in each stage, in the order of the stages.
+    """
+
+    disparity: FloatImage
+    depth: FloatImage
+    confidence: FloatImage
+    points: FloatImage
+    color: NDArray[np.uint8]
+    calibration: StereoCalibration
+    stamp_ns: int = 0
+    frame_id: str = ''
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def valid_mask(self) -> NDArray[np.bool_]:
+        """Return (H, W) bool: True where depth is given."""
+        return np.isfinite(self.depth)
+
+
+def _size(image: NDArray) -> str:
+    return f'{image.shape[1]}x{image.shape[0]}'

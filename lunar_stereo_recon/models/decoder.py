@@ -1,0 +1,142 @@
+"""Cross-view decoder blocks of the MASt3R kind, shared by teacher, paper students and flight.
+
+Parameter names are those of official MASt3R state dicts, so one SVD initialisation serves every
+teacher and student. Positions are integer (row, column) pairs; see `rotary_tables`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+import torch.nn.functional as F
+
+LAYER_NORM_EPS = 1e-6
+ROTARY_BASE = 100.0
+
+
+def grid_positions(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Return (height * width, 2) int64 positions (row, column) of a row-major token grid."""
+    rows = torch.arange(height, device=device).repeat_interleave(width)
+    columns = torch.arange(width, device=device).repeat(height)
+    return torch.stack([rows, columns], dim=-1)
+
+
+def rotary_tables(positions: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine tables of the 2-D rotary embedding (RoPE).
+
+    The first half of a head is rotated by the row, the second by the column. Within a half of
+    width m, component j pairs with j + m/2 and turns by position * 100^(-2j/m).
+
+    Args:
+        positions: (..., N, 2) integers, row and column of each token.
+        head_width: Width of one attention head; a multiple of 4.
+
+    Returns:
+        Two float32 tensors (..., N, head_width).
+    """
+    if head_width % 4:
+        raise ValueError(f'head width is {head_width}; rotary embedding needs a multiple of 4')
+    half = head_width // 2
+    exponent = torch.arange(0, half, 2, device=positions.device, dtype=torch.float32) / half
+    angles = positions[..., None].float() * ROTARY_BASE**-exponent  # (..., N, 2, half / 2)
+    angles = torch.cat([angles, angles], dim=-1).flatten(-2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply the rotary embedding to x (B, heads, N, head width)."""
+    cos, sin = tables
+    if cos.ndim == 3:  # one table for each item of the batch
+        cos, sin = cos[:, None], sin[:, None]
+    a, b, c, d = x.chunk(4, dim=-1)
+    turned = torch.cat([-b, a, -d, c], dim=-1)
+    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self attention with rotary positions; x is (B, N, C)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+        """Return attended tokens (B, N, C)."""
+        q, k, v = (_split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        out = F.scaled_dot_product_attention(rotate(q, tables), rotate(k, tables), v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from one view's tokens to the other's."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.projq = nn.Linear(width, width)
+        self.projk = nn.Linear(width, width)
+        self.projv = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        tables: tuple[Tensor, Tensor],
+        memory_tables: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Return (B, N, C): tokens x (B, N, C) attending to memory (B, M, C)."""
+        q = rotate(_split_heads(self.projq(x), self.heads), tables)
+        k = rotate(_split_heads(self.projk(memory), self.heads), memory_tables)
+        v = _split_heads(self.projv(memory), self.heads)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with exact GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, N, C)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DecoderBlock(nn.Module):
+    """Self attention, cross attention with its own memory norm, MLP; all residual.
+
+    The other view's tokens are read, never changed: both views of a level must read the
+    outputs of the level before.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = SelfAttention(width, heads)
+        self.cross_attn = CrossAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.norm3 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.norm_y = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(
+        self,
+        x: Tensor,
+        other: Tensor,
+        tables: tuple[Tensor, Tensor],
+        other_tables: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Return this view's tokens (B, N, C) after looking at the other view's (B, M, C)."""
+        x = x + self.attn(self.norm1(x), tables)
+        x = x + self.cross_attn(self.norm2(x), self.norm_y(other), tables, other_tables)
+        return x + self.mlp(self.norm3(x))
