@@ -1,4 +1,7 @@
-"""Errors raised at the package's borders. Each message names the value seen, the value wanted, and where."""
+"""Errors raised at the package's borders.
+
+Each message names the value seen, the value wanted, and where.
+"""
 
 
 class ReconError(Exception):

@@ -7,7 +7,7 @@ teacher and student. Positions are integer (row, column) pairs; see `rotary_tabl
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn, Tensor
 import torch.nn.functional as F
 
 LAYER_NORM_EPS = 1e-6
