@@ -1,0 +1,107 @@
+"""Installs the runtime package, for pip and for colcon (ament_python).
+
+`training/` is not installed: it runs from a source checkout.
+"""
+
+from pathlib import Path
+import re
+
+from setuptools import find_packages, setup
+
+PACKAGE = 'lunar_stereo_recon'
+ROOT = Path(__file__).parent
+
+# Each of these has its rosdep key in package.xml where rosdep knows one. The lower bounds admit
+# what Ubuntu 24.04 ships (NumPy 1.26, OpenCV 4.6), so that apt's packages serve on a ROS machine.
+RUNTIME = [
+    'numpy>=1.26,<3',
+    'opencv-python-headless>=4.6,<6',
+    'onnxruntime>=1.17,<2',
+    'pyyaml>=6.0,<7',
+    'rosbags>=0.10.9,<0.12',
+    'rosbags-image>=0.10,<0.12',
+    'tqdm>=4.66,<5',
+]
+
+EXTRAS = {
+    # rclpy, Fast DDS and the messages as wheels, for machines without a ROS installation.
+    'ros': [
+        'ros-jazzy-rclpy>=7.1,<8',
+        'ros-jazzy-rmw-fastrtps-cpp>=8.4,<9',
+        'ros-jazzy-diagnostic-msgs>=5.3,<6',
+        'ros-jazzy-geometry-msgs>=5.3,<6',
+        'ros-jazzy-lifecycle-msgs>=2.0,<3',
+        'ros-jazzy-nav-msgs>=5.3,<6',
+        'ros-jazzy-rosgraph-msgs>=2.0,<3',
+        'ros-jazzy-sensor-msgs>=5.3,<6',
+        'ros-jazzy-std-srvs>=5.3,<6',
+        'ros-jazzy-stereo-msgs>=5.3,<6',
+    ],
+    'sim': ['torch>=2.4,<3'],
+    'train': [
+        'torch>=2.4,<3',
+        'onnx>=1.16,<2',
+        'onnxscript>=0.1,<1',
+        'safetensors>=0.4,<1',
+        'scipy>=1.11,<2',
+        'openexr>=3.3,<4',
+    ],
+    'dev': [
+        'colcon-core>=0.15,<1',
+        'colcon-ros>=0.5,<1',
+        'mypy>=1.11,<3',
+        'onnx>=1.16,<2',
+        'pytest>=8,<10',
+        'ruff>=0.9,<1',
+        'types-PyYAML>=6.0,<7',
+        'types-tqdm>=4.66,<5',
+    ],
+}
+
+
+def version() -> str:
+    """Return the version that the package itself states."""
+    text = (ROOT / PACKAGE / '__init__.py').read_text(encoding='utf-8')
+    return re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE).group(1)
+
+
+def share_files() -> list[tuple[str, list[str]]]:
+    """Return (folder under the install prefix, files) for what ROS looks up in share/."""
+    share = f'share/{PACKAGE}'
+    entries = [
+        ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
+        (share, ['package.xml', 'LICENSE']),
+    ]
+    for top in ('launch', 'config'):
+        files = [p for p in (ROOT / top).rglob('*') if p.is_file() and p.suffix != '.pyc']
+        for folder in sorted({p.parent for p in files}):
+            names = sorted(str(p.relative_to(ROOT)) for p in files if p.parent == folder)
+            entries.append((f'{share}/{folder.relative_to(ROOT)}', names))
+    return entries
+
+
+setup(
+    name=PACKAGE,
+    version=version(),
+    description='Metric point clouds and calibrated confidence from a lunar rover stereo camera',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    maintainer='lunar_stereo_recon maintainers',
+    maintainer_email='maintainers@lunar-stereo-recon.example',
+    python_requires='>=3.10',
+    packages=find_packages(include=[f'{PACKAGE}*']),
+    package_data={PACKAGE: ['weights/*.onnx', 'weights/*.md', 'data/demo_traverse/*']},
+    data_files=share_files(),
+    install_requires=RUNTIME,
+    extras_require=EXTRAS,
+    zip_safe=False,
+    entry_points={
+        'console_scripts': [
+            'lunar-stereo = lunar_stereo_recon.cli:main',
+            'reconstruction_node = lunar_stereo_recon.ros.reconstruction_node:main',
+            'replay_node = lunar_stereo_recon.ros.replay_node:main',
+            'recorder_node = lunar_stereo_recon.ros.recorder_node:main',
+        ],
+    },
+)
