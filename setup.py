@@ -9,7 +9,8 @@ import re
 from setuptools import find_packages, setup
 
 PACKAGE = 'lunar_stereo_recon'
-ROOT = Path(__file__).parent
+# Resolved, because `colcon build --symlink-install` runs a link to this file from elsewhere.
+ROOT = Path(__file__).resolve().parent
 
 # Each of these has its rosdep key in package.xml where rosdep knows one. The lower bounds admit
 # what Ubuntu 24.04 ships (NumPy 1.26, OpenCV 4.6), so that apt's packages serve on a ROS machine.

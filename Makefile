@@ -1,0 +1,67 @@
+# make demo   the Moon in 3D: a recorded drive through the ROS 2 nodes, results in out/demo
+# make test   linters, types and tests
+#
+# Both work on a machine without ROS: rclpy, Fast DDS and the messages come as wheels into a
+# virtual environment. Python 3.10 to 3.13, x86-64 Linux.
+
+PYTHON ?= python3
+VENV ?= .venv
+# One bag to use instead of the shipped one: make demo BAG=path
+BAG ?=
+# Further arguments of `lunar-stereo demo` or of pytest: make test ARGS='-m "not slow"'
+ARGS ?=
+# Installed before everything else, so that the extras [sim] and [train] do not choose. Any newer
+# torch serves as well; this is the version that the tests last ran with. Without a GPU, name a
+# CPU build here (a path to a wheel will do): the default wheels bring gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+
+# A sourced ROS would put its own rclpy in front of the wheels, often for another Python.
+ifdef ROS_DISTRO
+unexport PYTHONPATH LD_LIBRARY_PATH
+unexport AMENT_PREFIX_PATH COLCON_PREFIX_PATH CMAKE_PREFIX_PATH
+unexport ROS_DISTRO ROS_VERSION ROS_PYTHON_VERSION RMW_IMPLEMENTATION
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/.stamp-ros
+	$(VENV)/bin/lunar-stereo demo $(if $(BAG),--bag '$(BAG)') $(ARGS)
+
+test: lint
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.stamp-dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+# pip is the part that fails to arrive when a distribution splits venv into a package of its own:
+# a folder without it is made anew, one with it is used as it is.
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.10 or newer is needed: make PYTHON=..." >&2; exit 1; }
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-ros: $(VENV)/.stamp-venv setup.py
+	@echo 'Installing the package and the ROS 2 wheels into $(VENV) (once, about 200 MB) ...'
+	$(VENV)/bin/pip install -q -e '.[ros]'
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py
+	@echo 'Installing the package with its tools for tests and training into $(VENV) (once) ...'
+	$(VENV)/bin/pip install -q '$(TORCH)'
+	$(VENV)/bin/pip install -q -e '.[ros,sim,train,dev]'
+	@touch $(VENV)/.stamp-ros $@
+
+clean:
+	rm -rf build install log out *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
