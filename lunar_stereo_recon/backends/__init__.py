@@ -1,0 +1,66 @@
+"""Matchers behind one protocol; each is imported only when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lunar_stereo_recon.backends.base import Backend
+from lunar_stereo_recon.errors import ModelError
+
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / 'weights' / 'flight.onnx'
+
+
+def load_backend(
+    name: str = 'onnx',
+    model_path: str | Path | None = None,
+    providers: Sequence[str] | None = None,
+    threads: int = 0,
+) -> Backend:
+    """Return a ready matcher.
+
+    Args:
+        name: One of `BACKENDS`.
+        model_path: Model file; the shipped flight student where None. Classical matchers have
+            none and take no notice.
+        providers: Execution providers in order of preference, for 'onnx'; CPU where None.
+        threads: Threads that the matcher may use; 0 leaves it to the runtime.
+
+    Raises:
+        ModelError: Unknown name, or the model file is missing, corrupted or of another form.
+    """
+    if name not in BACKENDS:
+        raise ModelError(f"unknown backend '{name}'; known are {', '.join(BACKENDS)}")
+    return BACKENDS[name](Path(model_path or DEFAULT_MODEL), providers, threads)
+
+
+def _load_onnx(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
+    from lunar_stereo_recon.backends.onnx_backend import OnnxBackend
+
+    return OnnxBackend(model_path, providers=providers, threads=threads)
+
+
+def _load_sgbm(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
+    from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
+
+    return ClassicalBackend('sgbm')
+
+
+def _load_sgbm_hh(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
+    from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
+
+    return ClassicalBackend('sgbm_hh')
+
+
+def _load_bm(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
+    from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
+
+    return ClassicalBackend('bm')
+
+
+BACKENDS = {
+    'onnx': _load_onnx,
+    'sgbm': _load_sgbm,
+    'sgbm_hh': _load_sgbm_hh,
+    'bm': _load_bm,
+}

@@ -1,0 +1,67 @@
+"""Metric scale of a relative pointmap from the known baseline of a rectified rig.
+
+Students with a disparity head need none of this; it serves MASt3R-style pointmap heads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lunar_stereo_recon.datatypes import FloatImage, StereoCalibration
+from lunar_stereo_recon.errors import InputError
+
+
+def scale_from_baseline(
+    pointmap_right_relative: FloatImage,
+    calibration: StereoCalibration,
+    confidence: FloatImage | None = None,
+) -> float:
+    """Return metres per unit of a pointmap that is right only up to scale.
+
+    A point (X, Y, Z) of the right view, given in the left frame, is seen by the right camera at
+    column u with (u - cx_right) / fx = (s X - B) / (s Z), hence B / s = X - Z (u - cx_right) / fx
+    for every right pixel. The scale is B over the weighted median of the right-hand side: no
+    matching is needed, and half of the points may be wrong.
+
+    Args:
+        pointmap_right_relative: (H, W, 3), the right view's points in the left optical frame.
+            Invalid is NaN.
+        calibration: Rectified calibration for this image size.
+        confidence: (H, W) weights of the pixels; all equal where None.
+
+    Raises:
+        InputError: No finite point, or the points put the right camera on or left of the left
+            one, so that no positive scale exists.
+    """
+    columns = (np.arange(pointmap_right_relative.shape[1]) - calibration.cx_right) / calibration.fx
+    relative_baseline = pointmap_right_relative[..., 0] - pointmap_right_relative[..., 2] * columns
+    weights = np.ones(relative_baseline.shape) if confidence is None else confidence
+    usable = np.isfinite(relative_baseline) & (weights > 0)
+    if not usable.any():
+        raise InputError('pointmap has no finite point with positive confidence')
+    value = _weighted_median(relative_baseline[usable], weights[usable])
+    if value <= 0:
+        raise InputError(
+            f'pointmap places the right camera at x = {value:.4g} units in the left frame; '
+            'a positive value is needed (are left and right exchanged?)'
+        )
+    return calibration.baseline_m / value
+
+
+def disparity_from_pointmaps(
+    pointmap_left_relative: FloatImage,
+    pointmap_right_relative: FloatImage,
+    calibration: StereoCalibration,
+    confidence_right: FloatImage | None = None,
+) -> FloatImage:
+    """Return (H, W) float32 disparity, pixels, of a relative pointmap pair in the left frame."""
+    scale = scale_from_baseline(pointmap_right_relative, calibration, confidence_right)
+    depth = np.asarray(pointmap_left_relative[..., 2] * scale, np.float32)
+    positive = np.where(depth > 0, depth, np.float32(np.nan))
+    return np.float32(calibration.fx * calibration.baseline_m) / positive
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    cumulative = np.cumsum(weights[order], dtype=np.float64)
+    return float(values[order][np.searchsorted(cumulative, cumulative[-1] / 2)])

@@ -1,0 +1,147 @@
+"""The whole journey of a stereo pair, free of ROS and of any network runtime.
+
+Reading order: ros/stereo_sync -> ros/conversions (message to StereoPair) -> preprocess ->
+backends -> geometry/metric_scale -> geometry/refine -> geometry/confidence -> ros/conversions
+(Reconstruction to PointCloud2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+import math
+import time
+
+import numpy as np
+
+from lunar_stereo_recon.backends.base import Backend
+from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoPair
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.camera import points_from_depth
+from lunar_stereo_recon.geometry.confidence import (
+    calibrated_confidence,
+    confidence_features,
+    ConfidenceCalibration,
+    DEFAULT_CALIBRATION,
+)
+from lunar_stereo_recon.geometry.disparity import depth_from_disparity, disparity_from_columns
+from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
+from lunar_stereo_recon.preprocess import (
+    aligned_principal_points,
+    full_size_prediction,
+    network_pair,
+)
+
+
+@dataclass(frozen=True)
+class ReconstructionOptions:
+    """What a user may choose about the result.
+
+    Attributes:
+        confidence_threshold: Pixels below it become NaN, in [0, 1].
+        min_range_m, max_range_m: Depths outside become NaN, metres.
+        dense: Keep every estimate: neither threshold nor range is applied.
+        refine: Match the images around the network's disparity for sub-pixel precision.
+        refinement: Settings of that.
+
+    Raises:
+        InputError: A value is outside its range.
+    """
+
+    confidence_threshold: float = 0.5
+    min_range_m: float = 0.0
+    max_range_m: float = math.inf
+    dense: bool = False
+    refine: bool = True
+    refinement: RefineOptions = field(default_factory=RefineOptions)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.confidence_threshold <= 1.0:
+            raise InputError(
+                f'confidence_threshold is {self.confidence_threshold}; it must be in [0, 1]'
+            )
+        if not 0.0 <= self.min_range_m < self.max_range_m:
+            raise InputError(
+                f'min_range_m is {self.min_range_m} and max_range_m {self.max_range_m}; '
+                '0 <= min_range_m < max_range_m is needed'
+            )
+
+
+class StereoReconstructor:
+    """Turns stereo pairs into metric reconstructions; see `reconstruct`."""
+
+    def __init__(self, backend: Backend, options: ReconstructionOptions | None = None) -> None:
+        self.backend = backend
+        self.options = options or ReconstructionOptions()
+        stored = backend.confidence_calibration
+        self._calibration = (
+            ConfidenceCalibration.from_metadata(stored) if stored else DEFAULT_CALIBRATION
+        )
+
+    def reconstruct(self, pair: StereoPair) -> Reconstruction:
+        """Return disparity, depth, confidence and points of one pair, at the pair's size."""
+        backend, options = self.backend, self.options
+        stages = StageTimer()
+        with stages('preprocess'):
+            aligned = aligned_principal_points(pair)
+            network = network_pair(aligned, backend.size_multiple, backend.max_width_px)
+        with stages('inference'):
+            prediction = backend.predict(network.left, network.right)
+        with stages('refine'):
+            prior = full_size_prediction(prediction, aligned, backend.max_width_px)
+            refinement = refine_disparity(
+                aligned.left, aligned.right, prior.disparity, options.refinement, options.refine
+            )
+        with stages('confidence'):
+            features = confidence_features(
+                aligned.left, prior.confidence, prior.disparity, refinement
+            )
+            confidence = calibrated_confidence(features, self._calibration)
+        with stages('geometry'):
+            disparity = disparity_from_columns(refinement.disparity, aligned.calibration)
+            disparity = self._accepted(disparity, confidence, pair)
+            depth = depth_from_disparity(disparity, pair.calibration)
+            points = points_from_depth(depth, pair.calibration)
+        return Reconstruction(
+            disparity,
+            depth,
+            confidence,
+            points,
+            pair.color if pair.color is not None else _grey_color(pair.left),
+            pair.calibration,
+            pair.stamp_ns,
+            pair.frame_id,
+            stages.milliseconds,
+        )
+
+    def _accepted(
+        self, disparity: FloatImage, confidence: FloatImage, pair: StereoPair
+    ) -> FloatImage:
+        """Return the disparity with NaN wherever the options reject the estimate."""
+        keep = disparity > 0
+        if not self.options.dense:
+            focal_times_baseline = pair.calibration.fx * pair.calibration.baseline_m
+            keep &= confidence >= self.options.confidence_threshold
+            keep &= disparity * self.options.max_range_m >= focal_times_baseline
+            keep &= disparity * self.options.min_range_m <= focal_times_baseline
+        return np.where(keep, disparity, np.float32(np.nan))
+
+
+class StageTimer:
+    """Milliseconds of each named stage, in the order they ran."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time the body of a `with` statement."""
+        start = time.perf_counter()
+        yield
+        self.milliseconds[stage] = 1e3 * (time.perf_counter() - start)
+
+
+def _grey_color(image: FloatImage) -> np.ndarray:
+    grey = np.clip(image * 255.0 + 0.5, 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)

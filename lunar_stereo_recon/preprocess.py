@@ -1,0 +1,123 @@
+"""Image pair to network input and back: grey values, size, padding; the calibration goes along.
+
+The calibration is changed only together with the images, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage, StereoPair
+from lunar_stereo_recon.errors import InputError
+
+NETWORK_WIDTH = 640
+
+
+def grey_from_array(image: NDArray, white_level: float | None = None) -> FloatImage:
+    """Return a grey image in [0, 1].
+
+    Args:
+        image: (H, W), (H, W, 1) or (H, W, 3 or 4) in RGB order; uint8, uint16 or floating point
+            (then already in [0, 1]).
+        white_level: Value that becomes 1.0. The type's maximum where None, which is too much
+            for 12-bit data in uint16: give 4095.
+
+    Returns:
+        (H, W) float32. Non-finite values become 0.
+
+    Raises:
+        InputError: Another shape or type, or a white level that is not positive.
+    """
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.size == 0 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] > 4):
+        raise InputError(f'image has shape {image.shape}; (H, W) or (H, W, 3) is needed')
+    if white_level is not None and not white_level > 0:
+        raise InputError(f'white level is {white_level}; it must be positive')
+    if image.dtype == np.uint8 or image.dtype == np.uint16:
+        scale = 1.0 / (white_level or np.iinfo(image.dtype).max)
+    elif np.issubdtype(image.dtype, np.floating):
+        scale = 1.0 / (white_level or 1.0)
+        image = np.nan_to_num(image.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+    else:
+        raise InputError(f'image has type {image.dtype}; uint8, uint16 or float is needed')
+    if image.ndim == 3:
+        if image.shape[2] == 2:
+            raise InputError(f'image has shape {image.shape}; 1, 3 or 4 channels are needed')
+        image = cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_RGB2GRAY)
+    grey = image.astype(np.float32) * np.float32(scale)
+    return np.clip(grey, 0.0, 1.0, out=grey)
+
+
+def aligned_principal_points(pair: StereoPair) -> StereoPair:
+    """Shift the right image by whole columns so that its principal point meets the left's.
+
+    Backends search column differences from 0 upwards; a rig with cx_left != cx_right would have
+    its far points elsewhere. What is left after whole columns is below one pixel and stays in the
+    calibration. Pairs with equal principal points are returned as they are.
+    """
+    columns = math.floor(pair.calibration.disparity_offset_px)
+    if columns == 0:
+        return pair
+    width = pair.right.shape[1]
+    source = np.clip(np.arange(width) - columns, 0, width - 1)
+    calibration = dataclasses.replace(
+        pair.calibration, cx_right=pair.calibration.cx_right + columns
+    )
+    right = np.ascontiguousarray(pair.right[:, source])
+    return dataclasses.replace(pair, right=right, calibration=calibration)
+
+
+def network_pair(
+    pair: StereoPair, size_multiple: int, max_width: int | None = NETWORK_WIDTH
+) -> StereoPair:
+    """Return the pair at the network's size: scaled down to `max_width`, then padded.
+
+    Never scaled up; aspect ratio kept to within half a row; padded at the right and bottom by
+    edge replication, so that no column of the image moves. `max_width` None keeps the size.
+    """
+    width, height = content_size(pair, max_width)
+    left, right, calibration = pair.left, pair.right, pair.calibration
+    if (width, height) != (calibration.width, calibration.height):
+        left, right = (
+            cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+            for image in (left, right)
+        )
+        calibration = calibration.resized(width, height)
+    pad_right, pad_bottom = -width % size_multiple, -height % size_multiple
+    if pad_right or pad_bottom:
+        left, right = (
+            cv2.copyMakeBorder(image, 0, pad_bottom, 0, pad_right, cv2.BORDER_REPLICATE)
+            for image in (left, right)
+        )
+        calibration = calibration.padded(right=pad_right, bottom=pad_bottom)
+    return StereoPair(left, right, calibration, pair.stamp_ns, pair.frame_id)
+
+
+def content_size(pair: StereoPair, max_width: int | None) -> tuple[int, int]:
+    """Return width and height of the image inside the network's padded input."""
+    width, height = pair.calibration.width, pair.calibration.height
+    if max_width is None or width <= max_width:
+        return width, height
+    return max_width, max(1, round(height * max_width / width))
+
+
+def full_size_prediction(
+    prediction: DisparityPrediction, pair: StereoPair, max_width: int | None = NETWORK_WIDTH
+) -> DisparityPrediction:
+    """Undo `network_pair`: cut the padding, scale to the pair's size, disparity with the width."""
+    width, height = content_size(pair, max_width)
+    disparity = prediction.disparity[:height, :width]
+    confidence = prediction.confidence[:height, :width]
+    full_width, full_height = pair.calibration.width, pair.calibration.height
+    if (width, height) != (full_width, full_height):
+        size = (full_width, full_height)
+        disparity = cv2.resize(disparity, size, interpolation=cv2.INTER_LINEAR)
+        disparity *= np.float32(full_width / width)
+        confidence = cv2.resize(confidence, size, interpolation=cv2.INTER_LINEAR)
+    return DisparityPrediction(disparity, confidence)
