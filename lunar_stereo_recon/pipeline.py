@@ -123,7 +123,7 @@ class StereoReconstructor:
         if not self.options.dense:
             focal_times_baseline = pair.calibration.fx * pair.calibration.baseline_m
             keep &= confidence >= self.options.confidence_threshold
-            keep &= disparity * self.options.max_range_m >= focal_times_baseline
+            keep &= disparity >= focal_times_baseline / self.options.max_range_m
             keep &= disparity * self.options.min_range_m <= focal_times_baseline
         return np.where(keep, disparity, np.float32(np.nan))
 

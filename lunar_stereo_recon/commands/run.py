@@ -1,0 +1,140 @@
+"""`lunar-stereo run`: image files to clouds, depth and confidence."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the sub-command."""
+    parser = subparsers.add_parser(
+        'run',
+        help='reconstruct stereo image files',
+        description='Reconstruct one rectified pair, or every pair of a manifest.',
+    )
+    parser.add_argument('left', nargs='?', type=Path, help='left image')
+    parser.add_argument('right', nargs='?', type=Path, help='right image')
+    parser.add_argument('--manifest', type=Path, help='manifest.json with many pairs')
+    parser.add_argument(
+        '--calibration',
+        nargs='+',
+        type=Path,
+        metavar='YAML',
+        help='fx fy cx cy baseline, or camera_info YAML (left and right file, or the right one)',
+    )
+    parser.add_argument('--baseline', type=float, metavar='M', help='override, metres')
+    parser.add_argument('--out', type=Path, default=Path('out/run'), help='folder for the results')
+    parser.add_argument('--npz', action='store_true', help='also write the arrays as .npz')
+    parser.add_argument(
+        '--arrays-only', action='store_true', help='write only the .npz (implies --npz)'
+    )
+    parser.add_argument(
+        '--white-level', type=float, help='pixel value of white, e.g. 4095 for 12-bit data'
+    )
+    add_reconstruction_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments from which `reconstructor` builds; for every command that has one."""
+    group = parser.add_argument_group('reconstruction')
+    group.add_argument('--backend', default='onnx', help='onnx, sgbm, sgbm_hh or bm')
+    group.add_argument('--model', type=Path, help='model file (default: the shipped student)')
+    group.add_argument('--provider', action='append', help='cpu, cuda, tensorrt, openvino; in turn')
+    group.add_argument('--threads', type=int, default=0, help='0 leaves it to the runtime')
+    group.add_argument('--dense', action='store_true', help='keep estimates of any confidence')
+    group.add_argument('--confidence', type=float, default=0.5, help='threshold in [0, 1]')
+    group.add_argument('--min-range', type=float, default=0.0, metavar='M', help='metres')
+    group.add_argument('--max-range', type=float, default=float('inf'), metavar='M', help='metres')
+    group.add_argument(
+        '--no-refine', dest='refine', action='store_false', help='student alone, no refinement'
+    )
+
+
+def reconstructor(args: argparse.Namespace):
+    """Return the StereoReconstructor that the arguments describe."""
+    from lunar_stereo_recon.backends import load_backend
+    from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
+
+    if args.threads > 0:
+        import cv2
+
+        cv2.setNumThreads(args.threads)
+    options = ReconstructionOptions(
+        confidence_threshold=args.confidence,
+        min_range_m=args.min_range,
+        max_range_m=args.max_range,
+        dense=args.dense,
+        refine=args.refine,
+    )
+    backend = load_backend(args.backend, args.model, args.provider, args.threads)
+    return StereoReconstructor(backend, options)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reconstruct, write the files, print a summary."""
+    from tqdm import tqdm
+
+    from lunar_stereo_recon.outputs import write_arrays, write_reconstruction
+
+    pairs, count = _pairs(args)
+    engine = reconstructor(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f'{engine.backend.name} on {engine.backend.provider}')
+    start = time.perf_counter()
+    for name, pair in tqdm(pairs, total=count, unit='pair', disable=count == 1):
+        result = engine.reconstruct(pair)
+        if args.arrays_only:
+            write_arrays(args.out / f'{name}.npz', result)
+        else:
+            write_reconstruction(args.out, name, result, arrays=args.npz)
+        if count == 1:
+            _print_summary(result)
+    print(f'{count} pairs in {time.perf_counter() - start:.1f} s, results in {args.out}')
+    return 0
+
+
+def _pairs(args: argparse.Namespace) -> tuple[Iterator[tuple[str, StereoPair]], int]:
+    """Return (name, pair) one after the other and how many there are."""
+    from lunar_stereo_recon.errors import InputError
+    from lunar_stereo_recon.manifest import load_manifest
+
+    if args.manifest is not None:
+        if args.left is not None or args.calibration:
+            raise InputError('--manifest brings images and calibration; give it alone')
+        entries = load_manifest(args.manifest)
+        return ((entry.id, entry.load_pair(args.white_level)) for entry in entries), len(entries)
+    if args.left is None or args.right is None or not args.calibration:
+        raise InputError('LEFT, RIGHT and --calibration are needed, or --manifest')
+    return iter([(args.left.stem, _single_pair(args))]), 1
+
+
+def _single_pair(args: argparse.Namespace) -> StereoPair:
+    from lunar_stereo_recon.calibration_io import load_calibration
+    from lunar_stereo_recon.image_io import pair_from_images, read_image
+
+    left, right = read_image(args.left), read_image(args.right)
+    height, width = left.shape[:2]
+    calibration = load_calibration(args.calibration, width, height, args.baseline)
+    return pair_from_images(left, right, calibration, args.white_level)
+
+
+def _print_summary(result: Reconstruction) -> None:
+    import numpy as np
+
+    valid = result.valid_mask
+    print(f'valid pixels    {100 * valid.mean():.1f} %')
+    print(f'mean confidence {result.confidence.mean():.3f}')
+    if valid.any():
+        near, middle, far = np.percentile(result.depth[valid], [1, 50, 99])
+        print(f'depth           1 % {near:.2f} m, median {middle:.2f} m, 99 % {far:.2f} m')
+    total = sum(result.timings_ms.values())
+    stages = ', '.join(f'{name} {ms:.0f}' for name, ms in result.timings_ms.items())
+    print(f'time            {total:.0f} ms ({stages})')

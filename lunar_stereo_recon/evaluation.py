@@ -1,0 +1,281 @@
+"""Scores of disparity maps and confidences against ground truth; ratios pooled over pixels.
+
+Only pixels with ground truth count (terrain or rock, never sky). `density` is estimated / valid;
+EPE, bad-k, AbsRel and delta are over estimated pixels; `bad2_all` counts missing as bad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+import zipfile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lunar_stereo_recon.errors import InputError
+
+SUBSETS = ('all', 'noc', 'lit', 'shadow')
+DEPTH_CAP_M = 80.0
+MIN_DISPARITY_PX = 0.01
+DELTA_RATIO = 1.05
+CURVE_POINTS = 101
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """What is true of a left image; every array (H, W).
+
+    Attributes:
+        disparity: Pixels, NaN where not valid.
+        depth: Metres, NaN where not valid.
+        valid: Pixels that count.
+        shadow: Not directly lit by the sun.
+        occlusion: 0 seen in the right image, 1 hidden, 2 outside its frame.
+    """
+
+    disparity: NDArray[np.floating]
+    depth: NDArray[np.floating]
+    valid: NDArray[np.bool_]
+    shadow: NDArray[np.bool_]
+    occlusion: NDArray[np.integer]
+
+    def subset(self, name: str) -> NDArray[np.bool_]:
+        """Return the pixels of one of `SUBSETS`."""
+        masks = {
+            'all': np.ones_like(self.valid),
+            'noc': self.occlusion == 0,
+            'lit': ~self.shadow,
+            'shadow': self.shadow,
+        }
+        return self.valid & masks[name]
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """Sums over the pixels of one pair, so that pairs can be pooled.
+
+    Attributes:
+        tag: Group of the pair.
+        sums: For each subset: pixels, estimated, sum of errors, counts of errors above 0.5, 1
+            and 2 px, sum of relative depth errors, count of depth ratios below 1.05.
+        ause: Area under the sparsification error, 0 oracle to 1 random; None without confidence.
+        milliseconds: Time of the pair; None where unknown.
+    """
+
+    tag: str
+    sums: dict[str, NDArray[np.float64]]
+    ause: float | None = None
+    milliseconds: float | None = None
+
+
+def load_ground_truth(path: Path, height: int, width: int) -> GroundTruth:
+    """Return the ground truth of a manifest's pair.
+
+    The file holds `disparity`, `depth`, `occlusion` and the bit-packed masks `valid`, `shadow`.
+
+    Raises:
+        InputError: The file is missing, unreadable, lacks an array or is of another size.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            truth = GroundTruth(
+                arrays['disparity'],
+                arrays['depth'],
+                _unpacked(arrays['valid'], height, width),
+                _unpacked(arrays['shadow'], height, width),
+                arrays['occlusion'],
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f'cannot read ground truth {path}: {error}') from error
+    if truth.disparity.shape != (height, width):
+        raise InputError(
+            f'ground truth {path} has shape {truth.disparity.shape}, not {(height, width)}'
+        )
+    return truth
+
+
+def score_pair(
+    disparity: NDArray[np.floating],
+    truth: GroundTruth,
+    focal_times_baseline: float,
+    confidence: NDArray[np.floating] | None = None,
+    tag: str = '',
+    milliseconds: float | None = None,
+) -> PairScore:
+    """Score one disparity map.
+
+    Args:
+        disparity: (H, W) pixels; NaN or not positive is missing.
+        truth: Ground truth of the pair.
+        focal_times_baseline: fx * baseline, pixel metres.
+        confidence: (H, W), higher is better; NaN counts as least.
+        tag: Group of the pair.
+        milliseconds: Time of the pair.
+
+    Raises:
+        InputError: The map has another size than the ground truth.
+    """
+    disparity = np.asarray(disparity, np.float64)
+    if disparity.shape != truth.disparity.shape:
+        raise InputError(
+            f'disparity has shape {disparity.shape}, ground truth {truth.disparity.shape}'
+        )
+    estimated = np.isfinite(disparity) & (disparity > 0)
+    error = np.abs(np.where(estimated, disparity, 0) - truth.disparity.astype(np.float64))
+    sums = {}
+    for name in SUBSETS:
+        mask = truth.subset(name)
+        chosen = mask & estimated
+        sums[name] = np.array(
+            [mask.sum(), *_sums(error[chosen], disparity, truth, chosen, focal_times_baseline)]
+        )
+    chosen = truth.valid & estimated
+    area = None
+    if confidence is not None:
+        kept = np.asarray(confidence, np.float64)[chosen]
+        area = ause(error[chosen], np.where(np.isfinite(kept), kept, -np.inf))
+    return PairScore(tag, sums, area, milliseconds)
+
+
+def _sums(error, disparity, truth, chosen, focal_times_baseline) -> list[float]:
+    depth = focal_times_baseline / np.maximum(disparity[chosen], MIN_DISPARITY_PX)
+    depth = np.minimum(depth, DEPTH_CAP_M)
+    true_depth = truth.depth[chosen].astype(np.float64)
+    ratio = np.maximum(depth / true_depth, true_depth / depth)
+    return [
+        error.size,
+        error.sum(),
+        *((error > limit).sum() for limit in (0.5, 1.0, 2.0)),
+        (np.abs(depth - true_depth) / true_depth).sum(),
+        (ratio < DELTA_RATIO).sum(),
+    ]
+
+
+def summarise(scores: Sequence[PairScore]) -> dict[str, dict]:
+    """Return the figures of each tag and 'overall': a dict per subset, `ause`, `ms_median`."""
+    tags = sorted({score.tag for score in scores if score.tag})
+    groups = {'overall': list(scores)}
+    groups |= {tag: [score for score in scores if score.tag == tag] for tag in tags}
+    return {name: _figures(members) for name, members in groups.items()}
+
+
+def _figures(scores: list[PairScore]) -> dict:
+    figures: dict = {}
+    for subset in SUBSETS:
+        pixels, estimated, error, bad05, bad1, bad2, absrel, delta = sum(
+            (score.sums[subset] for score in scores), np.zeros(8)
+        )
+        count = max(estimated, 1)
+        missing = pixels - estimated
+        figures[subset] = {
+            'pixels': int(pixels),
+            'density': _rounded(estimated / max(pixels, 1)),
+            'epe_px': _rounded(error / count),
+            'bad05': _rounded(bad05 / count),
+            'bad1': _rounded(bad1 / count),
+            'bad2': _rounded(bad2 / count),
+            'bad2_all': _rounded((bad2 + missing) / max(pixels, 1)),
+            'absrel': _rounded(absrel / count),
+            'delta105': _rounded(delta / count),
+        }
+    areas = [score.ause for score in scores if score.ause is not None]
+    times = [score.milliseconds for score in scores if score.milliseconds is not None]
+    figures['ause'] = float(np.mean(areas)) if areas else None
+    figures['ms_median'] = float(np.median(times)) if times else None
+    figures['pairs'] = len(scores)
+    return figures
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 5)
+
+
+def format_table(name: str, summary: dict[str, dict], subsets: Iterable[str] = SUBSETS) -> str:
+    """Return a Markdown table of `summarise`'s result, percentages where a ratio."""
+    lines = [
+        f'### {name}',
+        '',
+        '| tag | pixels | density % | EPE px | bad-0.5 % | bad-1 % | bad-2 % | bad-2-all % '
+        '| AbsRel % | delta<1.05 % | AUSE | ms |',
+        '|---|---|---|---|---|---|---|---|---|---|---|---|',
+    ]
+    keys = ('bad05', 'bad1', 'bad2', 'bad2_all', 'absrel', 'delta105')
+    for tag in [*(tag for tag in summary if tag != 'overall'), 'overall']:
+        group = summary[tag]
+        for subset in subsets:
+            figures = group[subset]
+            if figures['pixels'] == 0:
+                continue
+            first = subset == 'all'
+            cells = [
+                tag if first else '',
+                subset,
+                f'{100 * figures["density"]:.2f}',
+                f'{figures["epe_px"]:.3f}',
+                *(f'{100 * figures[key]:.2f}' for key in keys),
+                f'{group["ause"]:.3f}' if first and group['ause'] is not None else '',
+                f'{group["ms_median"]:.0f}' if first and group['ms_median'] is not None else '',
+            ]
+            lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def ause(error: NDArray[np.floating], confidence: NDArray[np.floating]) -> float | None:
+    """Return the area under the sparsification error over that of random removal.
+
+    The least confident pixels are removed first and the mean error of the rest is taken at 101
+    shares; the area above the oracle's curve is divided by that of removing at random: 0 is an
+    oracle, 1 is random. Ties are broken at random with a fixed seed.
+
+    Args:
+        error: (N,) absolute errors.
+        confidence: (N,), higher is better.
+
+    Returns:
+        None for fewer than 100 pixels or where every error is the same.
+    """
+    count = error.size
+    if count < 100:
+        return None
+    removed = np.unique(np.linspace(0, count - 1, CURVE_POINTS).astype(int))
+    shuffled = np.random.default_rng(0).permutation(count)
+    by_confidence = shuffled[np.argsort(confidence[shuffled], kind='stable')]
+    curve = _mean_of_rest(error[by_confidence], removed)
+    oracle = _mean_of_rest(error[np.argsort(-error)], removed)
+    share = removed / count
+    area_random = _area(np.full(len(removed), error.mean()) - oracle, share)
+    return _area(curve - oracle, share) / area_random if area_random > 1e-9 else None
+
+
+def _mean_of_rest(error: NDArray, removed: NDArray) -> NDArray:
+    remaining = np.cumsum(error[::-1])[::-1]
+    return remaining[removed] / (error.size - removed)
+
+
+def _area(values: NDArray, positions: NDArray) -> float:
+    return float(np.sum((values[1:] + values[:-1]) * np.diff(positions)) / 2)
+
+
+def expected_calibration_error(
+    confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = 15
+) -> float:
+    """Return the mean gap of confidence and accuracy over equal-width bins, weighted by pixels.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        correct: (N,) bool, whether the error was below one pixel.
+        bins: Number of bins.
+    """
+    index = np.minimum((np.asarray(confidence) * bins).astype(int), bins - 1)
+    count = np.bincount(index, minlength=bins)
+    confidence_sum = np.bincount(index, weights=confidence, minlength=bins)
+    correct_sum = np.bincount(index, weights=correct, minlength=bins)
+    return float(np.abs(confidence_sum - correct_sum).sum() / max(count.sum(), 1))
+
+
+def _unpacked(mask: NDArray, height: int, width: int) -> NDArray[np.bool_]:
+    if mask.shape == (height, width):
+        return mask.astype(bool)
+    return np.unpackbits(mask)[: height * width].reshape(height, width).astype(bool)

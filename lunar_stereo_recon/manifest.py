@@ -1,0 +1,97 @@
+"""Lists of stereo pairs with calibration and ground truth, as one JSON file beside the images.
+
+Form: {"pairs": [{"id", "left", "right", "fx", "fy", "cx", "cy", "baseline_m", "width", "height",
+and optionally "gt", "tag", "cx_right"}]}; paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import json
+from pathlib import Path
+from typing import Any
+
+from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.image_io import pair_from_images, read_image
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """One pair of a manifest.
+
+    Attributes:
+        id: Unique name, also of the files written for the pair.
+        tag: Group for reports, e.g. 'lowsun'.
+        left, right: Image files.
+        ground_truth: `.npz` of the ground truth; None where there is none.
+        calibration: Rectified calibration of the images.
+    """
+
+    id: str
+    tag: str
+    left: Path
+    right: Path
+    ground_truth: Path | None
+    calibration: StereoCalibration
+
+    def load_pair(self, white_level: float | None = None) -> StereoPair:
+        """Read the images; see `image_io.pair_from_images` for the errors."""
+        images = read_image(self.left), read_image(self.right)
+        return pair_from_images(*images, self.calibration, white_level)
+
+
+def load_manifest(path: str | Path) -> list[ManifestEntry]:
+    """Return the pairs of a manifest file.
+
+    Raises:
+        InputError: The file is missing, not JSON, empty, an entry lacks a value, or two entries
+            have one id.
+        CalibrationError: A calibration value is impossible.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise InputError(f'cannot read manifest {path}: {error.strerror}') from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f'manifest {path} is not JSON: {error}') from error
+    pairs = document.get('pairs') if isinstance(document, dict) else None
+    if not isinstance(pairs, list) or not pairs:
+        raise InputError(f'manifest {path} has no list "pairs" with at least one entry')
+    entries = [_entry(pair, index, path) for index, pair in enumerate(pairs)]
+    ids = [entry.id for entry in entries]
+    repeated = sorted({name for name in ids if ids.count(name) > 1})
+    if repeated:
+        raise InputError(f'manifest {path} has more than one pair with id {", ".join(repeated)}')
+    return entries
+
+
+def _entry(pair: Any, index: int, path: Path) -> ManifestEntry:
+    if not isinstance(pair, Mapping):
+        raise InputError(f'manifest {path} pair {index} is {pair!r}; a mapping is needed')
+    name = str(pair.get('id', index))
+    if Path(name).name != name or name in ('.', '..'):
+        raise InputError(f'manifest {path} pair {index} has id {name!r}; a file name is needed')
+    try:
+        fx, fy, cx, cy, baseline_m = (
+            float(pair[key]) for key in ('fx', 'fy', 'cx', 'cy', 'baseline_m')
+        )
+        calibration = StereoCalibration(
+            fx,
+            fy,
+            cx,
+            cy,
+            float(pair.get('cx_right', cx)),
+            baseline_m,
+            int(pair['width']),
+            int(pair['height']),
+        )
+        left, right = path.parent / pair['left'], path.parent / pair['right']
+    except KeyError as error:
+        raise InputError(f'manifest {path} pair {name} lacks {error}') from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f'manifest {path} pair {name}: {error}') from error
+    ground_truth = path.parent / pair['gt'] if pair.get('gt') else None
+    return ManifestEntry(name, str(pair.get('tag', '')), left, right, ground_truth, calibration)

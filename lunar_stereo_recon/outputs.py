@@ -1,0 +1,129 @@
+"""Files written for one reconstruction: PLY cloud, depth and confidence images, arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lunar_stereo_recon.datatypes import FloatImage, Reconstruction
+
+DEPTH_UNITS_PER_METRE = 1000.0
+CONFIDENCE_UNITS = 65535.0
+
+
+def write_reconstruction(
+    directory: Path, stem: str, reconstruction: Reconstruction, arrays: bool = False
+) -> list[Path]:
+    """Write every file of a reconstruction as `directory/stem*`; return their paths.
+
+    The PLY cloud, 16-bit depth (millimetres, 0 invalid) and confidence (65535 = certain) for
+    using, both colour-mapped for looking, and with `arrays` the `.npz`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = {
+        kind: directory / f'{stem}{ending}'
+        for kind, ending in (
+            ('cloud', '.ply'),
+            ('depth', '_depth.png'),
+            ('depth_view', '_depth_view.png'),
+            ('confidence', '_confidence.png'),
+            ('confidence_view', '_confidence_view.png'),
+        )
+    }
+    write_ply(paths['cloud'], reconstruction)
+    write_png(paths['depth'], depth_millimetres(reconstruction.depth))
+    write_png(paths['depth_view'], depth_colors(reconstruction.depth))
+    units = np.rint(reconstruction.confidence * CONFIDENCE_UNITS).astype(np.uint16)
+    write_png(paths['confidence'], units)
+    write_png(paths['confidence_view'], confidence_colors(reconstruction.confidence))
+    if arrays:
+        paths['arrays'] = directory / f'{stem}.npz'
+        write_arrays(paths['arrays'], reconstruction)
+    return list(paths.values())
+
+
+def write_ply(path: Path, reconstruction: Reconstruction) -> int:
+    """Write the valid points as a binary PLY; return how many.
+
+    Vertex: x y z float32 metres in the left optical frame, red green blue uchar, confidence
+    float32.
+    """
+    valid = reconstruction.valid_mask
+    vertex = np.empty(
+        int(valid.sum()), dtype=[('xyz', '<f4', 3), ('rgb', 'u1', 3), ('confidence', '<f4')]
+    )
+    vertex['xyz'] = reconstruction.points[valid]
+    vertex['rgb'] = reconstruction.color[valid]
+    vertex['confidence'] = reconstruction.confidence[valid]
+    header = [
+        'ply',
+        'format binary_little_endian 1.0',
+        'comment left optical frame: x right, y down, z forward, metres',
+        f'element vertex {len(vertex)}',
+        *(f'property float {axis}' for axis in 'xyz'),
+        *(f'property uchar {channel}' for channel in ('red', 'green', 'blue')),
+        'property float confidence',
+        'end_header\n',
+    ]
+    with path.open('wb') as file:
+        file.write('\n'.join(header).encode('ascii'))
+        file.write(vertex.tobytes())
+    return len(vertex)
+
+
+def write_arrays(path: Path, reconstruction: Reconstruction) -> None:
+    """Write disparity, depth, confidence and points as float32 and `ms`, the time it took."""
+    np.savez_compressed(
+        path,
+        disparity=reconstruction.disparity,
+        depth=reconstruction.depth,
+        confidence=reconstruction.confidence,
+        points=reconstruction.points,
+        ms=np.float64(sum(reconstruction.timings_ms.values())),
+    )
+
+
+def write_png(path: Path, image: NDArray) -> None:
+    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    encoded, data = cv2.imencode('.png', image)
+    if not encoded:
+        raise OSError(f'cannot encode an image of shape {image.shape} and type {image.dtype}')
+    path.write_bytes(data.tobytes())
+
+
+def depth_millimetres(depth: FloatImage) -> NDArray[np.uint16]:
+    """Return (H, W) uint16 millimetres; 0 where invalid or beyond 65.5 m."""
+    millimetres = np.nan_to_num(depth * DEPTH_UNITS_PER_METRE, nan=0.0, posinf=0.0)
+    return np.where(millimetres < 65535.5, np.rint(millimetres), 0).astype(np.uint16)
+
+
+def depth_colors(depth: FloatImage) -> NDArray[np.uint8]:
+    """Return (H, W, 3) RGB: near red to far blue in inverse depth, invalid black."""
+    valid = np.isfinite(depth)
+    if not valid.any():
+        return np.zeros((*depth.shape, 3), np.uint8)
+    inverse = 1.0 / np.where(valid, depth, 1.0)
+    low, high = np.percentile(inverse[valid], [1, 99])
+    shade = np.clip((inverse - low) / max(high - low, 1e-9), 0, 1)
+    return _mapped(shade, cv2.COLORMAP_TURBO, valid)
+
+
+def confidence_colors(confidence: FloatImage) -> NDArray[np.uint8]:
+    """Return (H, W, 3) RGB: 0 dark to 1 bright."""
+    return _mapped(confidence, cv2.COLORMAP_VIRIDIS, np.isfinite(confidence))
+
+
+def _mapped(shade: NDArray, color_map: int, valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    levels = np.rint(np.nan_to_num(shade) * 255).astype(np.uint8)
+    colors = cv2.cvtColor(cv2.applyColorMap(levels, color_map), cv2.COLOR_BGR2RGB)
+    colors[~valid] = 0
+    return colors
