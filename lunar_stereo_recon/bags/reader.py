@@ -1,0 +1,437 @@
+"""Reads stereo frames, with ground truth where it is there, from rosbag2 recordings.
+
+Takes a rosbag2 directory or a bare .mcap or .db3 file (Humble to Lyrical), without ROS.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+import dataclasses
+from dataclasses import dataclass
+import difflib
+from pathlib import Path
+import sqlite3
+import struct
+import sys
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import ReaderError
+from rosbags.serde import SerdeError
+from rosbags.typesys import get_typestore, Stores
+
+from lunar_stereo_recon.datatypes import FloatImage, StereoPair
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.messages import decode_depth, pair_from_messages, stamp_ns, StereoTopics
+from lunar_stereo_recon.pairing import PairQueue, Side, Unpaired
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdError
+else:
+    from backports.zstd import ZstdError
+
+IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
+INFO_TYPE = 'sensor_msgs/msg/CameraInfo'
+POSE_TYPE = 'geometry_msgs/msg/PoseStamped'
+# What rosbags, its decompressors and SQLite raise on damaged files, checked by cutting and
+# flipping bytes; RuntimeError is lz4's, TypeError comes from reading past the end of a file.
+_DAMAGE = (
+    AnyReaderError,
+    ReaderError,
+    SerdeError,
+    ZstdError,
+    sqlite3.Error,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    AssertionError,
+    MemoryError,
+)
+# Frames held back while their ground truth, recorded a little later, is read.
+_GROUND_TRUTH_LOOKAHEAD = 4
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where the left optical frame is in a fixed frame.
+
+    Attributes:
+        position: (3,) metres.
+        orientation: (4,) unit quaternion x, y, z, w: fixed frame from left optical frame.
+        frame_id: Name of the fixed frame.
+    """
+
+    position: NDArray[np.float64]
+    orientation: NDArray[np.float64]
+    frame_id: str
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """Return the (4, 4) transform that takes left optical points to the fixed frame."""
+        x, y, z, w = self.orientation / np.linalg.norm(self.orientation)
+        transform = np.eye(4)
+        transform[:3, :3] = [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+        transform[:3, 3] = self.position
+        return transform
+
+
+@dataclass(frozen=True)
+class BagFrame:
+    """One synchronized stereo frame of a bag, images still undecoded.
+
+    Attributes:
+        index: Position among the bag's frames, from 0.
+        stamp_ns: Stamp of the left image.
+        left, right, left_info, right_info: Messages as rosbags deserialized them.
+        topics: Topics that they came from.
+        depth_message: Ground-truth depth image of the same stamp; None where there is none.
+        pose: Ground-truth pose of the same stamp; None where there is none.
+        depth_topic: Where the depth came from, for messages.
+    """
+
+    index: int
+    stamp_ns: int
+    left: Any
+    right: Any
+    left_info: Any
+    right_info: Any
+    topics: StereoTopics
+    depth_message: Any = None
+    pose: Pose | None = None
+    depth_topic: str = ''
+
+    def pair(self, *, baseline_m: float = 0.0, white_level: float | None = None) -> StereoPair:
+        """Return the decoded pair.
+
+        Raises:
+            InputError: An image cannot be decoded, or sizes differ.
+            CalibrationError: The camera_info is unusable; a positive `baseline_m` replaces the
+                one in it.
+        """
+        return pair_from_messages(
+            self.left,
+            self.right,
+            self.left_info,
+            self.right_info,
+            baseline_m=baseline_m,
+            white_level=white_level,
+            topics=self.topics,
+        )
+
+    def depth(self) -> FloatImage | None:
+        """Return the ground-truth depth, (H, W) metres, NaN invalid; None where there is none."""
+        if self.depth_message is None:
+            return None
+        return decode_depth(self.depth_message, self.depth_topic)
+
+
+class StereoBagReader:
+    """Iterates the stereo frames of a bag. A context manager.
+
+    Attributes:
+        path: The bag.
+        topics: The four topics in use, given or found.
+        depth_topic, pose_topic: Ground truth; '' where the bag has none.
+        all_topics: Message type by topic, everything in the bag.
+        unpaired: Images and infos without a partner so far, with the reason.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        topics: StereoTopics | None = None,
+        *,
+        tolerance_s: float = 0.0,
+        depth_topic: str | None = None,
+        pose_topic: str | None = None,
+    ) -> None:
+        """Open the bag and find its topics.
+
+        Args:
+            path: rosbag2 directory, .mcap or .db3.
+            topics: Topics of the rig; found by their names and types where None.
+            tolerance_s: Largest difference of left and right stamps; 0 is exact.
+            depth_topic: Ground-truth depth; found where None, not used where ''.
+            pose_topic: Ground-truth PoseStamped of the left camera; the same.
+
+        Raises:
+            InputError: Missing, damaged or empty bag, or one without the topics.
+        """
+        self.path = Path(path)
+        self._tolerance_ns = round(tolerance_s * 1e9)
+        self._reader = _opened(self.path)
+        self.all_topics = {
+            connection.topic: connection.msgtype for connection in self._reader.connections
+        }
+        try:
+            if self._reader.message_count == 0:
+                raise InputError(f'{self.path}: the bag is empty (0 messages)')
+            self.topics = self._checked(topics) if topics else self._found_topics()
+            self.depth_topic = self._ground_truth_topic(depth_topic, 'depth', IMAGE_TYPES[:1])
+            self.pose_topic = self._ground_truth_topic(pose_topic, 'pose', (POSE_TYPE,))
+        except InputError:
+            self._reader.close()
+            raise
+        self.unpaired: list[Unpaired] = []
+
+    def __enter__(self) -> StereoBagReader:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    @property
+    def frame_count(self) -> int:
+        """Return the number of frames the bag can have: the fewer of left and right images."""
+        return min(
+            sum(c.msgcount for c in self._reader.connections if c.topic == topic)
+            for topic in (self.topics.left_image, self.topics.right_image)
+        )
+
+    @property
+    def duration_s(self) -> float:
+        """Return the time between the first and the last message, seconds."""
+        return self._reader.duration * 1e-9
+
+    def raw_messages(
+        self, topics: list[str] | None = None
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Yield (connection, recording time in ns, CDR bytes) in recording order.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        connections = [c for c in self._reader.connections if topics is None or c.topic in topics]
+        try:
+            yield from self._reader.messages(connections=connections)
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
+
+    def deserialize(self, raw: bytes, message_type: str) -> Any:
+        """Return the message of CDR bytes.
+
+        Raises:
+            InputError: The bytes are not such a message.
+        """
+        try:
+            return self._reader.deserialize(raw, message_type)
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
+
+    def frames(self) -> Iterator[BagFrame]:
+        """Yield the synchronized frames in order.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        depths: dict[int, Any] = {}
+        poses: dict[int, Pose] = {}
+        waiting: deque[BagFrame] = deque()
+        for frame in self._stereo_frames(depths, poses):
+            waiting.append(frame)
+            if len(waiting) > _GROUND_TRUTH_LOOKAHEAD:
+                yield self._with_ground_truth(waiting.popleft(), depths, poses)
+        while waiting:
+            yield self._with_ground_truth(waiting.popleft(), depths, poses)
+
+    def _stereo_frames(self, depths: dict[int, Any], poses: dict[int, Pose]) -> Iterator[BagFrame]:
+        """Yield frames without ground truth; fill `depths` and `poses` by stamp on the way."""
+        infos: dict[str, Any] = {}
+        waiting_for_info: list[tuple[Any, Any]] = []
+        queue: PairQueue[Any] = PairQueue(self._tolerance_ns, 1000, self.unpaired.append)
+        sides: dict[str, Side] = {
+            self.topics.left_image: 'left',
+            self.topics.right_image: 'right',
+        }
+        wanted = [*dataclasses.astuple(self.topics), self.depth_topic, self.pose_topic]
+        index = 0
+        for connection, _, raw in self.raw_messages([topic for topic in wanted if topic]):
+            topic = connection.topic
+            message = self.deserialize(raw, connection.msgtype)
+            if topic in sides:
+                waiting_for_info += queue.add(sides[topic], stamp_ns(message), message)
+            elif topic == self.depth_topic:
+                depths[stamp_ns(message)] = message
+            elif topic == self.pose_topic:
+                poses[stamp_ns(message)] = _pose(message)
+            else:
+                infos[topic] = message
+            while waiting_for_info and len(infos) == 2:
+                yield self._frame(index, *waiting_for_info.pop(0), infos)
+                index += 1
+        for left, right in [*waiting_for_info, *queue.finish()]:
+            if len(infos) < 2:
+                raise InputError(
+                    f'{self.path}: no message on {self.topics.left_info} or '
+                    f'{self.topics.right_info}; a calibration is needed'
+                )
+            yield self._frame(index, left, right, infos)
+            index += 1
+
+    def _frame(self, index: int, left: Any, right: Any, infos: dict[str, Any]) -> BagFrame:
+        return BagFrame(
+            index=index,
+            stamp_ns=stamp_ns(left),
+            left=left,
+            right=right,
+            left_info=infos[self.topics.left_info],
+            right_info=infos[self.topics.right_info],
+            topics=self.topics,
+            depth_topic=self.depth_topic,
+        )
+
+    @staticmethod
+    def _with_ground_truth(
+        frame: BagFrame, depths: dict[int, Any], poses: dict[int, Pose]
+    ) -> BagFrame:
+        depth = depths.pop(frame.stamp_ns, None)
+        # Frames leave in order, so older depth images belong to no frame.
+        for stamp in [stamp for stamp in depths if stamp < frame.stamp_ns]:
+            del depths[stamp]
+        return dataclasses.replace(frame, depth_message=depth, pose=poses.get(frame.stamp_ns))
+
+    def _checked(self, topics: StereoTopics) -> StereoTopics:
+        """Refuse topics that the bag lacks; name the nearest that it has."""
+        kinds = {
+            topics.left_image: IMAGE_TYPES,
+            topics.right_image: IMAGE_TYPES,
+            topics.left_info: (INFO_TYPE,),
+            topics.right_info: (INFO_TYPE,),
+        }
+        for topic, types in kinds.items():
+            if topic not in self.all_topics:
+                raise self._missing(topic, types)
+            if self.all_topics[topic] not in types:
+                raise InputError(
+                    f'{self.path}: topic {topic} is a {self.all_topics[topic]}; '
+                    f'{" or ".join(types)} is needed'
+                )
+        return topics
+
+    def _missing(self, topic: str, types: tuple[str, ...]) -> InputError:
+        candidates = [name for name, kind in self.all_topics.items() if kind in types]
+        nearest = difflib.get_close_matches(topic, candidates, n=1, cutoff=0.0)
+        suggestion = f'; did you mean {nearest[0]}?' if nearest else ''
+        return InputError(
+            f'{self.path}: no topic {topic} in the bag{suggestion}\n{self._topic_list()}'
+        )
+
+    def _topic_list(self) -> str:
+        lines = [f'  {topic} ({kind})' for topic, kind in sorted(self.all_topics.items())]
+        return 'The bag has these topics:\n' + '\n'.join(lines)
+
+    def _found_topics(self) -> StereoTopics:
+        """Return the rig's topics by their names: a left image whose right twin exists."""
+        images = [topic for topic, kind in self.all_topics.items() if kind in IMAGE_TYPES]
+        infos = [topic for topic, kind in self.all_topics.items() if kind == INFO_TYPE]
+        candidates = []
+        for left in images:
+            right = _right_twin(left)
+            if right in images:
+                left_info, right_info = (_nearest_info(image, infos) for image in (left, right))
+                if left_info and right_info:
+                    candidates.append(StereoTopics(left, right, left_info, right_info))
+        if not candidates:
+            raise InputError(
+                f'{self.path}: no stereo rig found: two image topics named left and right, each '
+                f'with a camera_info, are needed\n{self._topic_list()}'
+            )
+        return min(candidates, key=self._rank)
+
+    def _rank(self, topics: StereoTopics) -> tuple[bool, bool, int]:
+        """Order candidates: rectified first, then uncompressed, then the shortest name."""
+        compressed = self.all_topics[topics.left_image] == IMAGE_TYPES[1]
+        return ('rect' not in topics.left_image, compressed, len(topics.left_image))
+
+    def _ground_truth_topic(self, topic: str | None, name: str, types: tuple[str, ...]) -> str:
+        if topic:
+            if topic not in self.all_topics:
+                raise self._missing(topic, types)
+            return topic
+        if topic == '':
+            return ''
+        found = [
+            candidate
+            for candidate, kind in self.all_topics.items()
+            if kind in types and 'ground_truth' in candidate and name in candidate
+        ]
+        return min(found, key=len, default='')
+
+    def _damaged(self, error: BaseException) -> InputError:
+        return InputError(
+            f'{self.path}: the bag is damaged ({type(error).__name__}: {error}). '
+            '`ros2 bag reindex` can mend a recording that was cut off'
+        )
+
+
+def _opened(path: Path) -> AnyReader:
+    if not path.exists():
+        raise InputError(f'{path}: no such bag; a rosbag2 directory, .mcap or .db3 is needed')
+    if path.is_dir() and not (path / 'metadata.yaml').exists():
+        files = sorted([*path.glob('*.mcap'), *path.glob('*.db3')])
+        if len(files) != 1:
+            raise InputError(
+                f'{path}: neither metadata.yaml nor a single .mcap or .db3 file in it; a rosbag2 '
+                'directory is needed'
+            )
+        path = files[0]
+    if path.suffix == '.bag':
+        raise InputError(f'{path}: a ROS 1 bag; convert it with `rosbags-convert`')
+    try:
+        reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY))
+        reader.open()
+    except _DAMAGE as error:
+        raise InputError(
+            f'{path}: cannot be read as a rosbag2 recording ({type(error).__name__}: {error})'
+        ) from error
+    return reader
+
+
+def _right_twin(left: str) -> str | None:
+    """Return the topic with its last 'left' replaced by 'right'; None where there is none."""
+    head, found, tail = left.rpartition('left')
+    return f'{head}right{tail}' if found else None
+
+
+def _nearest_info(image: str, infos: list[str]) -> str | None:
+    """Return the camera_info of an image: the same namespace, else the same side's only one."""
+    namespace = image
+    while '/' in namespace:
+        namespace = namespace.rpartition('/')[0]
+        here = [info for info in infos if info.rpartition('/')[0] == namespace]
+        if here:
+            return min(here, key=len)
+    side = 'left' if 'left' in image else 'right'
+    same_side = [info for info in infos if side in info]
+    return same_side[0] if len(same_side) == 1 else None
+
+
+def _pose(message: Any) -> Pose:
+    position, orientation = message.pose.position, message.pose.orientation
+    return Pose(
+        np.array([position.x, position.y, position.z]),
+        np.array([orientation.x, orientation.y, orientation.z, orientation.w]),
+        message.header.frame_id,
+    )

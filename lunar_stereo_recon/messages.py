@@ -1,0 +1,378 @@
+"""Stereo image and camera_info messages to a StereoPair, the one implementation for DDS and bags.
+
+Works on any object with the attributes of the ROS 2 messages (`sensor_msgs`), so that messages of
+rclpy and of rosbags are read alike and nothing of ROS is imported. Each error names the topic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import re
+import sys
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
+from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.preprocess import grey_from_array
+
+# Encoding: (type of one value, channels, OpenCV conversion to RGB or None where the channels are
+# grey already, RGB already, or cut from RGBA). Names of sensor_msgs/image_encodings.hpp.
+_RGB_CONVERSIONS: dict[str, tuple[str, int, int | None]] = {
+    'mono8': ('u1', 1, None),
+    'mono16': ('u2', 1, None),
+    'rgb8': ('u1', 3, None),
+    'rgba8': ('u1', 4, None),
+    'rgb16': ('u2', 3, None),
+    'rgba16': ('u2', 4, None),
+    'bgr8': ('u1', 3, cv2.COLOR_BGR2RGB),
+    'bgra8': ('u1', 4, cv2.COLOR_BGRA2RGB),
+    'bgr16': ('u2', 3, cv2.COLOR_BGR2RGB),
+    'bgra16': ('u2', 4, cv2.COLOR_BGRA2RGB),
+    # OpenCV names a Bayer pattern by its second row and column, ROS by its first two pixels.
+    'bayer_rggb8': ('u1', 1, cv2.COLOR_BayerBG2RGB),
+    'bayer_bggr8': ('u1', 1, cv2.COLOR_BayerRG2RGB),
+    'bayer_gbrg8': ('u1', 1, cv2.COLOR_BayerGR2RGB),
+    'bayer_grbg8': ('u1', 1, cv2.COLOR_BayerGB2RGB),
+    'bayer_rggb16': ('u2', 1, cv2.COLOR_BayerBG2RGB),
+    'bayer_bggr16': ('u2', 1, cv2.COLOR_BayerRG2RGB),
+    'bayer_gbrg16': ('u2', 1, cv2.COLOR_BayerGR2RGB),
+    'bayer_grbg16': ('u2', 1, cv2.COLOR_BayerGB2RGB),
+    'yuv422': ('u1', 2, cv2.COLOR_YUV2RGB_UYVY),
+    'uyvy': ('u1', 2, cv2.COLOR_YUV2RGB_UYVY),
+    'yuv422_yuy2': ('u1', 2, cv2.COLOR_YUV2RGB_YUYV),
+    'yuyv': ('u1', 2, cv2.COLOR_YUV2RGB_YUYV),
+}
+# Planar encodings: rows of the message per image row, OpenCV conversion.
+_PLANAR_CONVERSIONS: dict[str, tuple[float, int]] = {
+    'nv12': (1.5, cv2.COLOR_YUV2RGB_NV12),
+    'nv21': (1.5, cv2.COLOR_YUV2RGB_NV21),
+}
+_GENERIC_TYPES = {'8U': 'u1', '16U': 'u2', '32F': 'f4', '64F': 'f8'}
+_GENERIC_ENCODING = re.compile(r'(8U|16U|32F|64F)C?([134])?')
+
+
+@dataclass(frozen=True)
+class StereoTopics:
+    """Names of the four topics of a rig, as they shall appear in messages to the user."""
+
+    left_image: str = 'left/image_rect'
+    right_image: str = 'right/image_rect'
+    left_info: str = 'left/camera_info'
+    right_info: str = 'right/camera_info'
+
+
+def stamp_ns(message: Any) -> int:
+    """Return the stamp in the message's header, nanoseconds."""
+    stamp = message.header.stamp
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def pair_from_messages(
+    left: Any,
+    right: Any,
+    left_info: Any,
+    right_info: Any,
+    *,
+    baseline_m: float = 0.0,
+    white_level: float | None = None,
+    topics: StereoTopics = StereoTopics(),
+) -> StereoPair:
+    """Return the StereoPair of two rectified images (Image or CompressedImage) and their infos.
+
+    Args:
+        left: `sensor_msgs` Image or CompressedImage; its stamp and frame are the pair's.
+        right: The same for the right camera.
+        left_info: `sensor_msgs` CameraInfo of the left camera.
+        right_info: The same for the right camera.
+        baseline_m: Overrides the baseline in the right P where positive; metres.
+        white_level: Image value that becomes 1.0; the encoding's maximum where None.
+        topics: Names used in error messages.
+
+    Raises:
+        InputError: An image cannot be decoded, or the sizes of left and right differ.
+        CalibrationError: A camera_info is unusable or is for another image size.
+    """
+    calibration = calibration_from_camera_infos(
+        left_info, right_info, baseline_m=baseline_m, topics=topics
+    )
+    return pair_with_calibration(left, right, calibration, white_level=white_level, topics=topics)
+
+
+def pair_with_calibration(
+    left: Any,
+    right: Any,
+    calibration: StereoCalibration,
+    *,
+    white_level: float | None = None,
+    topics: StereoTopics = StereoTopics(),
+) -> StereoPair:
+    """Return the StereoPair of two rectified images whose calibration is already known.
+
+    Raises:
+        InputError: An image cannot be decoded, or the sizes of left and right differ.
+        CalibrationError: The calibration is for another image size.
+    """
+    left_values = decode_image(left, topics.left_image)
+    right_values = decode_image(right, topics.right_image)
+    if left_values.shape[:2] != right_values.shape[:2]:
+        raise InputError(
+            f'{topics.left_image} is {_size(left_values)} but {topics.right_image} is '
+            f'{_size(right_values)}; both views must have one size'
+        )
+    if left_values.shape[:2] != (calibration.height, calibration.width):
+        raise CalibrationError(
+            f'{topics.left_image} is {_size(left_values)} but {topics.left_info} is for '
+            f'{calibration.width}x{calibration.height}; a camera_info of the same size is needed'
+        )
+    for values, topic in ((left_values, topics.left_image), (right_values, topics.right_image)):
+        _check_float_range(values, white_level, topic)
+    return StereoPair(
+        left=grey_from_array(left_values, white_level),
+        right=grey_from_array(right_values, white_level),
+        calibration=calibration,
+        stamp_ns=stamp_ns(left),
+        frame_id=left.header.frame_id,
+        color=_color(left_values, white_level),
+    )
+
+
+def decode_image(message: Any, topic: str) -> NDArray:
+    """Return the values of an Image or CompressedImage message, colours in RGB order.
+
+    Takes every encoding that cv_bridge reads as an intensity image: mono, RGB, BGR, with or
+    without alpha, Bayer, YUV 4:2:2 and 4:2:0, and the generic 8U, 16U, 32F and 64F types (three
+    channels then mean BGR, as in OpenCV).
+
+    Args:
+        message: Image or CompressedImage.
+        topic: Name for error messages.
+
+    Returns:
+        (H, W) or (H, W, 3), uint8, uint16 or float32.
+
+    Raises:
+        InputError: Unknown encoding, empty image, or fewer bytes than the header promises.
+    """
+    if hasattr(message, 'format'):
+        return _decode_compressed(message, topic)
+    encoding = message.encoding.strip()
+    planar = _PLANAR_CONVERSIONS.get(encoding.lower())
+    if planar:
+        rows_per_row, conversion = planar
+        raw = _raw_values(message, topic, 'u1', 1, round(message.height * rows_per_row))
+        return cv2.cvtColor(raw, conversion)
+    dtype, channels, conversion_to_rgb = _layout(encoding, topic)
+    values = _raw_values(message, topic, dtype, channels, message.height)
+    if values.dtype == np.float64:
+        values = values.astype(np.float32)
+    if conversion_to_rgb is not None:
+        return cv2.cvtColor(np.ascontiguousarray(values), conversion_to_rgb)
+    return values[..., :3] if channels == 4 else values
+
+
+def decode_depth(message: Any, topic: str) -> NDArray[np.float32]:
+    """Return a depth image in metres, NaN invalid, by REP 118.
+
+    32FC1 holds metres (NaN, 0 and infinity are invalid), 16UC1 millimetres (0 invalid).
+
+    Raises:
+        InputError: Another encoding, or truncated data.
+    """
+    if message.encoding not in ('32FC1', '16UC1', 'mono16'):
+        raise InputError(
+            f'{topic}: depth encoding {message.encoding!r}; 32FC1 (metres) or 16UC1 '
+            '(millimetres) is needed'
+        )
+    metres_per_unit = 1.0 if message.encoding == '32FC1' else 1e-3
+    dtype = 'f4' if message.encoding == '32FC1' else 'u2'
+    depth = _raw_values(message, topic, dtype, 1, message.height).astype(np.float32)
+    depth *= np.float32(metres_per_unit)
+    depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
+    return depth
+
+
+def calibration_from_camera_infos(
+    left: Any,
+    right: Any,
+    *,
+    baseline_m: float = 0.0,
+    topics: StereoTopics = StereoTopics(),
+) -> StereoCalibration:
+    """Return the rectified calibration that two CameraInfo messages describe by their P.
+
+    Args:
+        left: CameraInfo of the left camera. Its region of interest and binning are applied.
+        right: CameraInfo of the right camera.
+        baseline_m: Metres; used instead of the right P[3] where positive.
+        topics: Names for error messages.
+
+    Raises:
+        CalibrationError: P is empty, the two cameras are not rectified to one model, sizes
+            differ, or there is no positive baseline.
+    """
+    if (left.width, left.height) != (right.width, right.height):
+        raise CalibrationError(
+            f'{topics.left_info} is for {left.width}x{left.height} but {topics.right_info} for '
+            f'{right.width}x{right.height}; both views must have one size'
+        )
+    left_p, right_p = _projection(left, topics.left_info), _projection(right, topics.right_info)
+    _check_rectified(left_p, right_p, topics)
+    if not baseline_m > 0:
+        baseline_m = baseline_of_camera_infos(left, right, topics=topics)
+    calibration = StereoCalibration(
+        fx=float(left_p[0, 0]),
+        fy=float(left_p[1, 1]),
+        cx=float(left_p[0, 2]),
+        cy=float(left_p[1, 2]),
+        cx_right=float(right_p[0, 2]),
+        baseline_m=baseline_m,
+        width=left.width,
+        height=left.height,
+    )
+    return _read_out_window(calibration, left)
+
+
+def baseline_of_camera_infos(
+    left: Any, right: Any, *, topics: StereoTopics = StereoTopics()
+) -> float:
+    """Return the baseline in the P matrices, metres: -(P_right[3] - P_left[3]) / fx.
+
+    Raises:
+        CalibrationError: It is not positive; the message names the `baseline` parameter.
+    """
+    left_p, right_p = _projection(left, topics.left_info), _projection(right, topics.right_info)
+    baseline_m = (left_p[0, 3] - right_p[0, 3]) / right_p[0, 0]
+    if not (np.isfinite(baseline_m) and baseline_m > 0):
+        raise CalibrationError(
+            f'{topics.right_info}: P[3] is {right_p[0, 3]:g} ({topics.left_info}: '
+            f'{left_p[0, 3]:g}), which gives a baseline of {baseline_m:g} m; a rectified right '
+            'camera has P[3] = -fx * baseline < 0. Mend the calibration, or set the parameter '
+            "'baseline' to the distance between the cameras in metres"
+        )
+    return float(baseline_m)
+
+
+def _projection(info: Any, topic: str) -> NDArray[np.float64]:
+    projection = np.asarray(info.p, np.float64).reshape(3, 4)
+    if not np.isfinite(projection).all() or projection[0, 0] <= 0 or projection[1, 1] <= 0:
+        raise CalibrationError(
+            f'{topic}: P has focal lengths {projection[0, 0]:g} and {projection[1, 1]:g}; a '
+            'rectified camera has positive ones. Is the camera calibrated?'
+        )
+    return projection
+
+
+def _check_rectified(left_p: NDArray, right_p: NDArray, topics: StereoTopics) -> None:
+    """Refuse P matrices whose rows cannot be epipolar lines (half a pixel at the image edge)."""
+    names = {'fx': (0, 0), 'fy': (1, 1), 'cy': (1, 2)}
+    for name, index in names.items():
+        left_value, right_value = left_p[index], right_p[index]
+        tolerance = 0.5 if name == 'cy' else 1e-3 * left_value
+        if abs(left_value - right_value) > tolerance:
+            raise CalibrationError(
+                f'{name} is {left_value:g} in P of {topics.left_info} but {right_value:g} in P '
+                f'of {topics.right_info}; a rectified pair shares fx, fy and cy'
+            )
+
+
+def _read_out_window(calibration: StereoCalibration, info: Any) -> StereoCalibration:
+    """Apply region of interest and binning, which P does not contain."""
+    roi = info.roi
+    if roi.width and roi.height:
+        calibration = calibration.padded(
+            left=-roi.x_offset,
+            top=-roi.y_offset,
+            right=roi.x_offset + roi.width - calibration.width,
+            bottom=roi.y_offset + roi.height - calibration.height,
+        )
+    columns, rows = max(1, info.binning_x), max(1, info.binning_y)
+    return calibration.resized(calibration.width // columns, calibration.height // rows)
+
+
+def _layout(encoding: str, topic: str) -> tuple[str, int, int | None]:
+    """Return value type, channels and conversion to RGB of a packed encoding."""
+    if encoding.lower() in _RGB_CONVERSIONS:
+        return _RGB_CONVERSIONS[encoding.lower()]
+    generic = _GENERIC_ENCODING.fullmatch(encoding)
+    if generic is None:
+        known = ', '.join([*_RGB_CONVERSIONS, *_PLANAR_CONVERSIONS])
+        raise InputError(
+            f'{topic}: unknown image encoding {encoding!r}; known are {known} and the generic '
+            '8UC1, 16UC1, 32FC1, 64FC1 with 1, 3 or 4 channels'
+        )
+    channels = int(generic.group(2) or 1)
+    conversions = {1: None, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
+    return _GENERIC_TYPES[generic.group(1)], channels, conversions[channels]
+
+
+def _raw_values(message: Any, topic: str, dtype: str, channels: int, rows: int) -> NDArray:
+    """Return a (rows, W) or (rows, W, channels) view of the message's bytes, without padding."""
+    value_bytes = np.dtype(dtype).itemsize
+    row_bytes = message.width * channels * value_bytes
+    # Some drivers leave step at 0 for packed rows.
+    step = message.step or row_bytes
+    data = np.frombuffer(message.data, np.uint8)
+    if message.width == 0 or rows == 0:
+        raise InputError(f'{topic}: the image is empty ({message.width}x{message.height})')
+    if step < row_bytes or data.size < step * (rows - 1) + row_bytes:
+        raise InputError(
+            f'{topic}: {data.size} bytes with a row step of {step}, but {message.width}x'
+            f'{message.height} {message.encoding} needs {row_bytes} bytes a row, '
+            f'{row_bytes * rows} in all; the data is truncated'
+        )
+    row_starts = np.lib.stride_tricks.as_strided(
+        data, shape=(rows, row_bytes), strides=(step, 1), writeable=False
+    )
+    values = np.ascontiguousarray(row_starts).view(np.dtype(dtype))
+    if value_bytes > 1 and bool(message.is_bigendian) != (sys.byteorder == 'big'):
+        values = values.byteswap()
+    return values.reshape((rows, message.width) + ((channels,) if channels > 1 else ()))
+
+
+def _decode_compressed(message: Any, topic: str) -> NDArray:
+    """Return the values of a CompressedImage (JPEG, PNG, ...), colours in RGB order."""
+    data = np.frombuffer(message.data, np.uint8)
+    values = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if values is None:
+        raise InputError(
+            f'{topic}: {data.size} bytes of compressed image ({message.format!r}) cannot be '
+            'decoded; they are truncated or not JPEG, PNG, TIFF or WebP'
+        )
+    if values.ndim == 3:
+        alpha = values.shape[2] == 4
+        return cv2.cvtColor(values, cv2.COLOR_BGRA2RGB if alpha else cv2.COLOR_BGR2RGB)
+    # image_transport writes "bayer_rggb8; jpeg compressed": the mosaic was compressed as grey.
+    source_encoding = message.format.split(';')[0].strip().lower()
+    _, _, conversion = _RGB_CONVERSIONS.get(source_encoding, ('', 0, None))
+    if source_encoding.startswith('bayer_') and conversion is not None:
+        return cv2.cvtColor(values, conversion)
+    return values
+
+
+def _check_float_range(values: NDArray, white_level: float | None, topic: str) -> None:
+    """Refuse floating point images in another range: clipping them would leave a white image."""
+    if values.dtype.kind == 'f' and white_level is None:
+        largest = float(np.nanmax(np.where(np.isfinite(values), values, np.nan), initial=0.0))
+        if largest > 1.0:
+            raise InputError(
+                f'{topic}: floating point image with values up to {largest:g}; [0, 1] is needed. '
+                "Set the parameter 'white_level' to the value of white"
+            )
+
+
+def _color(values: NDArray, white_level: float | None) -> NDArray[np.uint8] | None:
+    """Return (H, W, 3) uint8 RGB for colouring the cloud; None for grey values."""
+    if values.ndim == 2:
+        return None
+    if values.dtype == np.uint8 and white_level is None:
+        return np.ascontiguousarray(values)
+    white = white_level or (np.iinfo(values.dtype).max if values.dtype.kind == 'u' else 1.0)
+    return np.clip(values.astype(np.float32) * (255.0 / white) + 0.5, 0, 255).astype(np.uint8)
+
+
+def _size(values: NDArray) -> str:
+    return f'{values.shape[1]}x{values.shape[0]}'
