@@ -46,22 +46,45 @@ def write_reconstruction(
 
 
 def write_ply(path: Path, reconstruction: Reconstruction) -> int:
-    """Write the valid points as a binary PLY; return how many.
-
-    Vertex: x y z float32 metres in the left optical frame, red green blue uchar, confidence
-    float32.
-    """
+    """Write the valid points in the left optical frame as a binary PLY; return how many."""
     valid = reconstruction.valid_mask
-    vertex = np.empty(
-        int(valid.sum()), dtype=[('xyz', '<f4', 3), ('rgb', 'u1', 3), ('confidence', '<f4')]
+    return write_ply_points(
+        path,
+        reconstruction.points[valid],
+        reconstruction.color[valid],
+        reconstruction.confidence[valid],
+        'left optical frame: x right, y down, z forward, metres',
     )
-    vertex['xyz'] = reconstruction.points[valid]
-    vertex['rgb'] = reconstruction.color[valid]
-    vertex['confidence'] = reconstruction.confidence[valid]
+
+
+def write_ply_points(
+    path: Path,
+    points: NDArray[np.floating],
+    colors: NDArray[np.uint8],
+    confidence: NDArray[np.floating],
+    frame: str,
+) -> int:
+    """Write a binary PLY; return the number of points.
+
+    Vertex: x y z float32 metres, red green blue uchar, confidence float32.
+
+    Args:
+        path: File to write.
+        points: (N, 3), metres.
+        colors: (N, 3) uint8 RGB.
+        confidence: (N,) in [0, 1].
+        frame: What the coordinates refer to, one line, for the comment in the header.
+    """
+    vertex = np.empty(
+        len(points), dtype=[('xyz', '<f4', 3), ('rgb', 'u1', 3), ('confidence', '<f4')]
+    )
+    vertex['xyz'] = points
+    vertex['rgb'] = colors
+    vertex['confidence'] = confidence
     header = [
         'ply',
         'format binary_little_endian 1.0',
-        'comment left optical frame: x right, y down, z forward, metres',
+        f'comment {frame}',
         f'element vertex {len(vertex)}',
         *(f'property float {axis}' for axis in 'xyz'),
         *(f'property uchar {channel}' for channel in ('red', 'green', 'blue')),
