@@ -1,0 +1,388 @@
+"""The flight student: the small network that a rover runs.
+
+Encoder at strides 2 to 16, MASt3R decoder blocks at stride 16 that attend inside bands of token
+rows (on a rectified rig the match of a row lies in the same row), descriptors at stride 4, their
+correlation along the row, a 2-D hourglass over correlation and left features, and disparity at
+full resolution by learned convex upsampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+import torch.nn.functional as F
+
+from lunar_stereo_recon.models.decoder import (
+    LAYER_NORM_EPS,
+    DecoderBlock,
+    grid_positions,
+    rotary_tables,
+)
+
+MATCH_STRIDE = 4
+TOKEN_STRIDE = 16
+SIZE_MULTIPLE = 32
+# One grey level of an 8-bit image: contrast below it is noise, not texture.
+CONTRAST_FLOOR = 1.0 / 255.0
+
+
+@dataclass(frozen=True)
+class FlightConfig:
+    """Sizes of a `FlightStudent`; stored in every checkpoint and model file.
+
+    Attributes:
+        encoder_channels: Channels at strides 2, 4, 8 and 16.
+        decoder_width, decoder_depth, decoder_heads, mlp_ratio: The cross-view decoder.
+        band_rows: Token rows that attend to each other; must divide H / 16 (2 always does).
+            0: all rows, as in MASt3R.
+        descriptor_channels: Length of the matching descriptors at stride 4.
+        disparity_bins: Bins of 4 px each; the largest disparity is 4 * (bins - 1) px.
+        hourglass_channels: Channels of the aggregation at strides 4, 8, 16 and 32.
+        local_radius: Bins looked at on either side of the first estimate.
+    """
+
+    encoder_channels: tuple[int, int, int, int] = (16, 24, 48, 96)
+    decoder_width: int = 96
+    decoder_depth: int = 3
+    decoder_heads: int = 4
+    mlp_ratio: float = 2.0
+    band_rows: int = 2
+    descriptor_channels: int = 24
+    disparity_bins: int = 48
+    hourglass_channels: tuple[int, int, int, int] = (32, 64, 96, 128)
+    local_radius: int = 4
+
+    @property
+    def max_disparity_px(self) -> int:
+        """Return the largest disparity that can be matched, pixels at network size."""
+        return MATCH_STRIDE * (self.disparity_bins - 1)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Return convolution, batch norm, ReLU; the norm folds into the convolution on export."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a skip."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = conv(channels, channels)
+        self.second = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, H, W)."""
+        return F.relu(x + self.second(self.first(x)))
+
+
+def box_mean(x: Tensor, radius: int) -> Tensor:
+    """Return the mean of (B, C, H, W) over a square; outside the image does not count."""
+    side = 2 * radius + 1
+    x = F.avg_pool2d(x, (1, side), 1, (0, radius), count_include_pad=False)
+    return F.avg_pool2d(x, (side, 1), 1, (radius, 0), count_include_pad=False)
+
+
+def normalise_contrast(image: Tensor) -> Tensor:
+    """Return two channels made from a grey image (B, 1, H, W) in [0, 1].
+
+    The square root spreads dark tones; local contrast normalisation removes gain and exposure
+    differences between the views and makes faint regolith texture as loud as rock edges.
+    """
+    difference = image - box_mean(image, 4)
+    variance = box_mean(difference * difference, 4)
+    contrast = difference / (variance.sqrt() + CONTRAST_FLOOR)
+    return torch.cat([2.0 * image.clamp_min(0.0).sqrt() - 1.0, contrast], dim=1)
+
+
+class Encoder(nn.Module):
+    """Features of one view at strides 4, 8 and 16; the views share it."""
+
+    def __init__(self, channels: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        c2, c4, c8, c16 = channels
+        self.stem = conv(8, c2)
+        self.stage4 = nn.Sequential(conv(c2, c4, stride=2), ResidualBlock(c4))
+        self.stage8 = nn.Sequential(conv(c4, c8, stride=2), ResidualBlock(c8))
+        self.stage16 = nn.Sequential(conv(c8, c16, stride=2), ResidualBlock(c16))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features at strides 4, 8 and 16 of a grey image (B, 1, H, W) in [0, 1]."""
+        x = self.stem(F.pixel_unshuffle(normalise_contrast(image), 2))
+        f4 = self.stage4(x)
+        f8 = self.stage8(f4)
+        return f4, f8, self.stage16(f8)
+
+
+class CrossViewDecoder(nn.Module):
+    """Decoder blocks over both views' tokens; weights shared by the views."""
+
+    def __init__(self, inputs: int, config: FlightConfig) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.band_rows = config.band_rows
+        self.heads = config.decoder_heads
+        self.decoder_embed = nn.Linear(inputs, width)
+        self.dec_blocks = nn.ModuleList(
+            DecoderBlock(width, config.decoder_heads, config.mlp_ratio)
+            for _ in range(config.decoder_depth)
+        )
+        self.dec_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Let the views look at each other.
+
+        Args:
+            features: (2B, C, h, w), the left views first, then the right views.
+
+        Returns:
+            Normed tokens as a map (2B, width, h, w), and the tokens after each block
+            (2B * bands, N, width) for feature alignment with a teacher.
+        """
+        views, _, height, width = features.shape
+        rows = self.band_rows or height
+        tokens = features.permute(0, 2, 3, 1).reshape(views * (height // rows), rows * width, -1)
+        tokens = self.decoder_embed(tokens)
+        tables = rotary_tables(
+            grid_positions(rows, width, features.device), tokens.shape[-1] // self.heads
+        )
+        levels = []
+        for block in self.dec_blocks:
+            left, right = tokens.chunk(2)
+            tokens = block(tokens, torch.cat([right, left]), tables, tables)
+            levels.append(tokens)
+        tokens = self.dec_norm(tokens)
+        return tokens.reshape(views, height, width, -1).permute(0, 3, 1, 2), levels
+
+
+class DescriptorHead(nn.Module):
+    """Unit-length descriptors at stride 4 from tokens and encoder features."""
+
+    def __init__(self, config: FlightConfig) -> None:
+        super().__init__()
+        _, c4, c8, _ = config.encoder_channels
+        self.from_tokens = nn.Conv2d(config.decoder_width, c8, 1)
+        self.merge8 = conv(c8, c8)
+        self.from8 = nn.Conv2d(c8, c4, 1)
+        self.merge4 = conv(c4, c4)
+        self.out = nn.Conv2d(c4, config.descriptor_channels, 1)
+
+    def forward(self, f4: Tensor, f8: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return descriptors (B, D, H/4, W/4) and the features that they were made from."""
+        x = self.merge8(f8 + upsample2(self.from_tokens(tokens)))
+        x = self.merge4(f4 + upsample2(self.from8(x)))
+        return F.normalize(self.out(x), dim=1, eps=1e-4), x
+
+
+def upsample2(x: Tensor) -> Tensor:
+    """Return x at twice the size, bilinear about pixel centres."""
+    return F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
+
+
+def row_correlation(left: Tensor, right: Tensor, bins: int) -> Tensor:
+    """Correlate descriptors along the row.
+
+    Args:
+        left, right: (B, D, H, W).
+        bins: Number of disparities, 0 to bins - 1 columns.
+
+    Returns:
+        (B, bins, H, W): <left(x), right(x - d)>, zero where x - d is outside the image.
+    """
+    batch, _, height, width = left.shape
+    rows_left = left.permute(0, 2, 3, 1)  # (B, H, W, D)
+    padded = F.pad(right, (bins - 1, 0)).permute(0, 2, 1, 3)  # (B, H, D, W + bins - 1)
+    products = rows_left @ padded  # (B, H, W, W + bins - 1)
+    # Entry (x, x - d + bins - 1) of each matrix is wanted. In a row one longer than the
+    # matrix is wide, each next x starts one column later, so the diagonal band is a block.
+    span = width + bins - 1
+    flat = F.pad(products.reshape(batch, height, width * span), (0, width))
+    band = flat.reshape(batch, height, width, span + 1)[..., :bins]
+    return band.flip(-1).permute(0, 3, 1, 2)
+
+
+class Aggregation(nn.Module):
+    """Hourglass over correlation and left features: bin logits and context at stride 4."""
+
+    def __init__(self, config: FlightConfig) -> None:
+        super().__init__()
+        bins, c4 = config.disparity_bins, config.encoder_channels[1]
+        h4, h8, h16, h32 = config.hourglass_channels
+        self.down8 = conv(bins + c4, h8, stride=2)
+        self.tokens8 = nn.Conv2d(config.decoder_width, h8, 1)
+        self.mix8 = ResidualBlock(h8)
+        self.down16 = conv(h8, h16, stride=2)
+        self.tokens16 = nn.Conv2d(config.decoder_width, h16, 1)
+        self.mix16 = ResidualBlock(h16)
+        self.mix32 = nn.Sequential(
+            conv(h16, h32, stride=2), ResidualBlock(h32), ResidualBlock(h32)
+        )
+        self.up16 = nn.Conv2d(h32, h16, 1)
+        self.out16 = conv(h16, h16)
+        self.up8 = nn.Conv2d(h16, h8, 1)
+        self.out8 = conv(h8, h8)
+        self.up4 = nn.Conv2d(h8, h4, 1)
+        self.skip4 = nn.Conv2d(bins + c4, h4, 1)
+        self.out4 = nn.Sequential(nn.ReLU(inplace=True), conv(h4, h4))
+        self.logits = nn.Conv2d(h4, bins, 1)
+
+    def forward(self, correlation: Tensor, f4: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, bins, H/4, W/4) and context (B, h4, H/4, W/4)."""
+        volume = torch.cat([correlation, f4], dim=1)
+        x8 = self.mix8(self.down8(volume) + upsample2(self.tokens8(tokens)))
+        x16 = self.mix16(self.down16(x8) + self.tokens16(tokens))
+        x32 = self.mix32(x16)
+        x16 = self.out16(x16 + upsample2(self.up16(x32)))
+        x8 = self.out8(x8 + upsample2(self.up8(x16)))
+        context = self.out4(self.skip4(volume) + upsample2(self.up4(x8)))
+        # The raw match is the starting point; the hourglass learns what to add to it.
+        return correlation + self.logits(context), context
+
+
+def peak_expectation(logits: Tensor, radius: int = 2) -> tuple[Tensor, Tensor]:
+    """Return the expected bin around the strongest one, and that one's index.
+
+    The softmax is taken over the strongest bin and `radius` neighbours on either side: the mean
+    of two surfaces' disparities lies on neither.
+
+    Args:
+        logits: (B, bins, H, W).
+        radius: Neighbours on either side, bins.
+
+    Returns:
+        (B, 1, H, W) float expectation in bins, (B, 1, H, W) int64 strongest bin.
+    """
+    bins = logits.shape[1]
+    index = torch.arange(bins, device=logits.device).view(1, -1, 1, 1)
+    peak = logits.argmax(dim=1, keepdim=True)
+    weights = (logits - logits.amax(dim=1, keepdim=True)).exp()
+    weights = weights * ((index - peak).abs() <= radius)
+    return weighted_mean(index.to(weights.dtype), weights), peak
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean of values (B, C, ...) over dimension 1, kept as size 1.
+
+    Written out because a softmax over any dimension but the last is slow in onnxruntime.
+    """
+    return (values * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
+
+
+class LocalRefinement(nn.Module):
+    """Correct the first estimate from the correlation around it; upsampling and confidence.
+
+    Bins are looked at relative to the estimate, so what is learned holds at any disparity.
+    """
+
+    def __init__(self, config: FlightConfig) -> None:
+        super().__init__()
+        h4 = config.hourglass_channels[0]
+        self.radius = config.local_radius
+        # Relative correlation and logits, and the fraction of a bin that rounding took off.
+        self.mix = nn.Sequential(conv(2 * (2 * self.radius + 1) + 1 + h4, h4), conv(h4, h4))
+        self.residual = nn.Conv2d(h4, 1, 3, padding=1)
+        self.confidence = nn.Conv2d(h4, 1, 1)
+        self.weights = nn.Conv2d(h4, 9 * MATCH_STRIDE**2, 1)
+
+    def forward(
+        self, correlation: Tensor, logits: Tensor, context: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return, at stride 4, first and corrected disparity in px, confidence logit, weights."""
+        first, peak = peak_expectation(logits)
+        nearest = first.detach().round()
+        offsets = torch.arange(-self.radius, self.radius + 1, device=logits.device)
+        index = nearest.long() + offsets.view(1, -1, 1, 1)
+        index = index.clamp(0, logits.shape[1] - 1)
+        log_probability = logits - logits.amax(dim=1, keepdim=True)
+        x = torch.cat(
+            [
+                correlation.gather(1, index),
+                log_probability.gather(1, index).clamp_min(-10.0) * 0.1,
+                first.detach() - nearest,
+                context,
+            ],
+            dim=1,
+        )
+        x = self.mix(x)
+        refined = F.relu(first.detach() + self.residual(x)) * MATCH_STRIDE
+        return first * MATCH_STRIDE, refined, self.confidence(x), self.weights(x)
+
+
+def convex_upsample(x: Tensor, weights: Tensor) -> Tensor:
+    """Upsample by 4: each fine value is a convex combination of its 3x3 coarse neighbours.
+
+    Args:
+        x: (B, 1, H, W).
+        weights: (B, 9 * 16, H, W) logits of the combination.
+
+    Returns:
+        (B, 4H, 4W).
+    """
+    batch, _, height, width = x.shape
+    weights = weights.reshape(batch, 9, MATCH_STRIDE**2, height, width)
+    weights = (weights - weights.amax(dim=1, keepdim=True)).exp()
+    padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
+    neighbours = torch.stack(
+        [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)], dim=1
+    )
+    fine = weighted_mean(neighbours, weights)[:, 0]  # (B, 16, H, W)
+    return F.pixel_shuffle(fine, MATCH_STRIDE)[:, 0]
+
+
+class FlightStudent(nn.Module):
+    """Disparity, confidence and descriptors of a rectified grey pair."""
+
+    def __init__(self, config: FlightConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder_channels)
+        self.decoder = CrossViewDecoder(config.encoder_channels[3], config)
+        self.descriptors = DescriptorHead(config)
+        self.aggregation = Aggregation(config)
+        self.refinement = LocalRefinement(config)
+        # Descriptors have unit length: their products need a learned sharpness.
+        self.log_temperature = nn.Parameter(torch.tensor(2.3))
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor | list[Tensor]]:
+        """Match a pair.
+
+        Args:
+            left, right: (B, 1, H, W) in [0, 1]; H and W multiples of 32.
+
+        Returns:
+            `disparity` (B, H, W) px; `confidence_logit` (B, H, W); and for the losses
+            `correlation` and `logits` (B, bins, H/4, W/4), `disparity_first` and
+            `disparity_coarse` (B, 1, H/4, W/4) px before and after local refinement,
+            `descriptors_left`, `descriptors_right` (B, D, H/4, W/4), `decoder_levels`.
+        """
+        f4, f8, f16 = self.encoder(torch.cat([left, right]))
+        tokens, levels = self.decoder(f16)
+        descriptors, f4 = self.descriptors(f4, f8, tokens)
+        left_descriptors, right_descriptors = descriptors.chunk(2)
+        correlation = self.log_temperature.exp() * row_correlation(
+            left_descriptors, right_descriptors, self.config.disparity_bins
+        )
+        batch = left.shape[0]
+        logits, context = self.aggregation(correlation, f4[:batch], tokens[:batch])
+        first, coarse, confidence, weights = self.refinement(correlation, logits, context)
+        return {
+            'disparity': convex_upsample(coarse, weights),
+            'confidence_logit': F.interpolate(
+                confidence, scale_factor=MATCH_STRIDE, mode='bilinear', align_corners=False
+            )[:, 0],
+            'correlation': correlation,
+            'logits': logits,
+            'disparity_first': first,
+            'disparity_coarse': coarse,
+            'descriptors_left': left_descriptors,
+            'descriptors_right': right_descriptors,
+            'decoder_levels': levels,
+        }

@@ -1,0 +1,1 @@
+"""Offline training and distillation; it imports the package, and nothing imports it."""

@@ -1,0 +1,30 @@
+"""`python -m training COMMAND`: the offline half of the package."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import sys
+
+from lunar_stereo_recon.errors import ReconError
+from training import export, train
+
+COMMANDS = (train, export)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a known error is one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog='python -m training', description=__doc__)
+    subparsers = parser.add_subparsers(required=True, metavar='COMMAND')
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except ReconError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Train a student: `python -m training train RECIPE --minutes 30 --resume`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from training.recipe import load_recipe
+from training.trainer import Trainer
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the sub-command."""
+    parser = subparsers.add_parser('train', help='train a student from a recipe')
+    parser.add_argument('recipe', help='YAML file, or the name of one in training/recipes/')
+    parser.add_argument('--out', type=Path, help='folder of the run (default: runs/NAME)')
+    parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
+    parser.add_argument('--minutes', type=float, help='stop with a checkpoint after so long')
+    parser.add_argument('--resume', action='store_true', help="go on from the run's checkpoint")
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
+    parser.add_argument('--dry-run', action='store_true', help='two steps, nothing saved')
+    parser.set_defaults(run=run)
+
+
+def recipe_path(name: str) -> Path:
+    """Return a recipe's file from its path or bare name."""
+    path = Path(name)
+    return path if path.suffix else Path(__file__).parent / 'recipes' / f'{name}.yaml'
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; under `torchrun`, one process of several."""
+    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if 'RANK' in os.environ:
+        backend = 'nccl' if args.device.startswith('cuda') else 'gloo'
+        torch.distributed.init_process_group(backend)
+        if backend == 'nccl':
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    recipe = load_recipe(recipe_path(args.recipe), args.overrides)
+    trainer = Trainer(recipe, args.out or Path('runs') / recipe.name, args.device)
+    if args.dry_run:
+        for step in range(2):
+            print({k: round(v, 4) for k, v in trainer.train_step([trainer.data[step]]).items()})
+        return 0
+    if args.resume:
+        trainer.resume()
+    trainer.run(args.minutes)
+    return 0
