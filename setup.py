@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent
 # Each of these has its rosdep key in package.xml where rosdep knows one. The lower bounds admit
 # what Ubuntu 24.04 ships (NumPy 1.26, OpenCV 4.6), so that apt's packages serve on a ROS machine.
 RUNTIME = [
+    'backports-zstd>=1.0,<2; python_version < "3.14"',
     'numpy>=1.26,<3',
     'opencv-python-headless>=4.6,<6',
     'onnxruntime>=1.17,<2',
@@ -41,6 +42,7 @@ EXTRAS = {
     'sim': ['torch>=2.4,<3'],
     'train': [
         'torch>=2.4,<3',
+        'omegaconf>=2.3,<3',
         'onnx>=1.16,<2',
         'onnxscript>=0.1,<1',
         'safetensors>=0.4,<1',

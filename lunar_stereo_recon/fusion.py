@@ -193,26 +193,3 @@ def _check_rigid(transform: NDArray[np.float64]) -> None:
     rotation = transform[:3, :3]
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4):
         raise InputError('the rotation of the pose is not orthonormal; is the quaternion set?')
-
-
-def pose_matrix(
-    position_m: tuple[float, float, float], quaternion_xyzw: tuple[float, float, float, float]
-) -> NDArray[np.float64]:
-    """Return the 4x4 transform of a ROS pose: position and orientation quaternion.
-
-    Raises:
-        InputError: The quaternion has no length (an unset message has all zeros).
-    """
-    quaternion = np.asarray(quaternion_xyzw, np.float64)
-    length = np.linalg.norm(quaternion)
-    if not length > 1e-6:
-        raise InputError(f'pose quaternion is {quaternion_xyzw}; a rotation is needed')
-    x, y, z, w = quaternion / length
-    matrix = np.eye(4)
-    matrix[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    matrix[:3, 3] = position_m
-    return matrix
