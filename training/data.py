@@ -37,7 +37,8 @@ def read_sample(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             sample = {
-                name: arrays[name] for name in ('left', 'right', 'disparity', 'shadow', 'occlusion')
+                name: arrays[name]
+                for name in ('left', 'right', 'disparity', 'shadow', 'occlusion')
             }
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f'{path}: not a readable rendered pair: {error}') from error
@@ -122,7 +123,7 @@ class RenderedPairs(Dataset):
         if len(self.unreadable) > limit:
             raise InputError(
                 f'{len(self.unreadable)} of {len(self.paths)} pairs cannot be read, '
-                f'data.max_unreadable_fraction allows {limit:.1f}; first: {min(self.unreadable)}'
+                f'data.max_unreadable_fraction allows {limit:.1f}; last: {path}: {error}'
             ) from error
 
     def crop_and_vary(

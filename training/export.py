@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent
@@ -120,9 +120,7 @@ def metadata_of(student: FlightStudent, content: dict, confidence: dict | None) 
         'name': content['recipe']['name'],
         'config': json.dumps(dataclasses.asdict(config)),
         'recipe': json.dumps(content['recipe']),
-        'training': json.dumps(
-            {key: content[key] for key in ('step', 'seconds', 'git_commit')}
-        ),
+        'training': json.dumps({key: content[key] for key in ('step', 'seconds', 'git_commit')}),
         'weights_sha256': weights_digest(student),
         'max_disparity_px': str(config.max_disparity_px),
         'confidence_calibration': json.dumps(confidence or {}),

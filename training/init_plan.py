@@ -128,5 +128,7 @@ def format_plan(plan: Iterable[PlanEntry]) -> str:
         for row in rows
     ]
     counts = Counter(entry.changed for entry in entries)
-    lines.append(f'{counts[True]} entries initialised from the teacher, {counts[False]} left alone')
+    lines.append(
+        f'{counts[True]} entries initialised from the teacher, {counts[False]} left alone'
+    )
     return '\n'.join(lines)

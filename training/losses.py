@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
+from torch import nn, Tensor
 import torch.nn.functional as F
 
 from lunar_stereo_recon.errors import InputError, ModelError
@@ -515,9 +515,7 @@ class _Parts:
         """Return the valid masks; all True where the batch has none."""
         pointmaps = self.pair('valid masks', 'teacher', 'pointmap')
         if 'valid1' not in self.batch:
-            ones = [
-                torch.ones(p.shape[:-1], dtype=torch.bool, device=p.device) for p in pointmaps
-            ]
+            ones = [torch.ones(p.shape[:-1], dtype=torch.bool, device=p.device) for p in pointmaps]
             return ones[0], ones[1]
         return self.pair('valid masks', 'batch', 'valid')
 

@@ -24,7 +24,7 @@ import math
 import re
 
 import torch
-from torch import Tensor, nn
+from torch import nn, Tensor
 import torch.nn.functional as F
 
 from lunar_stereo_recon.errors import ModelError
@@ -45,8 +45,23 @@ from training.init_plan import (
     StateDict,
     teacher_block_prefix,
 )
+from training.reduction import (
+    assign_heads,
+    Attention,
+    head_importance,
+    Linear,
+    principal_directions,
+    Read,
+    reduce_attention,
+    reduce_units,
+    refit,
+    ridge_correction,
+    rotary_groups,
+    stack,
+    stream_basis,
+    truncate_tensor,
+)
 
-Linear = tuple[Tensor, Tensor]
 Tables = tuple[Tensor, Tensor]
 
 # What head layers read: the encoder's tokens, the normed last level, or a DPT hook's level.
@@ -101,21 +116,6 @@ class CalibrationTokens:
             raise ModelError(
                 f'calibration tokens: {self.left.shape[1]} a view, but the grid is {self.grid}'
             )
-
-
-@dataclass(frozen=True)
-class Read:
-    """What a reader gets in place of the teacher's tokens t: matrix @ (student tokens) + offset.
-
-    Attributes:
-        matrix: (n, s).
-        offset: (n,).
-        scale: (s,) root mean square of the student's tokens as they are read.
-    """
-
-    matrix: Tensor
-    offset: Tensor
-    scale: Tensor
 
 
 def shared_basis(
@@ -254,50 +254,7 @@ def _check_sizes(teacher: _Decoder, student: _Decoder) -> None:
             )
 
 
-# --- Basis ---------------------------------------------------------------------------------
-
-
-def stream_basis(covariance: Tensor, width: int) -> tuple[Tensor, float]:
-    """Return a basis of the residual stream that keeps the mean direction.
-
-    Args:
-        covariance: (n, n) symmetric second moments of the stream.
-        width: Columns s of the basis, at most n.
-
-    Returns:
-        (n, s) orthonormal columns Q with Q 1/sqrt(s) = 1/sqrt(n), the rest spanning the
-        strongest directions off the mean direction; and the fraction of the energy off the
-        mean direction that it keeps.
-    """
-    size = covariance.shape[0]
-    off_mean = _mean_first(size)[:, 1:]  # (n, n - 1): orthonormal, off the mean direction
-    energy, vectors = torch.linalg.eigh(off_mean.T @ covariance @ off_mean)
-    kept = energy[size - width :].clamp(min=0).sum()
-    strongest = vectors.flip(-1)[:, : width - 1]
-    # Nearly the identity, so that student channel k is nearly the stream's k-th direction.
-    student = _mean_first(width)
-    columns = torch.cat([covariance.new_full((size, 1), size**-0.5), off_mean @ strongest], dim=1)
-    total = energy.clamp(min=0).sum()
-    return columns @ student.T, float(kept / total) if total > 0 else 1.0
-
-
-def _mean_first(size: int) -> Tensor:
-    """Return the (size, size) reflection that swaps the first axis and the mean direction."""
-    first = torch.zeros(size, dtype=torch.float64)
-    first[0] = 1.0
-    normal = first - size**-0.5
-    length = normal.norm()
-    if length == 0:
-        return torch.eye(size, dtype=torch.float64)
-    normal = normal / length
-    return torch.eye(size, dtype=torch.float64) - 2.0 * torch.outer(normal, normal)
-
-
-def _principal(moments: Tensor, width: int) -> Tensor:
-    """Return the strongest directions (n, width); the identity where nothing is dropped."""
-    if width == moments.shape[0]:
-        return torch.eye(width, dtype=torch.float64)
-    return torch.linalg.eigh(moments).eigenvectors.flip(-1)[:, :width]
+# --- Teacher statistics ----------------------------------------------------------------------
 
 
 def _moments_from_weights(teacher: _Decoder) -> Tensor:
@@ -331,41 +288,6 @@ def _moments_from_levels(levels: Sequence[Sequence[Tensor]]) -> Tensor:
     return moments
 
 
-# --- Regression ----------------------------------------------------------------------------
-
-
-def ridge_correction(features: Tensor, residual: Tensor, strength: float) -> Linear:
-    """Return matrix (o, p) and offset (o,) that predict residuals from features.
-
-    Args:
-        features: (N, p).
-        residual: (N, o).
-        strength: Regularisation relative to the mean variance of the features; infinite gives
-            zeros.
-    """
-    outputs, inputs = residual.shape[1], features.shape[1]
-    if math.isinf(strength):
-        return residual.new_zeros(outputs, inputs), residual.new_zeros(outputs)
-    feature_mean, residual_mean = features.mean(dim=0), residual.mean(dim=0)
-    centred = features - feature_mean
-    gram = centred.T @ centred
-    floor = strength * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
-    gram.diagonal().add_(floor)
-    matrix = torch.linalg.solve(gram, centred.T @ (residual - residual_mean)).T
-    return matrix, residual_mean - matrix @ feature_mean
-
-
-def _refit(layer: nn.Linear, features: Sequence[Tensor], residual: Sequence[Tensor], strength):
-    """Move a layer by the ridge correction from its inputs to what its output lacks."""
-    matrix, offset = ridge_correction(
-        torch.cat([part.flatten(0, 1) for part in features]),
-        torch.cat([part.flatten(0, 1) for part in residual]),
-        strength,
-    )
-    layer.weight += matrix
-    layer.bias += offset
-
-
 def _norm(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPS)
 
@@ -375,253 +297,6 @@ def _fold(norm: nn.LayerNorm, weight: Tensor, bias: Tensor, read: Read) -> Linea
     return (weight * norm.weight) @ read.matrix, bias + weight @ (
         norm.bias + norm.weight * read.offset
     )
-
-
-# --- Attention -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Attention:
-    """Projections of one attention, heads stacked in rows (in `output`, in columns)."""
-
-    query: Linear
-    key: Linear
-    value: Linear
-    output: Linear
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Which teacher head a student head takes, and which copy of it this one is."""
-
-    head: int
-    copy: int
-    copies: int
-
-
-def assign_heads(importance: Tensor, count: int) -> list[_Slot]:
-    """Return, for each student head, the teacher head it takes.
-
-    The most important heads are taken; with more student heads than teacher heads, each is
-    taken again in that order, and its copies share its values.
-    """
-    order = importance.argsort(descending=True).tolist()
-    taken = [order[index % len(order)] for index in range(count)]
-    slots = []
-    for head in sorted(set(taken)):
-        copies = taken.count(head)
-        slots += [_Slot(head, copy, copies) for copy in range(copies)]
-    return slots
-
-
-def rotary_groups(teacher_width: int, student_width: int, swap_axes: bool) -> list[list[int]]:
-    """Return, for each rotary pair of a student head, the teacher's pairs that it stands for.
-
-    Pair j of a half of width m turns by position * 100^(-2j/m); each teacher pair goes to the
-    student pair of the nearest frequency in the half of the same axis. A pair is named by its
-    first component; the second is a quarter of the head further.
-
-    Args:
-        teacher_width, student_width: Widths of one head.
-        swap_axes: The student's first half turns by what turns the teacher's second.
-
-    Returns:
-        student_width / 2 lists, in the order of student pair names; empty where a wider student
-        has frequencies that the teacher has not.
-    """
-    many, few = teacher_width // 4, student_width // 4
-    groups: list[list[int]] = [[] for _ in range(2 * few)]
-    for half in (0, 1):
-        to = 1 - half if swap_axes else half
-        for pair in range(many):
-            nearest = min(range(few), key=lambda j: (abs(j / few - pair / many), j))
-            groups[to * few + nearest].append(2 * half * many + pair)
-    return groups
-
-
-def _pair_rows(width: int) -> list[int]:
-    """Return the first components of a head's rotary pairs."""
-    quarter = width // 4
-    return [*range(quarter), *range(2 * quarter, 3 * quarter)]
-
-
-def merge_pairs(query: Tensor, key: Tensor, scale_q: Tensor, scale_k: Tensor) -> tuple:
-    """Return the one rotary pair closest to the sum of several of about one frequency.
-
-    As complex rows u (query) and v (key), a pair adds Re(conj(u x) (v y) e^(i angle)) to the
-    logit; the sum over pairs is a complex matrix, whose best approximation of rank one is one
-    pair again.
-
-    Args:
-        query, key: (G, p) complex rows, one a pair.
-        scale_q, scale_k: (p,) size of the inputs, the weight of errors in each.
-
-    Returns:
-        Complex rows (p,) of query and key.
-    """
-    if len(query) == 1:
-        return query[0], key[0]
-    q_u, r_u = torch.linalg.qr((query.conj() * scale_q).T)
-    q_v, r_v = torch.linalg.qr((key * scale_k).T)
-    left, strength, right = torch.linalg.svd(r_u @ r_v.T)
-    root = strength[0].sqrt()
-    return (root * (q_u @ left[:, 0])).conj() / scale_q, root * (q_v @ right[0]) / scale_k
-
-
-def _reduce_logits(
-    query: Linear, key: Linear, reads: tuple[Read, Read], groups: list[list[int]], start: Linear
-) -> tuple[Linear, Linear]:
-    """Return one student head's query and key rows from one teacher head's.
-
-    Args:
-        query, key: Rows of the teacher head, reading student tokens.
-        reads: How queries and keys read the stream, for the size of their inputs.
-        groups: As from `rotary_groups`.
-        start: The student's own key rows, kept where a pair stands for nothing (the query's are
-            zero there, so the function is that of the teacher and both can learn).
-    """
-    width = 2 * len(groups)
-    step_t, step_s = len(query[0]) // 4, width // 4
-    one = torch.ones(1, dtype=torch.float64)
-    scale_q, scale_k = (torch.cat([read.scale, one]).clamp(min=1e-6) for read in reads)
-    rows_q, rows_k = (torch.cat([w, b[:, None]], dim=1) for w, b in (query, key))
-    new_q = torch.zeros(width, rows_q.shape[1], dtype=torch.float64)
-    new_k = torch.cat([start[0], start[1][:, None]], dim=1)
-    for first, group in zip(_pair_rows(width), groups, strict=True):
-        if not group:
-            continue
-        second = [pair + step_t for pair in group]
-        u, v = merge_pairs(
-            torch.complex(rows_q[group], rows_q[second]),
-            torch.complex(rows_k[group], rows_k[second]),
-            scale_q,
-            scale_k,
-        )
-        new_q[first], new_q[first + step_s] = u.real, u.imag
-        new_k[first], new_k[first + step_s] = v.real, v.imag
-    new_q *= math.sqrt(width / len(query[0]))  # the student divides by its own head width
-    return (new_q[:, :-1], new_q[:, -1]), (new_k[:, :-1], new_k[:, -1])
-
-
-def _reduce_values(
-    value: Linear, output: Tensor, scale: Tensor, slot: _Slot, start: Linear
-) -> tuple[Linear, Tensor, Tensor]:
-    """Return one student head's value rows, output columns and what its bias adds.
-
-    A narrower head keeps the strongest directions of output @ value; copies of one head share
-    them. A wider one keeps its own start in the rows beyond, with output columns of zero.
-
-    Args:
-        value: Rows (d, s) and bias (d,) of the teacher head, reading student tokens.
-        output: (s, d) columns that write the stream.
-        scale: (s,) size of the inputs.
-        slot: Which copy this is.
-        start: The student's own value rows (d', s) and bias.
-    """
-    weight, bias = value
-    wide, narrow = len(weight), len(start[0])
-    nothing = torch.zeros(len(output), dtype=torch.float64)
-    if narrow >= wide:
-        new_weight, new_bias = start[0].clone(), start[1].clone()
-        new_weight[:wide], new_bias[:wide] = weight, bias
-        return (new_weight, new_bias), F.pad(output, (0, narrow - wide)), nothing
-    scale = scale.clamp(min=1e-6)
-    q_o, r_o = torch.linalg.qr(output)
-    q_v, r_v = torch.linalg.qr((weight * scale).T)
-    left, strength, right = torch.linalg.svd(r_o @ r_v.T)
-    part = slice(slot.copy * narrow, (slot.copy + 1) * narrow)
-    left, right = q_o @ left[:, part], right[part] @ q_v.T
-    size = strength.mean().sqrt().clamp(min=1e-12)
-    missing = narrow - left.shape[1]  # copies may outnumber the directions there are
-    new_weight = F.pad(right * size / scale, (0, 0, 0, missing))
-    columns = F.pad(left * strength[part] / size, (0, missing))
-    # Attention weights add up to one, so the value's bias reaches the stream as it is.
-    adds = output @ bias / slot.copies
-    return (new_weight, torch.zeros(narrow, dtype=torch.float64)), columns, adds
-
-
-def _rows(layer: Linear, head: int, width: int) -> Linear:
-    part = slice(head * width, (head + 1) * width)
-    return layer[0][part], layer[1][part]
-
-
-def _head_importance(teacher: _Attention, features: Sequence[Tensor], heads: int) -> Tensor:
-    """Return (heads,) variance that each head adds to the stream; from weights without features."""
-    width = teacher.output[0].shape[1] // heads
-    columns = teacher.output[0].unflatten(1, (heads, width)).transpose(0, 1)  # (H, s, d)
-    if not features:
-        values = teacher.value[0].unflatten(0, (heads, width))
-        return (columns @ values).square().sum(dim=(1, 2))
-    tokens = torch.cat([part.flatten(0, 1) for part in features])
-    tokens = (tokens - tokens.mean(dim=0)).unflatten(1, (heads, width)).transpose(0, 1)
-    return (tokens @ columns.transpose(1, 2)).square().sum(dim=(1, 2)) / tokens.shape[1]
-
-
-def _reduce_attention(
-    teacher: _Attention,
-    start: _Attention,
-    slots: list[_Slot],
-    reads: tuple[Read, Read],
-    groups: list[list[int]],
-) -> _Attention:
-    """Return a student's attention, head by head, from a teacher's that reads student tokens."""
-    wide = 2 * sum(len(group) for group in groups)
-    narrow = 2 * len(groups)
-    parts: list[tuple[Linear, Linear, Linear, Tensor]] = []
-    bias = teacher.output[1].clone()
-    for index, slot in enumerate(slots):
-        query, key = _reduce_logits(
-            _rows(teacher.query, slot.head, wide),
-            _rows(teacher.key, slot.head, wide),
-            reads,
-            groups,
-            _rows(start.key, index, narrow),
-        )
-        value, columns, adds = _reduce_values(
-            _rows(teacher.value, slot.head, wide),
-            teacher.output[0][:, slot.head * wide : (slot.head + 1) * wide],
-            reads[1].scale,
-            slot,
-            _rows(start.value, index, narrow),
-        )
-        bias += adds
-        parts.append((query, key, value, columns))
-    stacked = [_stack([part[kind] for part in parts]) for kind in range(3)]
-    return _Attention(*stacked, (torch.cat([part[3] for part in parts], dim=1), bias))
-
-
-def _stack(layers: Sequence[Linear]) -> Linear:
-    return torch.cat([layer[0] for layer in layers]), torch.cat([layer[1] for layer in layers])
-
-
-# --- MLP -----------------------------------------------------------------------------------
-
-
-def _reduce_units(
-    fc1: Linear, fc2: Linear, units: Sequence[Tensor], scale: Tensor, start: tuple[Linear, Linear]
-) -> tuple[Linear, Linear, str]:
-    """Return the layers of a smaller MLP: the units that change the output most.
-
-    Args:
-        fc1, fc2: The teacher's, reading and writing student tokens.
-        units: The teacher's activations (B, N, units) on calibration tokens; may be empty.
-        scale: (s,) size of fc1's inputs, used where there are no activations.
-        start: The student's own layers, for units that the teacher has not.
-    """
-    count, wanted = len(fc1[0]), len(start[0][0])
-    if wanted >= count:
-        weight, bias = start[0][0].clone(), start[0][1].clone()
-        weight[:count], bias[:count] = fc1
-        note = 'all units' if wanted == count else f'{count} units, {wanted - count} more silent'
-        return (weight, bias), (F.pad(fc2[0], (0, wanted - count)), fc2[1].clone()), note
-    size = fc2[0].square().sum(dim=0)
-    if units:
-        importance = torch.cat([part.flatten(0, 1) for part in units]).var(dim=0) * size
-    else:
-        importance = ((fc1[0] * scale).square().sum(dim=1) + fc1[1].square()) * size
-    kept = importance.topk(wanted).indices.sort().values
-    note = f'{wanted} of {count} units'
-    return (fc1[0][kept], fc1[1][kept]), (fc2[0][:, kept], fc2[1].clone()), note
 
 
 # --- Building the decoder ------------------------------------------------------------------
@@ -718,11 +393,11 @@ class _Build:
         width = self.student.encoder_width or full
         if self.views:
             tokens = torch.cat([view.encoder.flatten(0, 1) for view in self.views])
-            basis = _principal(tokens.T @ tokens, width)
+            basis = principal_directions(tokens.T @ tokens, width)
             offset = tokens.mean(dim=0) - basis @ (basis.T @ tokens.mean(dim=0))
         else:
             weight, _ = self.teacher.linear('decoder_embed')
-            basis = _principal(weight.T @ weight, width)
+            basis = principal_directions(weight.T @ weight, width)
             offset = torch.zeros(full, dtype=torch.float64)
         return Read(basis, offset, torch.ones(width, dtype=torch.float64))
 
@@ -789,14 +464,14 @@ class _Build:
                 view.levels[start] @ self.basis - layer(tokens)
                 for view, tokens in zip(self.views, inputs, strict=True)
             ]
-            _refit(layer, inputs, lacks, self.ridge)
+            _set(layer, refit((layer.weight, layer.bias), inputs, lacks, self.ridge))
             for view, tokens in zip(self.views, inputs, strict=True):
                 view.tokens = layer(tokens)
         self.put(
             'decoder_embed',
             (layer.weight, layer.bias),
             f'{prefix}decoder_embed',
-            f'written on the basis, {self._fitted()}',
+            f'written on the basis, {self.fitted}',
         )
 
     def block(self, index: int) -> None:
@@ -846,7 +521,9 @@ class _Build:
         prefix = teacher_block_prefix(self.teacher.state, self.teacher.layout.prefix, name)
         for key, how in block.notes.items():
             layer = block.student.get_submodule(key)
-            self.put(f'{name}.{index}.{key}', (layer.weight, layer.bias), f'{prefix}{source}.{key}', how)
+            self.put(
+                f'{name}.{index}.{key}', (layer.weight, layer.bias), f'{prefix}{source}.{key}', how
+            )
         return {view.number: z for view, z in zip(views, block.tokens, strict=True)}
 
     def final_norm(self) -> None:
@@ -858,7 +535,8 @@ class _Build:
         source = f'{self.teacher.layout.prefix}dec_norm'
         self.put('dec_norm', (ones, torch.zeros_like(ones)), source, 'folded into its readers')
 
-    def _fitted(self) -> str:
+    @property
+    def fitted(self) -> str:
         return 'refitted' if self.views and not math.isinf(self.ridge) else 'not refitted'
 
 
@@ -928,22 +606,26 @@ class _BlockBuild:
         teacher, student, basis = self.teacher.attn, self.student.attn, self.build.basis
         read = self.build.read([_norm(t.x) for t in self.traces], [_norm(z) for z in self.tokens])
         weight, bias = _fold(self.teacher.norm1, teacher.qkv.weight, teacher.qkv.bias, read)
-        large = _Attention(
+        large = Attention(
             *zip(weight.chunk(3), bias.chunk(3), strict=True),
             (basis.T @ teacher.proj.weight, basis.T @ teacher.proj.bias),
         )
-        start = _Attention(
+        start = Attention(
             *zip(student.qkv.weight.chunk(3), student.qkv.bias.chunk(3), strict=True),
             (student.proj.weight, student.proj.bias),
         )
         small, note = self._reduce(large, start, [t.self_heads for t in self.traces], (read, read))
-        _set(student.qkv, _stack([small.query, small.key, small.value]))
+        _set(student.qkv, stack([small.query, small.key, small.value]))
         self._write('attn.proj', small.output, [t.after_self @ basis for t in self.traces])
         self.notes['attn.qkv'] = f'read on the basis, {note}'
         self.notes['attn.proj'] += f', {note}'
 
     def _cross_attention(self) -> None:
-        teacher, student, basis = self.teacher.cross_attn, self.student.cross_attn, self.build.basis
+        teacher, student, basis = (
+            self.teacher.cross_attn,
+            self.student.cross_attn,
+            self.build.basis,
+        )
         read = self.build.read(
             [_norm(t.after_self) for t in self.traces], [_norm(z) for z in self.tokens]
         )
@@ -951,14 +633,14 @@ class _BlockBuild:
             [_norm(t.other) for t in self.traces], [_norm(z) for z in self.others]
         )
         norm2, norm_y = self.teacher.norm2, self.teacher.norm_y
-        large = _Attention(
+        large = Attention(
             _fold(norm2, teacher.projq.weight, teacher.projq.bias, read),
             _fold(norm_y, teacher.projk.weight, teacher.projk.bias, memory),
             _fold(norm_y, teacher.projv.weight, teacher.projv.bias, memory),
             (basis.T @ teacher.proj.weight, basis.T @ teacher.proj.bias),
         )
         layers = (student.projq, student.projk, student.projv, student.proj)
-        start = _Attention(*((layer.weight, layer.bias) for layer in layers))
+        start = Attention(*((layer.weight, layer.bias) for layer in layers))
         features = [t.cross_heads for t in self.traces]
         small, note = self._reduce(large, start, features, (read, memory))
         for name, made in zip('qkv', (small.query, small.key, small.value), strict=True):
@@ -972,7 +654,7 @@ class _BlockBuild:
         read = self.build.read(
             [_norm(t.after_cross) for t in self.traces], [_norm(z) for z in self.tokens]
         )
-        fc1, fc2, note = _reduce_units(
+        fc1, fc2, note = reduce_units(
             _fold(self.teacher.norm3, teacher.fc1.weight, teacher.fc1.bias, read),
             (basis.T @ teacher.fc2.weight, basis.T @ teacher.fc2.bias),
             [t.units for t in self.traces],
@@ -985,12 +667,12 @@ class _BlockBuild:
         self.notes['mlp.fc2'] += f', {note}'
 
     def _reduce(
-        self, large: _Attention, start: _Attention, features: list[Tensor], reads: tuple[Read, Read]
-    ) -> tuple[_Attention, str]:
-        importance = _head_importance(large, features, self.build.teacher.layout.heads)
+        self, large: Attention, start: Attention, features: list[Tensor], reads: tuple[Read, Read]
+    ) -> tuple[Attention, str]:
+        importance = head_importance(large, features, self.build.teacher.layout.heads)
         slots = assign_heads(importance, self.build.student.layout.heads)
         note = 'heads ' + ' '.join(str(slot.head) for slot in slots)
-        return _reduce_attention(large, start, slots, reads, self.groups), note
+        return reduce_attention(large, start, slots, reads, self.groups), note
 
     def _write(self, name: str, made: Linear, aims: list[Tensor]) -> None:
         """Set a layer that writes the stream, refit it, and move the tokens past it."""
@@ -1002,11 +684,11 @@ class _BlockBuild:
                 aim - tokens - layer(part)
                 for aim, tokens, part in zip(aims, self.tokens, inputs, strict=True)
             ]
-            _refit(layer, inputs, lacks, self.build.ridge)
+            _set(layer, refit((layer.weight, layer.bias), inputs, lacks, self.build.ridge))
             self.tokens = [
                 tokens + layer(part) for tokens, part in zip(self.tokens, inputs, strict=True)
             ]
-        self.notes[name] = f'written on the basis, {self.build._fitted()}'
+        self.notes[name] = f'written on the basis, {self.build.fitted}'
 
     def _inputs(self, name: str, index: int) -> Tensor:
         """Return what the named layer is given on the student's tokens."""
@@ -1027,3 +709,186 @@ class _BlockBuild:
 def _set(layer: nn.Module, made: Linear) -> None:
     layer.weight.copy_(made[0])
     layer.bias.copy_(made[1])
+
+
+# --- Heads ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a head layer reads: teacher and student tokens on the pairs, and the map between."""
+
+    read: Read
+    teacher: list[Tensor]
+    student: list[Tensor]
+    fold: Linear | None = None  # gain and bias of the teacher's norm in between
+
+    def linear(self, weight: Tensor, bias: Tensor) -> Linear:
+        """Return a teacher layer so that it reads the student's tokens."""
+        if self.fold is None:
+            return weight @ self.read.matrix, bias + weight @ self.read.offset
+        gain, shift = self.fold
+        return (weight * gain) @ self.read.matrix, bias + weight @ (
+            shift + gain * self.read.offset
+        )
+
+    def teacher_tokens(self) -> list[Tensor]:
+        """Return the tokens as the teacher's layer gets them."""
+        if self.fold is None:
+            return self.teacher
+        return [tokens * self.fold[0] + self.fold[1] for tokens in self.teacher]
+
+
+class _HeadBuild:
+    """Head entries of equal name: readers of the stream moved to the basis, the rest as is."""
+
+    def __init__(
+        self,
+        build: _Build,
+        student: StateDict,
+        teacher: StateDict,
+        heads: tuple[str, ...],
+    ) -> None:
+        self.build, self.student, self.teacher = build, student, teacher
+        self.keys = [key for key in student if key.startswith(heads) and key in teacher]
+
+    def run(self) -> None:
+        """Make every head entry."""
+        layers = dict.fromkeys(key.rpartition('.')[0] for key in self.keys)
+        for layer in layers:
+            role = next((r for p, r in STREAM_READERS.items() if re.search(p, layer)), None)
+            if role == 'hook':
+                self._reader(layer, [self._hook(layer)])
+            elif role == 'normed':
+                self._reader(layer, [self._normed(layer)])
+            elif role == 'encoder+normed':
+                self._mlp(layer, [self._encoder(layer), self._normed(layer)])
+        for key in self.keys:
+            if key not in self.build.notes:
+                self._plain(key)
+
+    def _plain(self, key: str) -> None:
+        shape = tuple(self.student[key].shape)
+        try:
+            made, how = truncate_tensor(self.teacher[key].detach(), shape)
+        except ModelError as error:
+            if len(shape) == 2:
+                raise ModelError(f'cannot initialise {key!r}: {error}') from error
+            self.build.notes[key] = (key, f'{LEFT_ALONE}: {error}')
+            return
+        self.build.made[key], self.build.notes[key] = made, (key, how)
+
+    # -- what is read
+
+    def _views(self, layer: str) -> list[_View]:
+        """Return the views that a layer serves: head 1 the left, head 2 the right, else both."""
+        match = re.match(r'downstream_head([12])\.', layer)
+        views = self.build.views
+        return [v for v in views if v.number == int(match[1]) - 1] if match else views
+
+    def _encoder(self, layer: str) -> _Source:
+        views = self._views(layer)
+        student = [self.build.encode(view) for view in views]
+        return _Source(self.build.encoder_read, [view.encoder for view in views], student)
+
+    def _normed(self, layer: str) -> _Source:
+        views = self._views(layer)
+        teacher = [_norm(view.levels[-1]) for view in views]
+        student = [_norm(view.tokens) for view in views]
+        norm = self.build.teacher.linear('dec_norm')
+        return _Source(self.build.read(teacher, student), teacher, student, norm)
+
+    def _hook(self, layer: str) -> _Source | None:
+        number = int(layer.rpartition('act_postprocess.')[2][0])
+        depths = self.build.teacher.depth, self.build.student.depth
+        large, small = (dpt_hooks(depth)[number] for depth in depths)
+        if number == 0:
+            return self._encoder(layer)
+        if number == 3:
+            return self._normed(layer)
+        if small == 0 or large == 0:
+            return None
+        views = self._views(layer)
+        teacher = [view.levels[large] for view in views]
+        student = [view.hooks[small - 1] for view in views]
+        return _Source(self.build.read_raw(teacher, student), teacher, student)
+
+    # -- what is made of it
+
+    def _folded(self, layer: str, sources: list[_Source]) -> Linear:
+        """Return the teacher's layer, reading the student's tokens from all sources."""
+        weight = self.teacher[f'{layer}.weight'].detach().double().flatten(1)
+        widths = [source.read.matrix.shape[0] for source in sources]
+        if weight.shape[1] != sum(widths):
+            raise ModelError(
+                f'teacher {layer + ".weight"!r} reads {weight.shape[1]} channels; '
+                f'{" + ".join(map(str, widths))} are there'
+            )
+        nothing = torch.zeros(len(weight), dtype=torch.float64)
+        stored = self.teacher.get(f'{layer}.bias')
+        bias = nothing if stored is None else stored.detach().double()
+        parts = []
+        for source, columns in zip(sources, weight.split(widths, dim=1), strict=True):
+            part, bias = source.linear(columns, bias)
+            parts.append(part)
+        return torch.cat(parts, dim=1), bias
+
+    def _reader(self, layer: str, sources: list[_Source | None]) -> None:
+        known = [source for source in sources if source is not None]
+        if len(known) < len(sources):
+            for part in ('weight', 'bias'):
+                how = f'{LEFT_ALONE}: reads the decoder in one model, the encoder in the other'
+                self.build.notes[f'{layer}.{part}'] = (f'{layer}.{part}', how)
+            return
+        self._put(layer, self._folded(layer, known), 'read on the basis')
+
+    def _mlp(self, layer: str, sources: list[_Source]) -> None:
+        """Make fc1 and the fc2 behind it, with the units that matter most."""
+        after = layer.removesuffix('fc1') + 'fc2'
+        if f'{after}.weight' not in self.student or f'{after}.weight' not in self.teacher:
+            self._reader(layer, list(sources))
+            return
+        fc1, fc2, start1, start2 = (
+            (state[f'{name}.weight'].detach().double(), state[f'{name}.bias'].detach().double())
+            for state, name in (
+                (self.teacher, layer),
+                (self.teacher, after),
+                (self.student, layer),
+                (self.student, after),
+            )
+        )
+        views = range(len(sources[0].teacher))
+        inputs = [torch.cat([s.teacher_tokens()[v] for s in sources], dim=-1) for v in views]
+        units = [F.gelu(F.linear(tokens, *fc1)) for tokens in inputs]
+        scale = torch.cat([source.read.scale for source in sources])
+        small1, small2, note = reduce_units(
+            self._folded(layer, sources), fc2, units, scale, (start1, start2)
+        )
+        if units and len(small2[0]) == len(fc2[0]):
+            tokens = [torch.cat([s.student[v] for s in sources], dim=-1) for v in views]
+            features = [F.gelu(F.linear(part, *small1)) for part in tokens]
+            lacks = [
+                F.linear(large, *fc2) - F.linear(part, *small2)
+                for large, part in zip(units, features, strict=True)
+            ]
+            small2 = refit(small2, features, lacks, self.build.ridge)
+        self._put(layer, small1, f'read on the basis, {note}')
+        self._put(after, small2, f'{note}, {self.build.fitted}')
+
+    def _put(self, layer: str, made: Linear, how: str) -> None:
+        """Take a layer; rows that the student has not are truncated away."""
+        for part, value in zip(('weight', 'bias'), made, strict=True):
+            key = f'{layer}.{part}'
+            if key not in self.student:
+                continue
+            shape = tuple(self.student[key].shape)
+            rows = shape[0]
+            if rows != len(value) or value[0].numel() != self.student[key][0].numel():
+                flat = (rows, self.student[key][0].numel()) if value.ndim == 2 else (rows,)
+                try:
+                    value, cut = truncate_tensor(value, flat)
+                except ModelError as error:
+                    raise ModelError(f'cannot initialise {key!r}: {error}') from error
+                how = f'{how}, then {cut}'
+            self.build.made[key] = value.reshape(shape)
+            self.build.notes[key] = (key, how)

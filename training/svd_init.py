@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 import re
 
-import torch
-from torch import Tensor, nn
+from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import ModelError
 from training.init_plan import (
@@ -24,9 +23,9 @@ from training.init_plan import (
     StateDict,
     teacher_block_prefix,
 )
+from training.reduction import truncate_tensor
 from training.shared_basis import CalibrationTokens, DecoderLayout, shared_basis
 
-MATRIX_CUTS = ('svd', 'direct')
 METHODS = ('shared_basis', 'truncate', 'direct')
 MAST3R_HEADS = ('downstream_head1.', 'downstream_head2.')
 _SINGLE_ENTRIES = ('mask_token', 'decoder_embed.', 'dec_norm.')
@@ -101,63 +100,6 @@ def initialise(
         )
     student.load_state_dict(result.state, strict=True)
     return result
-
-
-def truncate_matrix(matrix: Tensor, shape: tuple[int, int], cut: str = 'svd') -> Tensor:
-    """Return a smaller matrix in place of a large one, as the paper does.
-
-    With A = U S V^T of rank r = min(rows, columns of the result), 'svd' is the top-left block of
-    the best rank-r approximation; 'direct' is the top-left block of A itself. Neither is a
-    projection: rows and columns beyond the block are dropped.
-
-    Args:
-        matrix: (M, N).
-        shape: Rows and columns wanted; where the matrix has fewer, the result has fewer.
-        cut: 'svd' or 'direct'.
-
-    Returns:
-        (min(M, rows), min(N, columns)) in the matrix's dtype; half precision is computed in
-        float32.
-
-    Raises:
-        ModelError: Unknown cut.
-    """
-    rows, columns = shape
-    if cut == 'direct':
-        return matrix[:rows, :columns].clone()
-    if cut != 'svd':
-        raise ModelError(f'unknown cut {cut!r}; known: {", ".join(MATRIX_CUTS)}')
-    work = matrix if matrix.dtype == torch.float64 else matrix.float()
-    u, s, vt = torch.linalg.svd(work, full_matrices=False)
-    rank = min(rows, columns, len(s))
-    return ((u[:rows, :rank] * s[:rank]) @ vt[:rank, :columns]).to(matrix.dtype)
-
-
-def truncate_tensor(tensor: Tensor, shape: tuple[int, ...], cut: str = 'svd') -> tuple[Tensor, str]:
-    """Return a teacher's tensor brought to a student's shape, and how.
-
-    Equal shapes are copied; 1-D is cut; 2-D goes through `truncate_matrix`; with more
-    dimensions the tensor is flattened to (first) x (rest) for it.
-
-    Raises:
-        ModelError: It cannot be: the teacher's is smaller, or has other dimensions.
-    """
-    if tuple(tensor.shape) == tuple(shape):
-        return tensor.clone(), 'copied'
-    if tensor.ndim != len(shape):
-        raise ModelError(f'teacher has shape {tuple(tensor.shape)}, student {tuple(shape)}')
-    if tensor.ndim == 1:
-        if len(tensor) < shape[0]:
-            raise ModelError(f'teacher has {len(tensor)} values, student {shape[0]}')
-        return tensor[: shape[0]].clone(), 'cut 1-D'
-    flat = tensor.flatten(1)
-    rows, columns = shape[0], int(torch.Size(shape[1:]).numel())
-    if rows > flat.shape[0] or columns > flat.shape[1]:
-        raise ModelError(f'teacher has shape {tuple(tensor.shape)}, student {tuple(shape)}')
-    how = 'svd' if cut == 'svd' else 'top-left block'
-    if tensor.ndim > 2:
-        how += f' on the flattened {tensor.ndim}-D tensor'
-    return truncate_matrix(flat, (rows, columns), cut).reshape(shape), how
 
 
 def truncate(

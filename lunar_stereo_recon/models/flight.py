@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn, Tensor
 import torch.nn.functional as F
 
 from lunar_stereo_recon.models.decoder import (
-    LAYER_NORM_EPS,
     DecoderBlock,
     grid_positions,
+    LAYER_NORM_EPS,
     rotary_tables,
 )
 

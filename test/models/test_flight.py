@@ -1,0 +1,147 @@
+"""The flight student: matching by construction, sizes, gradients, and the exported file."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from lunar_stereo_recon.models.flight import (  # noqa: E402
+    convex_upsample,
+    FlightConfig,
+    FlightStudent,
+    normalise_contrast,
+    peak_expectation,
+    row_correlation,
+)
+
+TINY = FlightConfig(
+    encoder_channels=(8, 8, 16, 16),
+    decoder_width=16,
+    decoder_depth=2,
+    decoder_heads=2,
+    descriptor_channels=8,
+    disparity_bins=12,
+    hourglass_channels=(8, 8, 16, 16),
+    local_radius=2,
+)
+
+
+@pytest.fixture
+def student():
+    torch.manual_seed(0)
+    return FlightStudent(TINY)
+
+
+def test_row_correlation_is_the_product_at_each_disparity():
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.randn(2, 5, 3, 9, generator=generator) for _ in range(2))
+    result = row_correlation(left, right, 4)
+    for disparity in range(4):
+        for column in range(9):
+            expected = torch.zeros(2, 3)
+            if column >= disparity:
+                expected = (left[..., column] * right[..., column - disparity]).sum(dim=1)
+            torch.testing.assert_close(result[:, disparity, :, column], expected)
+
+
+def test_peak_expectation_ignores_a_second_surface():
+    logits = torch.full((1, 12, 1, 1), -20.0)
+    logits[0, 2:4] = 5.0  # the stronger surface, between bins 2 and 3
+    logits[0, 9] = 4.9
+    expected, peak = peak_expectation(logits)
+    assert expected.item() == pytest.approx(2.5, abs=1e-3)
+    assert peak.item() in (2, 3)
+
+
+def test_convex_upsampling_keeps_a_constant_and_stays_between_neighbours():
+    weights = torch.randn(1, 9 * 16, 5, 6)
+    constant = convex_upsample(torch.full((1, 1, 5, 6), 7.5), weights)
+    assert constant.shape == (1, 20, 24)
+    torch.testing.assert_close(constant, torch.full_like(constant, 7.5))
+    ramp = torch.arange(6.0).expand(1, 1, 5, 6)
+    fine = convex_upsample(ramp, weights)
+    nearest = ramp[:, 0].repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert (fine - nearest).abs().max() <= 1.0
+
+
+def test_contrast_does_not_depend_on_gain():
+    image = 0.2 + 0.3 * torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(2))
+    contrast = [normalise_contrast(image * gain)[:, 1] for gain in (1.0, 0.6)]
+    assert (contrast[0] - contrast[1]).abs().mean() < 0.05 * contrast[0].abs().mean()
+
+
+def test_every_parameter_gets_a_gradient(student):
+    from training.recipe import LossRecipe
+    from training.stereo_losses import flight_losses
+
+    left, right = torch.rand(2, 1, 64, 96), torch.rand(2, 1, 64, 96)
+    batch = {
+        'disparity': torch.full((2, 64, 96), 9.0),
+        'occlusion': torch.zeros(2, 64, 96, dtype=torch.uint8),
+    }
+    loss, terms = flight_losses(student(left, right), batch, LossRecipe())
+    assert all(term > 0 for term in terms.values())
+    loss.backward()
+    silent = [n for n, p in student.named_parameters() if p.grad is None or not p.grad.any()]
+    # A bias before a softmax over positions, or before keys, has no effect by construction.
+    assert all(name.endswith('projk.bias') for name in silent), silent
+
+
+@pytest.mark.parametrize('size', [(64, 96), (96, 64), (32, 160)])
+def test_output_sizes_follow_the_input(student, size):
+    with torch.no_grad():
+        output = student.eval()(torch.rand(1, 1, *size), torch.rand(1, 1, *size))
+    assert output['disparity'].shape == (1, *size)
+    assert output['confidence_logit'].shape == (1, *size)
+    assert output['descriptors_left'].shape == (1, 8, size[0] // 4, size[1] // 4)
+    assert (output['disparity'] >= 0).all()
+
+
+def test_exported_file_agrees_with_torch_at_other_sizes(student, tmp_path):
+    pytest.importorskip('onnxruntime')
+    from training.export import export_onnx, parity
+
+    path = tmp_path / 'tiny.onnx'
+    export_onnx(student.eval(), path, {'format_version': '1', 'name': 'tiny'})
+    for size in ((64, 96), (96, 224)):
+        assert parity(student, path, size) < 1e-3
+
+
+def test_exported_metadata_describes_the_model(student, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    from training.export import export_onnx, metadata_of
+
+    content = {'recipe': {'name': 'tiny'}, 'step': 3, 'seconds': 1.0, 'git_commit': ''}
+    path = tmp_path / 'tiny.onnx'
+    export_onnx(student.eval(), path, metadata_of(student, content, None))
+    properties = {p.key: p.value for p in onnx.load(path).metadata_props}
+    assert properties['name'] == 'tiny'
+    assert properties['max_disparity_px'] == '44'
+    assert json.loads(properties['config'])['disparity_bins'] == 12
+    assert len(properties['weights_sha256']) == 64
+
+
+def test_overfits_one_shifted_texture():
+    from training.recipe import LossRecipe
+    from training.stereo_losses import flight_losses
+
+    torch.manual_seed(0)
+    student = FlightStudent(TINY)
+    texture = torch.from_numpy(np.random.default_rng(0).random((1, 1, 64, 128), np.float32))
+    batch = {
+        'disparity': torch.full((1, 64, 96), 12.0),
+        'occlusion': torch.zeros(1, 64, 96, dtype=torch.uint8),
+    }
+    left, right = texture[..., 20:116], texture[..., 32:128]
+    optimizer = torch.optim.AdamW(student.parameters(), 3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        output = student(left, right)
+        loss, _ = flight_losses(output, batch, LossRecipe())
+        loss.backward()
+        optimizer.step()
+    assert (output['disparity'] - 12.0).abs().mean() < 0.5

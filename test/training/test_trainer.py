@@ -1,0 +1,171 @@
+"""The trainer: resumed equals uninterrupted, bad data is counted, recipes are strict."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+pytest.importorskip('omegaconf')
+
+from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
+from training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from training.data import RenderedPairs  # noqa: E402
+from training.recipe import DataRecipe, load_recipe, LossRecipe, OptimizerRecipe, Recipe  # noqa: E402
+from training.trainer import learning_rate, Trainer, TrainingDivergedError  # noqa: E402
+
+TINY_MODEL = {
+    'encoder_channels': [8, 8, 16, 16],
+    'decoder_width': 16,
+    'decoder_depth': 1,
+    'decoder_heads': 2,
+    'descriptor_channels': 8,
+    'disparity_bins': 8,
+    'hourglass_channels': [8, 8, 16, 16],
+    'local_radius': 2,
+}
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Four pairs of a random texture at a constant disparity."""
+    folder = tmp_path / 'pairs'
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        texture = rng.integers(0, 255, (72, 160), np.uint8)
+        disparity = 4 + 3 * number
+        np.savez(
+            folder / f'{number:04d}.npz',
+            left=texture[:, 32 - disparity : 136 - disparity],
+            right=texture[:, 32:136],
+            disparity=np.full((72, 104), disparity, np.float32),
+            shadow=np.zeros((72, 104), bool),
+            occlusion=np.zeros((72, 104), np.uint8),
+        )
+    return folder
+
+
+@pytest.fixture
+def recipe(pairs):
+    return Recipe(
+        model=TINY_MODEL,
+        data=DataRecipe(
+            train=[str(pairs)], crop_height=64, crop_width=96, workers=0, max_unreadable_fraction=0
+        ),
+        optimizer=OptimizerRecipe(warmup_steps=2, total_steps=6, batch_size=2),
+        checkpoint_every=3,
+        validate_every=100,
+    )
+
+
+def test_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path):
+    whole = Trainer(recipe, tmp_path / 'whole')
+    whole.run()
+    first = Trainer(recipe, tmp_path / 'parts')
+    first.run(minutes=0.0)  # stops with a checkpoint after one step
+    assert first.step == 1
+    second = Trainer(recipe, tmp_path / 'parts')
+    second.resume()
+    second.run()
+    assert second.step == whole.step == 6
+    for name, value in whole.student.state_dict().items():
+        torch.testing.assert_close(second.student.state_dict()[name], value, rtol=0, atol=0)
+    for name, value in whole.average.state_dict().items():
+        torch.testing.assert_close(second.average.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_batches_depend_only_on_seed_and_step(recipe):
+    data = RenderedPairs(recipe.data, seed=3, batch_size=2)
+    again = RenderedPairs(recipe.data, seed=3, batch_size=2)
+    torch.testing.assert_close(data[5]['left'], again[5]['left'])
+    assert not torch.equal(data[5]['left'], data[6]['left'])
+
+
+def test_processes_share_a_batch_without_overlap(recipe):
+    whole = RenderedPairs(recipe.data, 0, 2)[1]
+    halves = [RenderedPairs(recipe.data, 0, 2, rank, 2)[1] for rank in range(2)]
+    torch.testing.assert_close(whole['left'], torch.cat([half['left'] for half in halves]))
+
+
+def test_unreadable_pairs_stop_the_run_above_the_set_fraction(recipe, pairs):
+    (pairs / '0001.npz').write_bytes(b'not a zip file')
+    data = RenderedPairs(recipe.data, 0, 4)
+    with pytest.raises(InputError, match='1 of 4 pairs cannot be read.*0001'):
+        data[0]
+    recipe.data.max_unreadable_fraction = 0.5
+    assert RenderedPairs(recipe.data, 0, 4)[0]['left'].shape == (4, 1, 64, 96)
+
+
+def test_crop_larger_than_the_pairs_is_an_error(recipe):
+    recipe.data.crop_width = 512
+    with pytest.raises(InputError, match='smaller than the crop 512x64'):
+        RenderedPairs(recipe.data, 0, 1)[0]
+
+
+def test_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match='nothing'):
+        RenderedPairs(DataRecipe(train=[str(tmp_path / 'nothing')]), 0, 1)
+
+
+def test_loss_of_weight_zero_is_not_computed(recipe, tmp_path):
+    recipe.losses = LossRecipe(first=0.0)
+    trainer = Trainer(recipe, tmp_path)
+    terms = trainer.train_step([trainer.data[0]])
+    assert 'first' not in terms
+    assert terms['disparity'] > 0
+
+
+def test_loss_that_stays_infinite_stops_the_run(recipe, tmp_path):
+    trainer = Trainer(recipe, tmp_path)
+    batch = trainer.data[0]
+    batch['left'] = torch.full_like(batch['left'], torch.nan)
+    before = {name: value.clone() for name, value in trainer.student.named_parameters()}
+    with pytest.raises(TrainingDivergedError, match='learning_rate'):
+        for _ in range(30):
+            trainer.train_step([batch])
+    for name, value in trainer.student.named_parameters():
+        torch.testing.assert_close(value, before[name])
+
+
+def test_learning_rate_rises_then_falls():
+    recipe = OptimizerRecipe(learning_rate=1.0, warmup_steps=10, total_steps=110)
+    rates = [learning_rate(step, recipe) for step in range(111)]
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[110] == pytest.approx(recipe.final_fraction)
+
+
+def test_recipe_rejects_unknown_keys_and_wrong_types(tmp_path):
+    path = tmp_path / 'recipe.yaml'
+    path.write_text('optimizer: {learning_rte: 0.1}\n')
+    with pytest.raises(InputError, match='learning_rte'):
+        load_recipe(path)
+    path.write_text('optimizer: {total_steps: many}\n')
+    with pytest.raises(InputError, match='total_steps'):
+        load_recipe(path)
+    path.write_text('name: mine\n')
+    recipe = load_recipe(path, ['optimizer.learning_rate=0.5'])
+    assert (recipe.name, recipe.optimizer.learning_rate) == ('mine', 0.5)
+
+
+def test_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / 'checkpoint.pt'
+    save_checkpoint(path, {'step': 1})
+
+    def full_disk(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('training.checkpoint.os.fsync', full_disk)
+    with pytest.raises(OSError, match='No space'):
+        save_checkpoint(path, {'step': 2})
+    assert load_checkpoint(path)['step'] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_checkpoint_is_a_clear_error(tmp_path):
+    path = tmp_path / 'checkpoint.pt'
+    path.write_bytes(b'\x80\x02garbage')
+    with pytest.raises(ModelError, match=str(path)):
+        load_checkpoint(path)
