@@ -252,7 +252,9 @@ def parse_constructor(text: str, path: str | Path = 'checkpoint') -> Mast3rConfi
         conf_min=conf_min,
         desc_conf_min=desc_conf_min,
     )
-    sizes = {field: arguments[name] for name, field in SIZE_ARGUMENTS.items() if name in arguments}
+    sizes: dict[str, Any] = {
+        field: arguments[name] for name, field in SIZE_ARGUMENTS.items() if name in arguments
+    }
     for field, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise ModelError(f'{path}: constructor has {field} = {value!r}; a number is needed')

@@ -76,6 +76,33 @@ class FusionBlock(nn.Module):
         return self.out_conv(_upsample_twice(self.resConfUnit2(x)))
 
 
+class FusionPyramid(nn.Module):
+    """Four levels to one width, then fused from the coarsest to the finest."""
+
+    def __init__(self, level_channels: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn = (
+            nn.Conv2d(channels, width, 3, padding=1, bias=False) for channels in level_channels
+        )
+        # Official state dicts list the same four under these names as well.
+        self.layer_rn = nn.ModuleList(
+            [self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn]
+        )
+        self.refinenet1, self.refinenet2, self.refinenet3, self.refinenet4 = (
+            FusionBlock(width) for _ in range(4)
+        )
+        # No finer level reaches the coarsest block, see FusionBlock.
+        self.refinenet4.resConfUnit1.requires_grad_(False)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Return (B, C, 8 h, 8 w) of maps at 4, 2, 1 and 1/2 times the token grid (h, w)."""
+        l1, l2, l3, l4 = (rn(x) for rn, x in zip(self.layer_rn, maps, strict=True))
+        path = self.refinenet4(l4)[..., : l3.shape[-2], : l3.shape[-1]]  # odd grids rounded up
+        path = self.refinenet3(path, l3)
+        path = self.refinenet2(path, l2)
+        return self.refinenet1(path, l1)
+
+
 class DptHead(nn.Module):
     """Dense prediction transformer: four token levels to a map of 4 channels at image size."""
 
@@ -92,7 +119,7 @@ class DptHead(nn.Module):
                 ),
             ]
         )
-        self.scratch = _fusion_parts(config)
+        self.scratch = FusionPyramid(config.level_channels, config.fusion_width)
         width = config.fusion_width
         self.head = nn.Sequential(
             nn.Conv2d(width, width // 2, 3, padding=1),
@@ -101,34 +128,12 @@ class DptHead(nn.Module):
             nn.ReLU(),
             nn.Conv2d(width // 2, 4, 1),
         )
-        for parameter in self.scratch.refinenet4.resConfUnit1.parameters():
-            parameter.requires_grad_(False)  # no finer level reaches it, see FusionBlock
 
     def forward(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Return (B, 4, 16 h, 16 w) from four token sets (B, h * w, C) of grid (h, w)."""
         maps = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in levels]
         maps = [stage(x) for stage, x in zip(self.act_postprocess, maps, strict=True)]
-        scratch = self.scratch
-        l1, l2, l3, l4 = (rn(x) for rn, x in zip(scratch.layer_rn, maps, strict=True))
-        path = scratch.refinenet4(l4)[..., : grid[0], : grid[1]]  # odd grids were rounded up
-        path = scratch.refinenet3(path, l3)
-        path = scratch.refinenet2(path, l2)
-        return self.head(scratch.refinenet1(path, l1))
-
-
-def _fusion_parts(config: HeadConfig) -> nn.Module:
-    scratch = nn.Module()
-    layers = [
-        nn.Conv2d(channels, config.fusion_width, 3, padding=1, bias=False)
-        for channels in config.level_channels
-    ]
-    for index, layer in enumerate(layers, start=1):
-        scratch.add_module(f'layer{index}_rn', layer)
-    # Official state dicts list these four under a second name as well.
-    scratch.add_module('layer_rn', nn.ModuleList(layers))
-    for index in range(1, 5):
-        scratch.add_module(f'refinenet{index}', FusionBlock(config.fusion_width))
-    return scratch
+        return self.head(self.scratch(maps))
 
 
 class LocalFeatures(nn.Module):

@@ -58,6 +58,7 @@ class PaperStudent(Mast3r):
     """MASt3R's decoder and heads on the tokens of a small encoder; called like `Mast3r`."""
 
     def __init__(self, student: PaperStudentConfig) -> None:
+        spec = encoder_spec(student.encoder)
         super().__init__(
             Mast3rConfig(
                 encoder_width=student.decoder_width,
@@ -71,8 +72,8 @@ class PaperStudent(Mast3r):
             )
         )
         self.student = student
-        self.spec = encoder_spec(student.encoder)
-        self.add_module(self.spec.module_name, AdaptedEncoder(self.spec, student.decoder_width))
+        self.spec = spec
+        self.add_module(spec.module_name, AdaptedEncoder(spec, student.decoder_width))
         for unused in (self.patch_embed, self.enc_norm):
             unused.requires_grad_(False)
 
