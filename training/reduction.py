@@ -356,7 +356,7 @@ def _rows(layer: Linear, head: int, width: int) -> Linear:
 
 
 def head_importance(teacher: Attention, features: Sequence[Tensor], heads: int) -> Tensor:
-    """Return (heads,) variance that each head adds to the stream; from weights without features."""
+    """Return (heads,) variance that each head adds; from the weights where no features are."""
     width = teacher.output[0].shape[1] // heads
     columns = teacher.output[0].unflatten(1, (heads, width)).transpose(0, 1)  # (H, s, d)
     if not features:
