@@ -46,18 +46,22 @@ class LossRecipe:
 
     Attributes:
         disparity: Full-resolution disparity.
-        coarse: Disparity at stride 4 after local refinement.
+        upsampled: Disparity at stride 2 before the correction there.
+        coarse: Disparity at stride 4 after the correction there.
         first: Disparity at stride 4 before it.
         bins: Cross entropy of the aggregated bins.
         correlation: Cross entropy of the raw correlation, on pixels seen in both views.
+        match: Cross entropy of the matching at stride 2, on pixels seen in both views.
         confidence: Binary cross entropy of "error below one pixel"; sky counts as wrong.
     """
 
     disparity: float = 1.0
+    upsampled: float = 0.3
     coarse: float = 0.3
     first: float = 0.3
     bins: float = 0.5
     correlation: float = 0.3
+    match: float = 0.3
     confidence: float = 0.3
 
 

@@ -35,22 +35,26 @@ def smooth_l1(prediction: Tensor, target: Tensor) -> Tensor:
     return (distance.clamp_max(LARGEST_ERROR_PX) * valid).sum() / valid.sum().clamp_min(1)
 
 
-def coarse_target(disparity: Tensor) -> Tensor:
-    """Return (B, H/4, W/4): mean disparity of each 4x4 cell, NaN where one pixel has none."""
-    return F.avg_pool2d(disparity[:, None], MATCH_STRIDE)[:, 0]
+def cell_mean(disparity: Tensor, stride: int) -> Tensor:
+    """Return (B, H/stride, W/stride): mean of each cell, NaN where one pixel has none."""
+    return F.avg_pool2d(disparity[:, None], stride)[:, 0]
 
 
-def bin_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Return cross entropy against the two bins around the target disparity.
+def all_seen(occlusion: Tensor, stride: int) -> Tensor:
+    """Return (B, H/stride, W/stride) bool: both views see every pixel of the cell."""
+    return F.max_pool2d((occlusion != SEEN).float()[:, None], stride)[:, 0] == 0
+
+
+def bin_cross_entropy(logits: Tensor, position: Tensor, mask: Tensor) -> Tensor:
+    """Return cross entropy against the two bins around the target.
 
     Args:
-        logits: (B, bins, H/4, W/4).
-        target: (B, H/4, W/4) px, NaN where unknown.
-        mask: (B, H/4, W/4) bool, pixels that count.
+        logits: (B, bins, H, W).
+        position: (B, H, W) target in bins, NaN where unknown; outside the bins it is left out.
+        mask: (B, H, W) bool, pixels that count.
     """
     bins = logits.shape[1]
-    position = target / MATCH_STRIDE
-    mask = mask & torch.isfinite(target) & (position <= bins - 1)
+    mask = mask & (position >= 0) & (position <= bins - 1)  # False where NaN
     position = position.nan_to_num(0.0).clamp(0, bins - 1)
     lower = position.floor().long().clamp_max(bins - 2)
     upper_weight = (position - lower)[:, None]
@@ -81,15 +85,23 @@ def flight_losses(
         weights: Losses of weight 0 are not computed.
     """
     target = batch['disparity']
-    coarse = coarse_target(target)
-    seen = F.max_pool2d((batch['occlusion'] != SEEN).float()[:, None], MATCH_STRIDE)[:, 0] == 0
-    everywhere = torch.ones_like(seen)
+    coarse, fine = cell_mean(target, 4), cell_mean(target, 2)
+    seen4, seen2 = all_seen(batch['occlusion'], 4), all_seen(batch['occlusion'], 2)
+    upsampled = output['disparity_upsampled'][:, 0]
+    # The matcher at stride 2 sees offsets of 2 px around where the coarse estimate put it.
+    offset = (fine - upsampled.detach()) / 2 + output['match'].shape[1] // 2
     enabled = {
         'disparity': lambda: smooth_l1(output['disparity'], target),
         'coarse': lambda: smooth_l1(output['disparity_coarse'][:, 0], coarse),
         'first': lambda: smooth_l1(output['disparity_first'][:, 0], coarse),
-        'bins': lambda: bin_cross_entropy(output['logits'], coarse, everywhere),
-        'correlation': lambda: bin_cross_entropy(output['correlation'], coarse, seen),
+        'upsampled': lambda: smooth_l1(upsampled, fine),
+        'bins': lambda: bin_cross_entropy(
+            output['logits'], coarse / MATCH_STRIDE, torch.ones_like(seen4)
+        ),
+        'correlation': lambda: bin_cross_entropy(
+            output['correlation'], coarse / MATCH_STRIDE, seen4
+        ),
+        'match': lambda: bin_cross_entropy(output['match'], offset, seen2),
         'confidence': lambda: confidence_loss(
             output['confidence_logit'], output['disparity'], target
         ),

@@ -2,8 +2,8 @@
 
 Encoder at strides 2 to 16, MASt3R decoder blocks at stride 16 that attend inside bands of token
 rows (on a rectified rig the match of a row lies in the same row), descriptors at stride 4, their
-correlation along the row, a 2-D hourglass over correlation and left features, and disparity at
-full resolution by learned convex upsampling.
+correlation along the row, a 2-D hourglass over correlation and left features, correction of the
+disparity at strides 4 and 2 by matching around it, and learned convex upsampling.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from lunar_stereo_recon.models.decoder import (
 )
 
 MATCH_STRIDE = 4
-TOKEN_STRIDE = 16
 SIZE_MULTIPLE = 32
 # One grey level of an 8-bit image: contrast below it is noise, not texture.
 CONTRAST_FLOOR = 1.0 / 255.0
@@ -41,6 +40,9 @@ class FlightConfig:
         disparity_bins: Bins of 4 px each; the largest disparity is 4 * (bins - 1) px.
         hourglass_channels: Channels of the aggregation at strides 4, 8, 16 and 32.
         local_radius: Bins looked at on either side of the first estimate.
+        fine_channels: Channels of the correction at stride 2.
+        fine_descriptor_channels: Length of its descriptors.
+        fine_radius: Columns at stride 2 looked at on either side of the estimate.
     """
 
     encoder_channels: tuple[int, int, int, int] = (16, 24, 48, 96)
@@ -53,6 +55,9 @@ class FlightConfig:
     disparity_bins: int = 48
     hourglass_channels: tuple[int, int, int, int] = (32, 64, 96, 128)
     local_radius: int = 4
+    fine_channels: int = 24
+    fine_descriptor_channels: int = 12
+    fine_radius: int = 3
 
     @property
     def max_disparity_px(self) -> int:
@@ -104,7 +109,7 @@ def normalise_contrast(image: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Features of one view at strides 4, 8 and 16; the views share it."""
+    """Features of one view at strides 2 to 16; the views share it."""
 
     def __init__(self, channels: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -114,12 +119,12 @@ class Encoder(nn.Module):
         self.stage8 = nn.Sequential(conv(c4, c8, stride=2), ResidualBlock(c8))
         self.stage16 = nn.Sequential(conv(c8, c16, stride=2), ResidualBlock(c16))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features at strides 4, 8 and 16 of a grey image (B, 1, H, W) in [0, 1]."""
-        x = self.stem(F.pixel_unshuffle(normalise_contrast(image), 2))
-        f4 = self.stage4(x)
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return features at strides 2, 4, 8 and 16 of a grey image (B, 1, H, W) in [0, 1]."""
+        f2 = self.stem(F.pixel_unshuffle(normalise_contrast(image), 2))
+        f4 = self.stage4(f2)
         f8 = self.stage8(f4)
-        return f4, f8, self.stage16(f8)
+        return f2, f4, f8, self.stage16(f8)
 
 
 class CrossViewDecoder(nn.Module):
@@ -276,8 +281,8 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
 
 
-class LocalRefinement(nn.Module):
-    """Correct the first estimate from the correlation around it; upsampling and confidence.
+class CoarseRefinement(nn.Module):
+    """Correct the first estimate at stride 4 from the correlation around it.
 
     Bins are looked at relative to the estimate, so what is learned holds at any disparity.
     """
@@ -289,14 +294,13 @@ class LocalRefinement(nn.Module):
         # Relative correlation and logits, and the fraction of a bin that rounding took off.
         self.mix = nn.Sequential(conv(2 * (2 * self.radius + 1) + 1 + h4, h4), conv(h4, h4))
         self.residual = nn.Conv2d(h4, 1, 3, padding=1)
-        self.confidence = nn.Conv2d(h4, 1, 1)
-        self.weights = nn.Conv2d(h4, 9 * MATCH_STRIDE**2, 1)
+        self.weights = nn.Conv2d(h4, 9 * 4, 1)
 
     def forward(
         self, correlation: Tensor, logits: Tensor, context: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return, at stride 4, first and corrected disparity in px, confidence logit, weights."""
-        first, peak = peak_expectation(logits)
+        """Return first and corrected disparity (px), features and weights of the upsampling."""
+        first, _ = peak_expectation(logits)
         nearest = first.detach().round()
         offsets = torch.arange(-self.radius, self.radius + 1, device=logits.device)
         index = nearest.long() + offsets.view(1, -1, 1, 1)
@@ -312,29 +316,95 @@ class LocalRefinement(nn.Module):
             dim=1,
         )
         x = self.mix(x)
-        refined = F.relu(first.detach() + self.residual(x)) * MATCH_STRIDE
-        return first * MATCH_STRIDE, refined, self.confidence(x), self.weights(x)
+        refined = F.relu(first.detach() + self.residual(x))
+        return first * MATCH_STRIDE, refined * MATCH_STRIDE, x, self.weights(x)
 
 
-def convex_upsample(x: Tensor, weights: Tensor) -> Tensor:
-    """Upsample by 4: each fine value is a convex combination of its 3x3 coarse neighbours.
+class FineRefinement(nn.Module):
+    """Correct the disparity at stride 2: warp the right view by it and match what is left over."""
+
+    def __init__(self, config: FlightConfig) -> None:
+        super().__init__()
+        c2, h4 = config.encoder_channels[0], config.hourglass_channels[0]
+        channels = config.fine_channels
+        self.radius = config.fine_radius
+        self.descriptor = nn.Conv2d(c2, config.fine_descriptor_channels, 3, padding=1)
+        self.log_temperature = nn.Parameter(torch.tensor(2.3))
+        self.from_context = nn.Conv2d(h4, channels, 1)
+        self.from_match = nn.Conv2d(2 * self.radius + 1 + c2, channels, 3, padding=1)
+        self.mix = nn.Sequential(nn.ReLU(inplace=True), conv(channels, channels))
+        self.out = nn.Conv2d(channels, 2, 3, padding=1)
+        self.weights = nn.Conv2d(channels, 9 * 4, 1)
+
+    def forward(
+        self, disparity: Tensor, f2_left: Tensor, f2_right: Tensor, context: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Correct a disparity.
+
+        Args:
+            disparity: (B, 1, H/2, W/2) px of the full image.
+            f2_left, f2_right: (B, C, H/2, W/2).
+            context: (B, h4, H/4, W/4).
+
+        Returns:
+            Corrected disparity (px) and confidence logit, (B, 1, H/2, W/2); weights of the
+            upsampling; and for the loss the match at each offset (B, 2 * radius + 1, H/2, W/2),
+            the offset growing with the disparity.
+        """
+        left, right = (
+            F.normalize(self.descriptor(f2), dim=1, eps=1e-4) for f2 in (f2_left, f2_right)
+        )
+        warped = warp_row(right, disparity.detach() / 2)
+        match = self.log_temperature.exp() * self._shifted_products(left, warped)
+        x = self.from_match(torch.cat([match, f2_left], dim=1))
+        x = self.mix(x + upsample2(self.from_context(context)))
+        residual, confidence = self.out(x).chunk(2, dim=1)
+        return F.relu(disparity.detach() + residual), confidence, self.weights(x), match
+
+    def _shifted_products(self, left: Tensor, warped: Tensor) -> Tensor:
+        # Shifting the warped view stands in for warping it anew: exact where disparity does not
+        # change along the row, and it changes little there.
+        radius, width = self.radius, left.shape[3]
+        padded = F.pad(warped, (radius, radius))
+        products = [
+            (left * padded[..., radius - offset : radius - offset + width]).sum(1, keepdim=True)
+            for offset in range(-radius, radius + 1)
+        ]
+        return torch.cat(products, dim=1)
+
+
+def warp_row(right: Tensor, disparity: Tensor) -> Tensor:
+    """Return right (B, C, H, W) sampled at x - disparity (B, 1, H, W), zero outside; linear."""
+    columns = torch.arange(right.shape[3], device=right.device, dtype=disparity.dtype)
+    position = columns - disparity
+    inside = position >= 0
+    position = position.clamp(0, right.shape[3] - 1)
+    lower = position.floor()
+    fraction = position - lower
+    index = lower.long().expand_as(right)
+    above = (index + 1).clamp_max(right.shape[3] - 1)
+    sampled = right.gather(3, index) * (1 - fraction) + right.gather(3, above) * fraction
+    return sampled * inside
+
+
+def convex_upsample2(x: Tensor, weights: Tensor) -> Tensor:
+    """Upsample by 2: each fine value is a convex combination of its 3x3 coarse neighbours.
 
     Args:
         x: (B, 1, H, W).
-        weights: (B, 9 * 16, H, W) logits of the combination.
+        weights: (B, 9 * 4, H, W) logits of the combination.
 
     Returns:
-        (B, 4H, 4W).
+        (B, 1, 2H, 2W).
     """
     batch, _, height, width = x.shape
-    weights = weights.reshape(batch, 9, MATCH_STRIDE**2, height, width)
+    weights = weights.reshape(batch, 9, 4, height, width)
     weights = (weights - weights.amax(dim=1, keepdim=True)).exp()
     padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
     neighbours = torch.stack(
         [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)], dim=1
     )
-    fine = weighted_mean(neighbours, weights)[:, 0]  # (B, 16, H, W)
-    return F.pixel_shuffle(fine, MATCH_STRIDE)[:, 0]
+    return F.pixel_shuffle(weighted_mean(neighbours, weights)[:, 0], 2)
 
 
 class FlightStudent(nn.Module):
@@ -347,7 +417,8 @@ class FlightStudent(nn.Module):
         self.decoder = CrossViewDecoder(config.encoder_channels[3], config)
         self.descriptors = DescriptorHead(config)
         self.aggregation = Aggregation(config)
-        self.refinement = LocalRefinement(config)
+        self.coarse = CoarseRefinement(config)
+        self.fine = FineRefinement(config)
         # Descriptors have unit length: their products need a learned sharpness.
         self.log_temperature = nn.Parameter(torch.tensor(2.3))
 
@@ -360,28 +431,33 @@ class FlightStudent(nn.Module):
         Returns:
             `disparity` (B, H, W) px; `confidence_logit` (B, H, W); and for the losses
             `correlation` and `logits` (B, bins, H/4, W/4), `disparity_first` and
-            `disparity_coarse` (B, 1, H/4, W/4) px before and after local refinement,
-            `descriptors_left`, `descriptors_right` (B, D, H/4, W/4), `decoder_levels`.
+            `disparity_coarse` (B, 1, H/4, W/4) px before and after the correction at stride 4,
+            `disparity_upsampled` and `disparity_fine` (B, 1, H/2, W/2) px before and after that
+            at stride 2, `match` (B, offsets, H/2, W/2), `descriptors_left`, `descriptors_right`
+            (B, D, H/4, W/4), `decoder_levels`.
         """
-        f4, f8, f16 = self.encoder(torch.cat([left, right]))
+        batch = left.shape[0]
+        f2, f4, f8, f16 = self.encoder(torch.cat([left, right]))
         tokens, levels = self.decoder(f16)
         descriptors, f4 = self.descriptors(f4, f8, tokens)
         left_descriptors, right_descriptors = descriptors.chunk(2)
         correlation = self.log_temperature.exp() * row_correlation(
             left_descriptors, right_descriptors, self.config.disparity_bins
         )
-        batch = left.shape[0]
         logits, context = self.aggregation(correlation, f4[:batch], tokens[:batch])
-        first, coarse, confidence, weights = self.refinement(correlation, logits, context)
+        first, coarse, context, weights = self.coarse(correlation, logits, context)
+        upsampled = convex_upsample2(coarse, weights)
+        fine, confidence, weights, match = self.fine(upsampled, f2[:batch], f2[batch:], context)
         return {
-            'disparity': convex_upsample(coarse, weights),
-            'confidence_logit': F.interpolate(
-                confidence, scale_factor=MATCH_STRIDE, mode='bilinear', align_corners=False
-            )[:, 0],
+            'disparity': convex_upsample2(fine, weights)[:, 0],
+            'confidence_logit': upsample2(confidence)[:, 0],
             'correlation': correlation,
             'logits': logits,
             'disparity_first': first,
             'disparity_coarse': coarse,
+            'disparity_upsampled': upsampled,
+            'disparity_fine': fine,
+            'match': match,
             'descriptors_left': left_descriptors,
             'descriptors_right': right_descriptors,
             'decoder_levels': levels,

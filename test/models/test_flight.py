@@ -10,12 +10,13 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from lunar_stereo_recon.models.flight import (  # noqa: E402
-    convex_upsample,
+    convex_upsample2,
     FlightConfig,
     FlightStudent,
     normalise_contrast,
     peak_expectation,
     row_correlation,
+    warp_row,
 )
 
 TINY = FlightConfig(
@@ -58,14 +59,32 @@ def test_peak_expectation_ignores_a_second_surface():
 
 
 def test_convex_upsampling_keeps_a_constant_and_stays_between_neighbours():
-    weights = torch.randn(1, 9 * 16, 5, 6)
-    constant = convex_upsample(torch.full((1, 1, 5, 6), 7.5), weights)
-    assert constant.shape == (1, 20, 24)
+    weights = torch.randn(1, 9 * 4, 5, 6)
+    constant = convex_upsample2(torch.full((1, 1, 5, 6), 7.5), weights)
+    assert constant.shape == (1, 1, 10, 12)
     torch.testing.assert_close(constant, torch.full_like(constant, 7.5))
     ramp = torch.arange(6.0).expand(1, 1, 5, 6)
-    fine = convex_upsample(ramp, weights)
-    nearest = ramp[:, 0].repeat_interleave(4, 1).repeat_interleave(4, 2)
+    fine = convex_upsample2(ramp, weights)
+    nearest = ramp.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert (fine - nearest).abs().max() <= 1.0
+
+
+def test_warping_samples_between_columns_and_is_zero_outside():
+    right = torch.arange(6.0).expand(1, 2, 3, 6)
+    warped = warp_row(right, torch.full((1, 1, 3, 6), 1.5))
+    torch.testing.assert_close(
+        warped, torch.tensor([0.0, 0.0, 0.5, 1.5, 2.5, 3.5]).expand(1, 2, 3, 6)
+    )
+
+
+def test_fine_match_finds_which_way_the_disparity_is_off(student):
+    texture = torch.rand(1, 8, 6, 60, generator=torch.Generator().manual_seed(3)) - 0.5
+    left, right = texture[..., 10:50], texture[..., 16:56]  # disparity 6 columns at stride 2
+    fine = student.fine
+    wrong = torch.full((1, 1, 6, 40), 2.0 * (6 - 2))  # two columns short, in full pixels
+    *_, match = fine(wrong, left, right, torch.zeros(1, 8, 3, 20))
+    best = match[0, :, :, 12:30].mean(dim=(1, 2)).argmax().item()
+    assert best - fine.radius == 2
 
 
 def test_contrast_does_not_depend_on_gain():
