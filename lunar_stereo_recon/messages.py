@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import re
+import struct
 import sys
 from typing import Any
 
@@ -376,3 +377,17 @@ def _color(values: NDArray, white_level: float | None) -> NDArray[np.uint8] | No
 
 def _size(values: NDArray) -> str:
     return f'{values.shape[1]}x{values.shape[0]}'
+
+
+def cdr_stamp_ns(data: bytes | memoryview) -> int:
+    """Return the stamp of a serialized message that begins with a std_msgs Header, nanoseconds.
+
+    Raises:
+        InputError: Fewer bytes than a header has.
+    """
+    if len(data) < 12:
+        raise InputError(f'{len(data)} bytes cannot be a message with a header')
+    # Four bytes of encapsulation; the second says the byte order.
+    order = '<' if data[1] & 1 else '>'
+    seconds, nanoseconds = struct.unpack_from(f'{order}iI', data, 4)
+    return seconds * 1_000_000_000 + nanoseconds

@@ -1,0 +1,81 @@
+"""Messages of rclpy from plain fields, and the status message that follows each frame.
+
+How images become a StereoPair is in `lunar_stereo_recon.messages`, how a Reconstruction becomes
+messages in `lunar_stereo_recon.result_messages`; both serve DDS and bags alike.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+import functools
+import importlib
+from typing import Any
+
+import numpy as np
+
+from lunar_stereo_recon.result_messages import header
+
+# DiagnosticStatus levels.
+OK, WARN, ERROR, STALE = b'\x00', b'\x01', b'\x02', b'\x03'
+
+
+@functools.cache
+def message_class(type_name: str) -> type:
+    """Return the rclpy class of a type named as 'sensor_msgs/msg/Image'.
+
+    Raises:
+        ModuleNotFoundError: The message package is not installed.
+        AttributeError: The package has no such message.
+    """
+    package, kind, name = type_name.split('/')
+    return getattr(importlib.import_module(f'{package}.{kind}'), name)
+
+
+def make_message(type_name: str, **fields: Any) -> Any:
+    """Make an rclpy message; the `MakeMessage` of DDS. Arrays may be NumPy's."""
+    message = message_class(type_name)()
+    for name, value in fields.items():
+        setattr(message, name, _field_value(value))
+    return message
+
+
+def diagnostic_status(
+    level: bytes, name: str, text: str, values: Mapping[str, Any], hardware_id: str = ''
+) -> Any:
+    """Return a DiagnosticStatus with `values` as text."""
+    return make_message(
+        'diagnostic_msgs/msg/DiagnosticStatus',
+        level=level,
+        name=name,
+        message=text,
+        hardware_id=hardware_id,
+        values=[
+            make_message('diagnostic_msgs/msg/KeyValue', key=key, value=_text(value))
+            for key, value in values.items()
+        ],
+    )
+
+
+def diagnostic_array(stamp_ns: int, frame_id: str, statuses: list[Any]) -> Any:
+    """Return a DiagnosticArray."""
+    return make_message(
+        'diagnostic_msgs/msg/DiagnosticArray',
+        header=header(make_message, stamp_ns, frame_id),
+        status=statuses,
+    )
+
+
+def _field_value(value: Any) -> Any:
+    """Return NumPy arrays as what rclpy copies fastest: array.array for bytes, else a list."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype != np.uint8:
+        return value.tolist()
+    data = array('B')
+    data.frombytes(np.ascontiguousarray(value).data)
+    return data
+
+
+def _text(value: Any) -> str:
+    return f'{value:.6g}' if isinstance(value, float) else str(value)

@@ -1,0 +1,190 @@
+"""What the reconstruction node says about itself: counts, latencies, and rules for WARN.
+
+Statuses have the form of diagnostic_updater: named '<node>: <task>', on /diagnostics, 1 Hz.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+import copy
+from dataclasses import dataclass, field
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from lunar_stereo_recon.messages import StereoTopics
+from lunar_stereo_recon.ros.conversions import diagnostic_status, ERROR, OK, WARN
+from lunar_stereo_recon.ros.stereo_sync import explain_no_pairs, SyncStatistics
+
+LATENCY_WINDOW = 100
+
+
+@dataclass
+class FrameStatistics:
+    """What became of the synchronized pairs; filled from two threads.
+
+    Attributes:
+        published: Reconstructions published.
+        drops: Pairs not reconstructed, by reason.
+        last_error: Text of the newest invalid pair; '' where there was none.
+        latencies_ms: Last times from the pair being complete to its results being published.
+        mean_confidence: Of the newest reconstruction; NaN before the first.
+    """
+
+    published: int = 0
+    drops: Counter[str] = field(default_factory=Counter)
+    last_error: str = ''
+    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
+    mean_confidence: float = float('nan')
+    lock: Any = field(default_factory=threading.Lock, repr=False)
+
+    def count_drop(self, reason: str, error: str = '') -> None:
+        """Count a pair that was not reconstructed."""
+        with self.lock:
+            self.drops[reason] += 1
+            self.last_error = error or self.last_error
+
+    def count_published(self, latency_ms: float, mean_confidence: float) -> None:
+        """Count a published reconstruction."""
+        with self.lock:
+            self.published += 1
+            self.latencies_ms.append(latency_ms)
+            self.mean_confidence = mean_confidence
+
+    def snapshot(self) -> FrameStatistics:
+        """Return a copy that no thread changes."""
+        with self.lock:
+            return FrameStatistics(
+                self.published,
+                Counter(self.drops),
+                self.last_error,
+                deque(self.latencies_ms, maxlen=LATENCY_WINDOW),
+                self.mean_confidence,
+            )
+
+
+class NodeReport:
+    """Compares the statistics of one second with those of the last."""
+
+    def __init__(self, node_name: str, topics: StereoTopics, tolerance_ns: int) -> None:
+        """Start with empty statistics.
+
+        Args:
+            node_name: Prefix of the statuses' names.
+            topics: Resolved topic names, for texts.
+            tolerance_ns: Tolerance of the synchronizer, for texts.
+        """
+        self._node_name = node_name
+        self._topics = topics
+        self._tolerance_ns = tolerance_ns
+        self._sync = SyncStatistics()
+        self._frames = FrameStatistics()
+        self._time = time.monotonic()
+        self._silence_since = self._time
+        self._sync_at_silence = SyncStatistics()
+        self._frames_at_silence = FrameStatistics()
+
+    def silence(self, sync: SyncStatistics, frames: FrameStatistics, limit_s: float) -> str | None:
+        """Return why nothing came out for `limit_s` seconds; None where something did.
+
+        Waiting for a subscriber is no silence. The time starts anew with each answer.
+        """
+        now = time.monotonic()
+        before = self._frames_at_silence
+        spoke = (
+            frames.published > before.published
+            or frames.drops['no_subscriber'] > before.drops['no_subscriber']
+        )
+        if not spoke and now - self._silence_since < limit_s:
+            return None
+        reason = None if spoke else self._reason(sync, frames)
+        self._silence_since = now
+        self._sync_at_silence, self._frames_at_silence = copy.deepcopy(sync), frames.snapshot()
+        return reason
+
+    def statuses(
+        self,
+        sync: SyncStatistics,
+        frames: FrameStatistics,
+        engine: dict[str, Any],
+        warning: str,
+        idle: bool,
+    ) -> list[Any]:
+        """Return the DiagnosticStatus messages of the second since the last call.
+
+        Args:
+            sync: Statistics of the synchronizer now.
+            frames: Statistics of the pairs now.
+            engine: Facts about model and provider, shown as they are.
+            warning: A lasting problem such as a fallback provider; '' where there is none.
+            idle: True while nobody subscribes to a result.
+        """
+        now = time.monotonic()
+        elapsed = max(now - self._time, 1e-3)
+        statuses = [
+            self._input_status(sync, elapsed, idle),
+            self._output_status(sync, frames, elapsed, idle),
+            self._engine_status(engine, warning),
+        ]
+        self._time, self._sync, self._frames = now, copy.deepcopy(sync), frames.snapshot()
+        return statuses
+
+    def _reason(self, sync: SyncStatistics, frames: FrameStatistics) -> str:
+        before = self._frames_at_silence
+        if frames.drops['invalid'] > before.drops['invalid']:
+            count = frames.drops['invalid'] - before.drops['invalid']
+            return f'{count} pairs were refused: {frames.last_error}'
+        if sync.pairs > self._sync_at_silence.pairs:
+            return 'pairs are coming, but none is finished yet'
+        return explain_no_pairs(self._sync_at_silence, sync, self._topics, self._tolerance_ns)
+
+    def _input_status(self, sync: SyncStatistics, elapsed: float, idle: bool) -> Any:
+        before = self._sync
+        rates = {
+            f'{side} image rate [Hz]': (sync.images[side] - before.images[side]) / elapsed
+            for side in ('left', 'right')
+        }
+        pair_rate = (sync.pairs - before.pairs) / elapsed
+        level, text = OK, f'{pair_rate:.1f} pairs per second'
+        if idle:
+            text = 'not subscribed: nobody wants a result'
+        elif sync.pairs == before.pairs:
+            level = WARN
+            text = explain_no_pairs(before, sync, self._topics, self._tolerance_ns)
+        values = {
+            **rates,
+            'pair rate [Hz]': pair_rate,
+            'left images': sync.images['left'],
+            'right images': sync.images['right'],
+            'pairs': sync.pairs,
+            **{f'dropped: {reason}': count for reason, count in sorted(sync.drops.items())},
+        }
+        return diagnostic_status(level, f'{self._node_name}: input', text, values)
+
+    def _output_status(self, sync: SyncStatistics, frames: FrameStatistics, elapsed: float) -> Any:
+        before = self._frames
+        rate = (frames.published - before.published) / elapsed
+        level, text = OK, f'{rate:.1f} reconstructions per second'
+        if frames.drops['invalid'] > before.drops['invalid']:
+            level, text = ERROR, f'pairs are refused: {frames.last_error}'
+        elif idle:
+            text = 'idle: nobody subscribes to a result'
+        elif sync.pairs > self._sync.pairs and frames.published == before.published:
+            level, text = WARN, 'pairs come in, but no reconstruction came out'
+        latencies = list(frames.latencies_ms)
+        p50, p95 = np.percentile(latencies, [50, 95]) if latencies else (0.0, 0.0)
+        values = {
+            'rate [Hz]': rate,
+            'reconstructions': frames.published,
+            'latency p50 [ms]': float(p50),
+            'latency p95 [ms]': float(p95),
+            'mean confidence': frames.mean_confidence,
+            **{f'dropped: {reason}': count for reason, count in sorted(frames.drops.items())},
+        }
+        return diagnostic_status(level, f'{self._node_name}: output', text, values)
+
+    def _engine_status(self, engine: dict[str, Any], warning: str) -> Any:
+        level, text = (WARN, warning) if warning else (OK, 'ready')
+        return diagnostic_status(level, f'{self._node_name}: model', text, engine)

@@ -1,0 +1,94 @@
+"""A subscription that takes the reliability its publishers offer.
+
+A reliable subscription never hears a best-effort camera, and a best-effort one loses large images
+of a reliable publisher when the network buffer is full. So the subscription is made when the
+first publisher is seen and made anew when what is offered no longer fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+_FIXED = {
+    'reliable': ReliabilityPolicy.RELIABLE,
+    'best_effort': ReliabilityPolicy.BEST_EFFORT,
+}
+
+
+class ImageSubscription:
+    """One input topic. Call `refresh` a few times a second."""
+
+    def __init__(
+        self,
+        node: Node,
+        message_type: type,
+        topic: str,
+        callback: Callable[[Any], None],
+        reliability: str = 'auto',
+        depth: int = 5,
+    ) -> None:
+        """Prepare; nothing is subscribed before `refresh`.
+
+        Args:
+            node: Owner.
+            message_type: rclpy message class.
+            topic: Relative name; remapping applies.
+            callback: Called with each message.
+            reliability: 'auto', 'reliable' or 'best_effort'.
+            depth: Messages kept until the callback has time.
+        """
+        self._node = node
+        self._message_type = message_type
+        self._callback = callback
+        self._reliability = reliability
+        self._depth = depth
+        self._subscription: Any = None
+        self._current: ReliabilityPolicy | None = None
+        self.topic = topic
+        self.resolved = node.resolve_topic_name(topic)
+
+    def refresh(self) -> None:
+        """Subscribe, or subscribe anew, where the publishers ask for it."""
+        wanted = _FIXED.get(self._reliability) or self._offered()
+        if wanted is None or wanted == self._current:
+            return
+        self.close()
+        self._subscription = self._node.create_subscription(
+            self._message_type,
+            self.topic,
+            self._callback,
+            QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=wanted),
+            qos_overriding_options=QoSOverridingOptions(
+                (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
+            ),
+        )
+        self._current = wanted
+        self._node.get_logger().debug(f'{self.resolved}: subscribed {wanted.name}')
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription, self._current = None, None
+
+    @property
+    def publisher_count(self) -> int:
+        """Return how many publishers the topic has."""
+        return self._node.count_publishers(self.topic)
+
+    def _offered(self) -> ReliabilityPolicy | None:
+        """Return the strongest reliability that every publisher offers; None without one."""
+        offers = {
+            publisher.qos_profile.reliability
+            for publisher in self._node.get_publishers_info_by_topic(self.resolved)
+        }
+        if not offers:
+            return None
+        if offers == {ReliabilityPolicy.RELIABLE}:
+            return ReliabilityPolicy.RELIABLE
+        return ReliabilityPolicy.BEST_EFFORT

@@ -1,0 +1,340 @@
+"""Every parameter of the nodes, declared once: default, description, unit, range, when it acts.
+
+A node's parameters are a frozen dataclass. Declaring, reading and checking changes are derived
+from its fields, so a parameter is added by adding a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+import dataclasses
+from dataclasses import dataclass
+import math
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.pipeline import ReconstructionOptions
+
+OUTPUTS = ('points2', 'confidence', 'disparity', 'depth')
+RELIABILITIES = ('auto', 'reliable', 'best_effort')
+TRANSPORTS = ('raw', 'compressed')
+
+_Parameters = TypeVar('_Parameters')
+
+
+def parameter(
+    default: Any,
+    description: str,
+    *,
+    unit: str = '',
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    dynamic: bool = False,
+) -> Any:
+    """Return a dataclass field that is a ROS parameter.
+
+    Args:
+        default: Value where none is given; its type is the parameter's type.
+        description: One sentence for `ros2 param describe`.
+        unit: Unit of the value, '' where it has none.
+        minimum: Smallest value allowed, of a number.
+        maximum: Largest value allowed, of a number.
+        choices: Allowed texts, of a text or of the elements of a list.
+        dynamic: True where a change acts on the next frame; otherwise it can only be set at start.
+    """
+    metadata = {
+        'description': description,
+        'unit': unit,
+        'minimum': minimum,
+        'maximum': maximum,
+        'choices': choices,
+        'dynamic': dynamic,
+    }
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ReconstructionParameters:
+    """Parameters of the reconstruction node."""
+
+    autostart: bool = parameter(
+        True, 'Configure and activate at start; false waits for a lifecycle manager'
+    )
+    backend: str = parameter('onnx', 'Matcher to use', choices=('onnx', 'sgbm', 'sgbm_hh', 'bm'))
+    model: str = parameter('', 'Path of the model file; empty is the shipped flight student')
+    providers: list[str] = parameter(
+        [''], 'Execution providers of onnxruntime in order of preference; empty is the CPU'
+    )
+    threads: int = parameter(
+        0, 'Threads of the matcher; 0 leaves it to the runtime', minimum=0, maximum=256
+    )
+    approximate_sync: bool = parameter(
+        False, 'Pair images whose stamps differ by up to the tolerance; false wants equal stamps'
+    )
+    approximate_sync_tolerance_seconds: float = parameter(
+        0.01, 'Largest difference of the stamps of a pair', unit='s', minimum=0.0, maximum=10.0
+    )
+    queue_size: int = parameter(
+        5, 'Images of one side that may wait for the other side', minimum=1, maximum=1000
+    )
+    input_transport: str = parameter(
+        'raw',
+        'raw subscribes to Image, compressed to CompressedImage on <topic>/compressed',
+        choices=TRANSPORTS,
+    )
+    input_reliability: str = parameter(
+        'auto',
+        'Reliability of the image subscriptions; auto takes what the publishers offer',
+        choices=RELIABILITIES,
+    )
+    baseline: float = parameter(
+        0.0,
+        'Distance between the cameras; 0 takes it from P[3] of the right camera_info',
+        unit='m',
+        minimum=0.0,
+        maximum=100.0,
+        dynamic=True,
+    )
+    white_level: float = parameter(
+        0.0,
+        "Image value of white, e.g. 4095 for 12-bit data in mono16; 0 is the encoding's maximum",
+        minimum=0.0,
+        maximum=65535.0,
+        dynamic=True,
+    )
+    confidence_threshold: float = parameter(
+        0.5,
+        'Points with a lower probability of being right become NaN',
+        minimum=0.0,
+        maximum=1.0,
+        dynamic=True,
+    )
+    min_range: float = parameter(
+        0.0, 'Nearer points become NaN', unit='m', minimum=0.0, maximum=1e6, dynamic=True
+    )
+    max_range: float = parameter(
+        0.0,
+        'Farther points become NaN; 0 is no limit',
+        unit='m',
+        minimum=0.0,
+        maximum=1e6,
+        dynamic=True,
+    )
+    refine: bool = parameter(True, 'Sharpen the disparity by sub-pixel matching', dynamic=True)
+    outputs: list[str] = parameter(
+        list(OUTPUTS), 'Results to publish', choices=OUTPUTS, dynamic=True
+    )
+    lazy: bool = parameter(
+        True,
+        'Subscribe to images and reconstruct only while somebody subscribes to a result',
+        dynamic=True,
+    )
+    target_rate: float = parameter(
+        0.0,
+        'Pairs to reconstruct per second of stamps at most; 0 is every pair',
+        unit='Hz',
+        minimum=0.0,
+        maximum=1000.0,
+        dynamic=True,
+    )
+    silence_warning: float = parameter(
+        5.0,
+        'Time without a result after which a warning says why; 0 never warns',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+        dynamic=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Check what concerns more than one parameter.
+
+        Raises:
+            InputError: min_range and max_range exclude each other.
+        """
+        self.options  # noqa: B018 (building them checks them)
+
+    @property
+    def options(self) -> ReconstructionOptions:
+        """Return the pipeline's options."""
+        return ReconstructionOptions(
+            confidence_threshold=self.confidence_threshold,
+            min_range_m=self.min_range,
+            max_range_m=self.max_range or math.inf,
+            refine=self.refine,
+        )
+
+    @property
+    def tolerance_ns(self) -> int:
+        """Return the largest difference of the stamps of a pair, nanoseconds."""
+        seconds = self.approximate_sync_tolerance_seconds if self.approximate_sync else 0.0
+        return round(seconds * 1e9)
+
+
+@dataclass(frozen=True)
+class ReplayParameters:
+    """Parameters of the replay node."""
+
+    bag: str = parameter('', 'rosbag2 directory, .mcap or .db3 to publish')
+    rate: float = parameter(
+        1.0,
+        'Speed relative to the recording; 0 publishes as fast as flow_control or DDS allows',
+        minimum=0.0,
+        maximum=1000.0,
+    )
+    flow_control: bool = parameter(
+        False, 'Wait for the frame_status of each frame before the next, so that none is lost'
+    )
+    in_flight: int = parameter(
+        1, 'Frames that may be unanswered at a time with flow_control', minimum=1, maximum=2
+    )
+    answer_timeout: float = parameter(
+        10.0,
+        'Time after which a frame counts as unanswered with flow_control',
+        unit='s',
+        minimum=0.01,
+        maximum=3600.0,
+    )
+    wait_for_subscribers: float = parameter(
+        10.0,
+        'Time to wait for a subscriber on each image topic before starting; 0 starts at once',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+    )
+    min_subscribers: int = parameter(
+        1, 'Subscribers that each image topic must have before starting', minimum=1, maximum=100
+    )
+    loop: bool = parameter(False, 'Start again at the end, with the same stamps')
+    start_offset: float = parameter(
+        0.0, 'Skip this much of the beginning', unit='s', minimum=0.0, maximum=1e9
+    )
+    topics: list[str] = parameter([''], 'Topics to publish; empty is all')
+    clock: bool = parameter(False, 'Publish /clock with the recording time')
+    clock_rate: float = parameter(
+        100.0, 'Rate of /clock between messages', unit='Hz', minimum=1.0, maximum=1000.0
+    )
+    left_image: str = parameter('', 'Topic of the left image in the bag; empty finds it')
+    right_image: str = parameter('', 'Topic of the right image in the bag; empty finds it')
+    left_info: str = parameter('', 'Topic of the left camera_info in the bag; empty finds it')
+    right_info: str = parameter('', 'Topic of the right camera_info in the bag; empty finds it')
+
+
+@dataclass(frozen=True)
+class RecorderParameters:
+    """Parameters of the recorder node."""
+
+    bag: str = parameter('', 'rosbag2 directory to make')
+    overwrite: bool = parameter(False, 'Replace a bag that is there')
+    summary: str = parameter('', 'JSON file for counts and latencies; empty writes none')
+    topics: list[str] = parameter(
+        [
+            'left/image_rect',
+            'points2',
+            'confidence',
+            'disparity',
+            'depth/image',
+            'depth/camera_info',
+            'frame_status',
+        ],
+        'Topics to record',
+    )
+    stop_after: int = parameter(
+        0, 'Finish after this many answered frames; 0 goes on until interrupted', minimum=0
+    )
+    idle_timeout: float = parameter(
+        0.0,
+        'Finish when nothing came for this long after the first frame; 0 never',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+    )
+    drain_timeout: float = parameter(
+        3.0,
+        'When asked to finish, wait this long for results of frames that were answered',
+        unit='s',
+        minimum=0.0,
+        maximum=60.0,
+    )
+
+
+def declare_parameters(node: Node, kind: type[_Parameters]) -> _Parameters:
+    """Declare the fields of `kind` on the node and return their values.
+
+    Raises:
+        InputError: A value is outside its range, not a choice, or of another type.
+    """
+    values = {}
+    for item in dataclasses.fields(kind):
+        default = _default(item)
+        try:
+            declared = node.declare_parameter(item.name, default, _descriptor(item))
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f'parameter {item.name}: {error}') from error
+        values[item.name] = _checked(item, declared.value)
+    return kind(**values)
+
+
+def changed_parameters(current: _Parameters, changes: Iterable[Parameter]) -> _Parameters:
+    """Return the parameters after a set_parameters request; other nodes' names are ignored.
+
+    Raises:
+        InputError: A value is not allowed, alone or together with the others.
+    """
+    fields = {item.name: item for item in dataclasses.fields(current)}
+    values = {
+        change.name: _checked(fields[change.name], change.value)
+        for change in changes
+        if change.name in fields
+    }
+    return dataclasses.replace(current, **values)
+
+
+def named(values: list[str]) -> list[str]:
+    """Return a list parameter without the empty texts that stand for an empty list.
+
+    A launch file or YAML cannot give an empty list a type.
+    """
+    return [value for value in values if value]
+
+
+def _default(item: dataclasses.Field) -> Any:
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return item.default
+
+
+def _descriptor(item: dataclasses.Field) -> ParameterDescriptor:
+    about = item.metadata
+    unit = f' [{about["unit"]}]' if about['unit'] else ''
+    choices = ', '.join(about['choices'])
+    descriptor = ParameterDescriptor(
+        description=about['description'] + unit,
+        additional_constraints=f'one of: {choices}' if choices else '',
+        read_only=not about['dynamic'],
+    )
+    low, high = about['minimum'], about['maximum']
+    if isinstance(_default(item), float):
+        descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+    elif low is not None:
+        high = 2**31 - 1 if high is None else high
+        descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+    return descriptor
+
+
+def _checked(item: dataclasses.Field, value: Any) -> Any:
+    choices = item.metadata['choices']
+    given = list(value) if isinstance(_default(item), list) else [value]
+    unknown = [text for text in given if choices and text and text not in choices]
+    if unknown:
+        raise InputError(
+            f'parameter {item.name} is {unknown[0]!r}; one of {", ".join(choices)} is needed'
+        )
+    return given if isinstance(_default(item), list) else value

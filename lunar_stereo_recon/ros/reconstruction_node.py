@@ -1,0 +1,470 @@
+"""The node: rectified stereo images in; cloud, confidence, disparity and depth out.
+
+A managed (lifecycle) node that starts by itself unless `autostart` is false. `configure` loads
+and warms the model, `activate` subscribes. Callbacks only collect messages; the reconstruction
+runs in a thread of its own, always on the newest pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from dataclasses import dataclass
+import functools
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from rcl_interfaces.msg import SetParametersResult
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from lunar_stereo_recon.backends import load_backend
+from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
+from lunar_stereo_recon.errors import CalibrationError, ReconError
+from lunar_stereo_recon.messages import baseline_of_camera_infos, pair_from_messages, StereoTopics
+from lunar_stereo_recon.pipeline import StereoReconstructor
+from lunar_stereo_recon.result_messages import (
+    confidence_message,
+    depth_info_message,
+    depth_message,
+    disparity_message,
+    point_cloud_message,
+)
+from lunar_stereo_recon.ros.conversions import (
+    diagnostic_array,
+    diagnostic_status,
+    ERROR,
+    make_message,
+    message_class,
+    OK,
+    WARN,
+)
+from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
+from lunar_stereo_recon.ros.image_subscription import ImageSubscription
+from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
+from lunar_stereo_recon.ros.parameters import (
+    changed_parameters,
+    declare_parameters,
+    named,
+    ReconstructionParameters,
+)
+from lunar_stereo_recon.ros.stereo_sync import StereoMessages, StereoSynchronizer
+
+# Topic: message type, and the entry of the parameter `outputs` that it belongs to.
+OUTPUT_TOPICS = {
+    'points2': ('sensor_msgs/msg/PointCloud2', 'points2'),
+    'confidence': ('sensor_msgs/msg/Image', 'confidence'),
+    'disparity': ('stereo_msgs/msg/DisparityImage', 'disparity'),
+    'depth/image': ('sensor_msgs/msg/Image', 'depth'),
+    'depth/camera_info': ('sensor_msgs/msg/CameraInfo', 'depth'),
+}
+DIAGNOSTICS_PERIOD_S = 1.0
+SUBSCRIPTION_CHECK_S = 0.1
+LOG_THROTTLE_S = 5.0
+# P[3] and the `baseline` parameter may differ by this share before it is worth a warning.
+BASELINE_AGREEMENT = 0.01
+WARM_UP_SIZE = (480, 640)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A synchronized set on its way to the worker, and when it was complete (monotonic, s)."""
+
+    messages: StereoMessages
+    received_s: float
+
+
+def transition(
+    callback: Callable[[Any, LifecycleState], TransitionCallbackReturn],
+) -> Callable[[Any, LifecycleState], TransitionCallbackReturn]:
+    """Log what a transition raises: rclpy turns every exception into a silent return code."""
+
+    @functools.wraps(callback)
+    def logged(node: Any, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return callback(node, state)
+        except ReconError as error:
+            node.get_logger().error(f'{callback.__name__}: {error}')
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:
+            node.get_logger().fatal(f'{callback.__name__}: {type(error).__name__}: {error}')
+            raise
+
+    return logged
+
+
+class ReconstructionNode(LifecycleNode):
+    """See the module."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Declare the parameters; `configure` does the rest.
+
+        Raises:
+            InputError: A parameter has a value that is not allowed.
+        """
+        super().__init__('reconstruction_node', **kwargs)
+        self.parameters = declare_parameters(self, ReconstructionParameters)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._engine: StereoReconstructor | None = None
+        self._worker: NewestItemWorker[Job] | None = None
+        self._inputs: list[ImageSubscription] = []
+        self._periodic: list[Any] = []
+        self._output: dict[str, Any] = {}
+        self._last_stamp_ns: int | None = None
+        self._idle = False
+        names = [self.resolve_topic_name(name) for name in dataclasses.astuple(StereoTopics())]
+        self.topics = StereoTopics(*names)
+        self._reset_statistics()
+        self._diagnostics = self.create_publisher(
+            message_class('diagnostic_msgs/msg/DiagnosticArray'), '/diagnostics', 1
+        )
+
+    # Lifecycle
+
+    @transition
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load and warm the model, make the publishers."""
+        parameters = self.parameters
+        backend = load_backend(
+            parameters.backend,
+            parameters.model or None,
+            named(parameters.providers) or None,
+            parameters.threads,
+        )
+        self._engine = StereoReconstructor(backend, parameters.options)
+        start = time.perf_counter()
+        self._engine.reconstruct(_blank_pair())
+        self.get_logger().info(
+            f'{backend.name} on {backend.provider}, '
+            f'first pair {1e3 * (time.perf_counter() - start):.0f} ms'
+        )
+        if backend.provider_fallback:
+            self.get_logger().warning(backend.provider_fallback)
+        for topic, (type_name, _) in OUTPUT_TOPICS.items():
+            self._output[topic] = self._output_publisher(type_name, topic, depth=2)
+        self._output['frame_status'] = self._output_publisher(
+            'diagnostic_msgs/msg/DiagnosticArray', 'frame_status', depth=10
+        )
+        return super().on_configure(state)
+
+    @transition
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe and start the worker."""
+        self._reset_statistics()
+        self._worker = NewestItemWorker(self._work)
+        self._inputs = self._make_inputs()
+        self._refresh_inputs()
+        self._periodic = [
+            self.create_timer(SUBSCRIPTION_CHECK_S, self._refresh_inputs),
+            self.create_timer(DIAGNOSTICS_PERIOD_S, self._report_health),
+        ]
+        return super().on_activate(state)
+
+    @transition
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe and let the pair in work finish."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    @transition
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let the model and the publishers go."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    @transition
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop whatever runs."""
+        self._stop()
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    @transition
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Return to unconfigured after a failed transition."""
+        self._stop()
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def destroy_node(self) -> None:
+        """Stop the worker before its publishers go."""
+        self._stop()
+        super().destroy_node()
+
+    # Messages in
+
+    def _make_inputs(self) -> list[ImageSubscription]:
+        compressed = self.parameters.input_transport == 'compressed'
+        image_type = 'CompressedImage' if compressed else 'Image'
+        suffix = '/compressed' if compressed else ''
+        inputs = []
+        for side in ('left', 'right'):
+            inputs.append(
+                ImageSubscription(
+                    self,
+                    message_class(f'sensor_msgs/msg/{image_type}'),
+                    f'{side}/image_rect{suffix}',
+                    functools.partial(self._on_image, side),
+                    self.parameters.input_reliability,
+                    self.parameters.queue_size,
+                )
+            )
+            inputs.append(
+                ImageSubscription(
+                    self,
+                    message_class('sensor_msgs/msg/CameraInfo'),
+                    f'{side}/camera_info',
+                    functools.partial(self._on_info, side),
+                    self.parameters.input_reliability,
+                    self.parameters.queue_size,
+                )
+            )
+        return inputs
+
+    def _refresh_inputs(self) -> None:
+        """Subscribe to what is published; when lazy, only while somebody wants a result."""
+        if self.parameters.lazy and not self._wanted_outputs():
+            for subscription in self._inputs:
+                subscription.close()
+            if not self._idle:
+                self._sync.clear()
+            self._idle = True
+            return
+        self._idle = False
+        for subscription in self._inputs:
+            subscription.refresh()
+
+    def _on_image(self, side: Any, message: Any) -> None:
+        for messages in self._sync.add_image(side, message):
+            self._on_pair(messages)
+
+    def _on_info(self, side: Any, message: Any) -> None:
+        for messages in self._sync.add_info(side, message):
+            self._on_pair(messages)
+
+    def _on_pair(self, messages: StereoMessages) -> None:
+        """Hand a pair to the worker unless nobody wants it; answer for each one that is not."""
+        if self._worker is None:  # A callback that was already under way when the node stopped.
+            return
+        if self.parameters.lazy and not self._wanted_outputs():
+            self._answer_drop(messages, 'no_subscriber')
+            return
+        if self._too_soon(messages.stamp_ns):
+            self._answer_drop(messages, 'target_rate')
+            return
+        replaced = self._worker.submit(Job(messages, time.monotonic()))
+        if replaced is not None:
+            self._answer_drop(replaced.messages, 'superseded')
+
+    def _too_soon(self, stamp_ns: int) -> bool:
+        """Say whether a pair comes faster than `target_rate`; half a period of jitter is kept."""
+        rate, last = self.parameters.target_rate, self._last_stamp_ns
+        if rate > 0 and last is not None and 0 <= stamp_ns - last < 0.95e9 / rate:
+            return True
+        self._last_stamp_ns = stamp_ns
+        return False
+
+    # Results out; from here on in the worker's thread
+
+    def _work(self, job: Job) -> None:
+        parameters, messages = self.parameters, job.messages
+        start = time.monotonic()
+        try:
+            pair = self._pair(messages, parameters)
+            decoded = time.monotonic()
+            self._engine.options = parameters.options
+            result = self._engine.reconstruct(pair)
+        except ReconError as error:
+            self._frames.count_drop('invalid', str(error))
+            self.get_logger().error(str(error), throttle_duration_sec=LOG_THROTTLE_S)
+            self._answer(messages, ERROR, f'invalid: {error}', {})
+            return
+        done = time.monotonic()
+        self._publish(result, parameters)
+        end = time.monotonic()
+        confidence = float(result.confidence.mean())
+        self._frames.count_published(1e3 * (end - job.received_s), confidence)
+        stages = {
+            'wait': 1e3 * (start - job.received_s),
+            'decode': 1e3 * (decoded - start),
+            **result.timings_ms,
+            'publish': 1e3 * (end - done),
+            'latency': 1e3 * (end - job.received_s),
+        }
+        values = {f'{stage} [ms]': value for stage, value in stages.items()}
+        values['valid share'] = float(result.valid_mask.mean())
+        values['mean confidence'] = confidence
+        self._answer(messages, OK, 'published', values)
+
+    def _pair(self, messages: StereoMessages, parameters: ReconstructionParameters) -> StereoPair:
+        if parameters.baseline > 0:
+            self._compare_baseline(messages, parameters.baseline)
+        return pair_from_messages(
+            messages.left,
+            messages.right,
+            messages.left_info,
+            messages.right_info,
+            baseline_m=parameters.baseline,
+            white_level=parameters.white_level or None,
+            topics=self.topics,
+        )
+
+    def _compare_baseline(self, messages: StereoMessages, baseline_m: float) -> None:
+        try:
+            from_info = baseline_of_camera_infos(
+                messages.left_info, messages.right_info, topics=self.topics
+            )
+        except CalibrationError:
+            return  # Nothing to compare with: the parameter is there for just this case.
+        if abs(from_info - baseline_m) > BASELINE_AGREEMENT * baseline_m:
+            self.get_logger().warning(
+                f"the parameter 'baseline' is {baseline_m:g} m, but P[3] of "
+                f'{self.topics.right_info} says {from_info:g} m; the parameter is used',
+                throttle_duration_sec=60.0,
+            )
+
+    def _publish(self, result: Reconstruction, parameters: ReconstructionParameters) -> None:
+        """Publish what is selected and, when lazy, subscribed to."""
+        makers = {
+            'points2': point_cloud_message,
+            'confidence': confidence_message,
+            'disparity': self._disparity_message,
+            'depth/image': depth_message,
+            'depth/camera_info': depth_info_message,
+        }
+        topics = self._wanted_outputs() if parameters.lazy else self._selected_outputs()
+        for topic in topics:
+            self._output[topic].publish(makers[topic](make_message, result))
+
+    def _disparity_message(self, make: Any, result: Reconstruction) -> Any:
+        backend = self._engine.backend
+        network_width = min(result.calibration.width, backend.max_width_px or sys.maxsize)
+        scale = result.calibration.width / network_width
+        return disparity_message(make, result, backend.max_disparity_px * scale)
+
+    def _answer_drop(self, messages: StereoMessages, reason: str) -> None:
+        self._frames.count_drop(reason)
+        self._answer(messages, WARN, reason, {})
+
+    def _answer(
+        self, messages: StereoMessages, level: bytes, text: str, values: dict[str, Any]
+    ) -> None:
+        """Say on frame_status what became of a pair, under its stamp."""
+        status = diagnostic_status(level, self.get_name(), text, values)
+        header = messages.left.header
+        self._output['frame_status'].publish(
+            diagnostic_array(messages.stamp_ns, header.frame_id, [status])
+        )
+
+    def _selected_outputs(self) -> list[str]:
+        selected = self.parameters.outputs
+        return [topic for topic, (_, name) in OUTPUT_TOPICS.items() if name in selected]
+
+    def _wanted_outputs(self) -> list[str]:
+        return [
+            topic
+            for topic in self._selected_outputs()
+            if self._output[topic].get_subscription_count() > 0
+        ]
+
+    # Health and parameters
+
+    def _report_health(self) -> None:
+        """Publish diagnostics, and say it in the log when nothing comes out."""
+        if self._worker is None or self._engine is None:
+            return
+        self._worker.check()
+        sync, frames = self._sync.statistics, self._frames.snapshot()
+        limit_s = self.parameters.silence_warning
+        reason = self._report.silence(sync, frames, limit_s, self._idle)
+        if reason:
+            self.get_logger().warning(f'no result for {limit_s:g} s: {reason}')
+        backend = self._engine.backend
+        engine = {
+            'model': backend.name,
+            'provider': backend.provider,
+            'weights sha256': backend.metadata.get('weights_sha256', ''),
+        }
+        statuses = self._report.statuses(
+            sync, frames, engine, backend.provider_fallback, self._idle
+        )
+        now_ns = self.get_clock().now().nanoseconds
+        self._diagnostics.publish(diagnostic_array(now_ns, '', statuses))
+
+    def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
+        try:
+            self.parameters = changed_parameters(self.parameters, changes)
+        except ReconError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _reset_statistics(self) -> None:
+        tolerance_ns = self.parameters.tolerance_ns
+        self._sync = StereoSynchronizer(tolerance_ns, self.parameters.queue_size)
+        self._frames = FrameStatistics()
+        self._report = NodeReport(self.get_name(), self.topics, tolerance_ns)
+        self._last_stamp_ns = None
+
+    def _output_publisher(self, type_name: str, topic: str, depth: int) -> Any:
+        return self.create_lifecycle_publisher(
+            message_class(type_name),
+            topic,
+            QoSProfile(depth=depth),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+
+    def _stop(self) -> None:
+        for timer in self._periodic:
+            self.destroy_timer(timer)
+        for subscription in self._inputs:
+            subscription.close()
+        self._periodic, self._inputs = [], []
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+    def _release(self) -> None:
+        for publisher in self._output.values():
+            self.destroy_lifecycle_publisher(publisher)
+        self._output, self._engine = {}, None
+
+
+def _blank_pair() -> StereoPair:
+    height, width = WARM_UP_SIZE
+    image = np.zeros(WARM_UP_SIZE, np.float32)
+    center = ((width - 1) / 2, (height - 1) / 2)
+    calibration = StereoCalibration(width, width, *center, center[0], 0.1, width, height)
+    return StereoPair(image, image, calibration)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the node until it is interrupted; return 1 where it cannot start."""
+    rclpy.init(args=sys.argv if argv is None else list(argv))
+    node = None
+    try:
+        node = ReconstructionNode()
+        if node.parameters.autostart:
+            for start in (node.trigger_configure, node.trigger_activate):
+                if start() != TransitionCallbackReturn.SUCCESS:
+                    return 1
+        rclpy.spin(node)
+    except ReconError as error:
+        rclpy.logging.get_logger('reconstruction_node').fatal(str(error))
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 0
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

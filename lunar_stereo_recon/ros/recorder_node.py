@@ -1,0 +1,229 @@
+"""Records the results of a reconstruction to an mcap bag, with the latency of each frame.
+
+Finishes when interrupted (SIGINT or SIGTERM), after `stop_after` frames, or after `idle_timeout`;
+first it waits for the results of frames that were already answered. Exit status: 0 the bag is
+complete; 1 it cannot be written or a parameter cannot be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from dataclasses import dataclass
+import functools
+import json
+from pathlib import Path
+import queue
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import rclpy
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.serialization import deserialize_message
+from rclpy.signals import SignalHandlerOptions
+
+from lunar_stereo_recon.bags.writer import BagWriter
+from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.messages import cdr_stamp_ns
+from lunar_stereo_recon.ros.conversions import message_class, OK
+from lunar_stereo_recon.ros.parameters import declare_parameters, named, RecorderParameters
+
+EXIT_DONE, EXIT_ERROR = 0, 1
+IMAGE, CLOUD, STATUS = 'left/image_rect', 'points2', 'frame_status'
+TOPIC_TYPES = {
+    IMAGE: 'sensor_msgs/msg/Image',
+    'right/image_rect': 'sensor_msgs/msg/Image',
+    'left/camera_info': 'sensor_msgs/msg/CameraInfo',
+    'right/camera_info': 'sensor_msgs/msg/CameraInfo',
+    CLOUD: 'sensor_msgs/msg/PointCloud2',
+    'confidence': 'sensor_msgs/msg/Image',
+    'disparity': 'stereo_msgs/msg/DisparityImage',
+    'depth/image': 'sensor_msgs/msg/Image',
+    'depth/camera_info': 'sensor_msgs/msg/CameraInfo',
+    STATUS: 'diagnostic_msgs/msg/DiagnosticArray',
+}
+QUEUE_DEPTH = 20
+
+
+@dataclass
+class FrameRecord:
+    """What is known of one frame; times are of the machine's clock, nanoseconds.
+
+    Attributes:
+        image_published_ns: When the left image was published.
+        cloud_received_ns: When its cloud arrived here.
+        outcome: Text of its frame_status: 'published', or why it was dropped.
+        values: Values of its frame_status: milliseconds by stage, valid share, confidence.
+        received: Topics that came for it.
+    """
+
+    image_published_ns: int | None = None
+    cloud_received_ns: int | None = None
+    outcome: str = ''
+    values: dict[str, float] = dataclasses.field(default_factory=dict)
+    received: set[str] = dataclasses.field(default_factory=set)
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Return milliseconds from the image being published to the cloud being here."""
+        if self.image_published_ns is None or self.cloud_received_ns is None:
+            return None
+        return 1e-6 * (self.cloud_received_ns - self.image_published_ns)
+
+
+class RecorderNode(Node):
+    """See the module. Callbacks queue bytes; a thread compresses and writes them."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Make the bag and subscribe.
+
+        Raises:
+            InputError: The bag cannot be made, or a topic's type is not known.
+        """
+        super().__init__('recorder_node', **kwargs)
+        self.settings = declare_parameters(self, RecorderParameters)
+        if not self.settings.bag:
+            raise InputError("the parameter 'bag' is empty; the path of a new bag is needed")
+        self._topics = named(self.settings.topics)
+        unknown = [topic for topic in self._topics if topic not in TOPIC_TYPES]
+        if unknown:
+            raise InputError(f'topic {unknown[0]} is not one of {", ".join(TOPIC_TYPES)}')
+        self.frames: dict[int, FrameRecord] = {}
+        self._last_message_s: float | None = None
+        self._writer = BagWriter(self.settings.bag, overwrite=self.settings.overwrite)
+        self._queue: queue.SimpleQueue[tuple[str, str, bytes, int] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_queue, daemon=True)
+        self._thread.start()
+        for topic in self._topics:
+            self.create_subscription(
+                message_class(TOPIC_TYPES[topic]),
+                topic,
+                # Taking two arguments tells rclpy to pass the message's times along.
+                functools.partial(self._on_message, topic),
+                QoSProfile(depth=QUEUE_DEPTH),
+                raw=True,
+            )
+
+    def is_done(self) -> bool:
+        """Say whether enough frames were answered, or nothing has come for too long."""
+        answered = sum(1 for frame in self.frames.values() if frame.outcome)
+        if 0 < self.settings.stop_after <= answered:
+            return True
+        limit_s, last_s = self.settings.idle_timeout, self._last_message_s
+        return limit_s > 0 and last_s is not None and time.monotonic() - last_s > limit_s
+
+    def is_drained(self) -> bool:
+        """Say whether every result of the answered frames is here."""
+        # Results that this recording has seen at all; what nobody publishes cannot be waited for.
+        results = {STATUS, IMAGE}
+        expected = set().union(*(frame.received for frame in self.frames.values())) - results
+        return all(
+            expected <= frame.received
+            for frame in self.frames.values()
+            if frame.outcome == 'published'
+        )
+
+    def finish(self) -> None:
+        """Write everything that is queued, close the bag, write the summary."""
+        self._queue.put(None)
+        self._thread.join()
+        self._writer.close()
+        if self.settings.summary:
+            path = Path(self.settings.summary)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.summary(), indent=2) + '\n')
+        self.get_logger().info(f'{len(self.frames)} frames recorded to {self.settings.bag}')
+
+    def summary(self) -> dict[str, Any]:
+        """Return counts by outcome and topic, and each frame's times."""
+        frames = []
+        for stamp_ns, frame in sorted(self.frames.items()):
+            frames.append(
+                {
+                    'stamp_ns': stamp_ns,
+                    'outcome': frame.outcome,
+                    'latency_ms': frame.latency_ms,
+                    **frame.values,
+                }
+            )
+        outcomes = [frame.outcome or 'unanswered' for frame in self.frames.values()]
+        return {
+            'bag': self.settings.bag,
+            'messages': dict(sorted(self._writer.counts.items())),
+            'outcomes': {name: outcomes.count(name) for name in sorted(set(outcomes))},
+            'frames': frames,
+        }
+
+    def _on_message(self, topic: str, data: bytes, info: dict[str, Any]) -> None:
+        self._last_message_s = time.monotonic()
+        stamp = cdr_stamp_ns(data)
+        frame = self.frames.setdefault(stamp, FrameRecord())
+        frame.received.add(topic)
+        if topic == IMAGE:
+            frame.image_published_ns = info['source_timestamp']
+        elif topic == CLOUD:
+            frame.cloud_received_ns = info['received_timestamp'] or time.time_ns()
+        elif topic == STATUS:
+            _note_status(frame, data)
+        # Recorded under the stamp: a result belongs to its image's time, whatever the machine
+        # took for it; the times it took are in frame_status and in the summary.
+        self._queue.put((self.resolve_topic_name(topic), TOPIC_TYPES[topic], data, stamp))
+
+    def _write_queue(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            self._writer.write_raw(*entry)
+
+
+def _note_status(frame: FrameRecord, data: bytes) -> None:
+    message = deserialize_message(data, message_class(TOPIC_TYPES[STATUS]))
+    for status in message.status:
+        frame.outcome = status.message
+        if status.level == OK:
+            frame.values = {entry.key: float(entry.value) for entry in status.values}
+
+
+def latency_percentiles(summary: dict[str, Any]) -> tuple[float, float]:
+    """Return p50 and p95 of the latencies in a summary, milliseconds; NaN without any."""
+    latencies = [f['latency_ms'] for f in summary['frames'] if f['latency_ms'] is not None]
+    if not latencies:
+        return float('nan'), float('nan')
+    p50, p95 = np.percentile(latencies, [50, 95])
+    return float(p50), float(p95)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Record until done or interrupted; return the exit status that the module lists."""
+    # With its own handlers the context outlives the signal, so that the last results still come.
+    interrupted = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: interrupted.set())
+    rclpy.init(
+        args=sys.argv if argv is None else list(argv),
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
+    node = None
+    try:
+        node = RecorderNode()
+        while not interrupted.is_set() and not node.is_done():
+            rclpy.spin_once(node, timeout_sec=0.1)
+        deadline = time.monotonic() + node.settings.drain_timeout
+        while not node.is_drained() and time.monotonic() < deadline:
+            rclpy.spin_once(node, timeout_sec=0.1)
+        node.finish()
+        return EXIT_DONE
+    except ReconError as error:
+        rclpy.logging.get_logger('recorder_node').fatal(str(error))
+        return EXIT_ERROR
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == '__main__':
+    sys.exit(main())

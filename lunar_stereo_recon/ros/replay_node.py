@@ -1,0 +1,262 @@
+"""Publishes a recording with its stamps, at a rate or as fast as the frames are answered.
+
+Exit status: 0 everything was published (and answered, with flow_control); 1 the bag or a
+parameter cannot be used; 2 frames stayed unanswered; 3 nobody subscribed in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import sys
+import threading
+import time
+from typing import Any
+
+import rclpy
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+
+from lunar_stereo_recon.bags.reader import StereoBagReader
+from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.messages import cdr_stamp_ns, stamp_ns, StereoTopics
+from lunar_stereo_recon.pairing import PairQueue, Side
+from lunar_stereo_recon.ros.conversions import make_message, message_class
+from lunar_stereo_recon.ros.parameters import declare_parameters, named, ReplayParameters
+
+EXIT_DONE, EXIT_ERROR, EXIT_UNANSWERED, EXIT_NO_SUBSCRIBER = 0, 1, 2, 3
+# Stamps of one pair may differ by this much; only to know when a frame is complete.
+FRAME_TOLERANCE_NS = 20_000_000
+POLL_S = 0.02
+OPTIONAL_WAIT_S = 2.0
+SETTLE_S = 0.3
+
+
+class ReplayNode(Node):
+    """See the module. `run` publishes; an executor spins the node in another thread."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Open the bag and make a publisher for each topic.
+
+        Raises:
+            InputError: The bag or a parameter cannot be used.
+        """
+        super().__init__('replay_node', **kwargs)
+        self.settings = declare_parameters(self, ReplayParameters)
+        if not self.settings.bag:
+            raise InputError("the parameter 'bag' is empty; the path of a recording is needed")
+        self._reader = StereoBagReader(self.settings.bag, self._given_topics())
+        self._outputs = self._make_publishers()
+        self._clock_publisher = (
+            self.create_publisher(message_class('rosgraph_msgs/msg/Clock'), '/clock', 10)
+            if self.settings.clock
+            else None
+        )
+        self._answers = threading.Condition()
+        self._unanswered: dict[int, float] = {}
+        self.frames_published = 0
+        self.frames_answered = 0
+        if self.settings.flow_control:
+            self.create_subscription(
+                message_class('diagnostic_msgs/msg/DiagnosticArray'),
+                'frame_status',
+                self._on_answer,
+                QoSProfile(depth=100),
+            )
+
+    def run(self) -> int:
+        """Publish the bag and return the exit status."""
+        if not self._wait_for_subscribers():
+            return EXIT_NO_SUBSCRIBER
+        while True:
+            self._play_once()
+            if not self.settings.loop or not rclpy.ok():
+                break
+        self._wait_for_answers(0)
+        for publisher in self._outputs.values():
+            publisher.wait_for_all_acked(Duration(seconds=2))
+        lost = self.frames_published - self.frames_answered
+        self.get_logger().info(self._summary(lost))
+        return EXIT_UNANSWERED if self.settings.flow_control and lost else EXIT_DONE
+
+    def _summary(self, lost: int) -> str:
+        text = f'{self.frames_published} frames of {self.settings.bag} published'
+        return f'{text}, {lost} unanswered' if self.settings.flow_control else text
+
+    def _given_topics(self) -> StereoTopics | None:
+        """Return the topics given as parameters, the found ones where none is."""
+        settings = self.settings
+        given = (
+            settings.left_image,
+            settings.right_image,
+            settings.left_info,
+            settings.right_info,
+        )
+        if not any(given):
+            return None
+        if not all(given):
+            raise InputError(
+                'left_image, right_image, left_info and right_info are '
+                f'{", ".join(repr(topic) for topic in given)}; give all four or none'
+            )
+        return StereoTopics(*given)
+
+    def _make_publishers(self) -> dict[str, Any]:
+        """Return the publishers by topic; types that are not installed are left out."""
+        wanted = named(self.settings.topics) or list(self._reader.all_topics)
+        unknown = [topic for topic in wanted if topic not in self._reader.all_topics]
+        if unknown:
+            raise InputError(
+                f'{self.settings.bag}: no topic {unknown[0]}; the bag has '
+                f'{", ".join(sorted(self._reader.all_topics))}'
+            )
+        publishers = {}
+        for topic in wanted:
+            type_name = self._reader.all_topics[topic]
+            try:
+                kind = message_class(type_name)
+            except (ModuleNotFoundError, AttributeError):
+                self.get_logger().warning(f'{topic} is left out: {type_name} is not installed')
+                continue
+            qos = QoSProfile(depth=10)
+            if topic.endswith('tf_static'):
+                qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
+            publishers[topic] = self.create_publisher(kind, topic, qos)
+        return publishers
+
+    def _wait_for_subscribers(self) -> bool:
+        """Wait until the images have their subscribers; discovery takes up to some seconds."""
+        limit_s, topics = self.settings.wait_for_subscribers, self._reader.topics
+        if limit_s == 0:
+            return True
+        images = (topics.left_image, topics.right_image)
+        if not self._subscribed(images, self.settings.min_subscribers, limit_s):
+            self.get_logger().error(
+                f'{" and ".join(images)}: fewer than {self.settings.min_subscribers} subscribers '
+                f'after {limit_s:g} s'
+            )
+            return False
+        # Consumers with a calibration of their own do not subscribe to these.
+        self._subscribed((topics.left_info, topics.right_info), 1, OPTIONAL_WAIT_S)
+        # The subscriber may have seen less of us than we of it.
+        time.sleep(SETTLE_S)
+        return True
+
+    def _subscribed(self, topics: tuple[str, ...], count: int, limit_s: float) -> bool:
+        publishers = [self._outputs[topic] for topic in topics if topic in self._outputs]
+        deadline = time.monotonic() + limit_s
+        while any(publisher.get_subscription_count() < count for publisher in publishers):
+            if time.monotonic() > deadline or not rclpy.ok():
+                return False
+            time.sleep(POLL_S)
+        return True
+
+    def _play_once(self) -> None:
+        """Publish the recording once, from its start offset to its end."""
+        topics = self._reader.topics
+        sides: dict[str, Side] = {topics.left_image: 'left', topics.right_image: 'right'}
+        pairs: PairQueue[int] = PairQueue(FRAME_TOLERANCE_NS)
+        first_ns: int | None = None
+        start_s = time.monotonic()
+        for connection, time_ns, raw in self._reader.raw_messages(list(self._outputs)):
+            first_ns = time_ns if first_ns is None else first_ns
+            recorded_s = (time_ns - first_ns) * 1e-9 - self.settings.start_offset
+            if recorded_s < 0:
+                continue
+            if not rclpy.ok():
+                return
+            self._wait_until(start_s, recorded_s, first_ns)
+            side = sides.get(connection.topic)
+            if side is not None:
+                self._wait_for_answers(self.settings.in_flight - 1)
+            if self._clock_publisher is not None:
+                self._publish_clock(time_ns)
+            complete = []
+            if side is not None:
+                stamp = cdr_stamp_ns(raw)
+                complete = pairs.add(side, stamp, stamp)
+            for left_stamp, _ in complete:
+                self._expect_answer(left_stamp)
+            self._outputs[connection.topic].publish(bytes(raw))
+
+    def _wait_until(self, start_s: float, recorded_s: float, first_ns: int) -> None:
+        """Sleep until a message is due; the clock goes on meanwhile."""
+        rate = self.settings.rate
+        if rate == 0:
+            return
+        due_s = start_s + recorded_s / rate
+        tick_s = 1.0 / self.settings.clock_rate
+        while rclpy.ok() and (left_s := due_s - time.monotonic()) > 0:
+            if self._clock_publisher is not None:
+                passed_s = (time.monotonic() - start_s) * rate + self.settings.start_offset
+                self._publish_clock(first_ns + round(passed_s * 1e9))
+            time.sleep(min(left_s, tick_s))
+
+    def _publish_clock(self, time_ns: int) -> None:
+        seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+        now = make_message('builtin_interfaces/msg/Time', sec=seconds, nanosec=nanoseconds)
+        self._clock_publisher.publish(make_message('rosgraph_msgs/msg/Clock', clock=now))
+
+    def _expect_answer(self, left_stamp_ns: int) -> None:
+        """Note a frame just before its last image is published."""
+        self.frames_published += 1
+        if self.settings.flow_control:
+            with self._answers:
+                self._unanswered[left_stamp_ns] = time.monotonic()
+
+    def _on_answer(self, message: Any) -> None:
+        with self._answers:
+            if self._unanswered.pop(stamp_ns(message), None) is not None:
+                self.frames_answered += 1
+                self._answers.notify_all()
+
+    def _wait_for_answers(self, allowed: int) -> None:
+        """Wait until at most `allowed` frames are unanswered; give up those that take too long."""
+        with self._answers:
+            while len(self._unanswered) > allowed and rclpy.ok():
+                stamp, since_s = min(self._unanswered.items(), key=lambda item: item[1])
+                left_s = since_s + self.settings.answer_timeout - time.monotonic()
+                if left_s <= 0:
+                    del self._unanswered[stamp]
+                    self.get_logger().warning(
+                        f'no frame_status for the frame at {stamp * 1e-9:.3f} s within '
+                        f'{self.settings.answer_timeout:g} s; it counts as lost'
+                    )
+                else:
+                    self._answers.wait(min(left_s, 0.2))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Replay a bag; return the exit status that the module lists."""
+    rclpy.init(args=sys.argv if argv is None else list(argv))
+    node, executor, spinner = None, None, None
+    try:
+        node = ReplayNode()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        spinner = threading.Thread(target=_spin, args=(executor,), daemon=True)
+        spinner.start()
+        return node.run()
+    except ReconError as error:
+        rclpy.logging.get_logger('replay_node').fatal(str(error))
+        return EXIT_ERROR
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return EXIT_DONE
+    finally:
+        rclpy.try_shutdown()
+        if spinner is not None:
+            spinner.join(timeout=2.0)
+        if node is not None:
+            node.destroy_node()
+
+
+def _spin(executor: SingleThreadedExecutor) -> None:
+    try:
+        executor.spin()
+    except ExternalShutdownException:
+        return  # The context was shut down: there is nothing more to receive.
+
+
+if __name__ == '__main__':
+    sys.exit(main())

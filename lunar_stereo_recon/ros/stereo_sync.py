@@ -1,0 +1,141 @@
+"""Left and right images with their camera_infos become synchronized sets; every drop is counted.
+
+Plain Python: the node feeds it messages. The matching rule is in `lunar_stereo_recon.pairing`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from lunar_stereo_recon.messages import stamp_ns, StereoTopics
+from lunar_stereo_recon.pairing import OTHER, PairQueue, Side, Unpaired
+
+# How the reasons of `pairing.Unpaired` read in logs and diagnostics.
+DROP_REASONS = {
+    'unmatched': 'no partner with a matching stamp',
+    'queue_full': 'waited in vain for a partner',
+    'late': 'came after a newer pair',
+    'time_jump': 'stamps jumped back',
+    'no_camera_info': 'no camera_info yet',
+}
+
+
+@dataclass(frozen=True)
+class StereoMessages:
+    """One synchronized set of messages."""
+
+    left: Any
+    right: Any
+    left_info: Any
+    right_info: Any
+
+    @property
+    def stamp_ns(self) -> int:
+        """Return the left image's stamp, nanoseconds."""
+        return stamp_ns(self.left)
+
+
+@dataclass
+class SyncStatistics:
+    """What came and what became of it.
+
+    Attributes:
+        images, infos: Messages received by side.
+        pairs: Sets given out.
+        drops: Images given up, by side and reason: 'left unmatched'.
+        last_gap_ns: Stamp difference to the nearest image of the other side, at the last image
+            that was given up; None before or where the other side had none.
+    """
+
+    images: Counter[str] = field(default_factory=Counter)
+    infos: Counter[str] = field(default_factory=Counter)
+    pairs: int = 0
+    drops: Counter[str] = field(default_factory=Counter)
+    last_gap_ns: int | None = None
+
+
+class StereoSynchronizer:
+    """Collects the four streams of a rig.
+
+    Images are matched by stamp. A camera_info serves from its arrival on until the next one
+    comes: drivers publish it with each image, simulators often late or only once.
+    """
+
+    def __init__(self, tolerance_ns: int = 0, queue_size: int = 5) -> None:
+        """Make an empty synchronizer; see `pairing.PairQueue`."""
+        self.statistics = SyncStatistics()
+        self._queue: PairQueue[Any] = PairQueue(tolerance_ns, queue_size, self._count_drop)
+        self._infos: dict[Side, Any] = {}
+        self._waiting_for_info: tuple[Any, Any] | None = None
+
+    def add_image(self, side: Side, message: Any) -> list[StereoMessages]:
+        """Add an image and return the sets that it completes, oldest first."""
+        self.statistics.images[side] += 1
+        complete = []
+        for pair in self._queue.add(side, stamp_ns(message), message):
+            if self._waiting_for_info is not None:
+                self.statistics.drops['pair no_camera_info'] += 1
+            self._waiting_for_info = pair
+            complete += self._complete()
+        return complete
+
+    def add_info(self, side: Side, message: Any) -> list[StereoMessages]:
+        """Add a camera_info and return the set that it completes, if it was the missing one."""
+        self.statistics.infos[side] += 1
+        self._infos[side] = message
+        return self._complete()
+
+    def clear(self) -> None:
+        """Forget waiting images and infos; the statistics stay."""
+        self._queue.clear()
+        self._infos.clear()
+        self._waiting_for_info = None
+
+    def _complete(self) -> list[StereoMessages]:
+        if self._waiting_for_info is None or len(self._infos) < 2:
+            return []
+        left, right = self._waiting_for_info
+        self._waiting_for_info = None
+        self.statistics.pairs += 1
+        return [StereoMessages(left, right, self._infos['left'], self._infos['right'])]
+
+    def _count_drop(self, unpaired: Unpaired) -> None:
+        self.statistics.drops[f'{unpaired.side} {unpaired.reason}'] += 1
+        if unpaired.gap_ns is not None:
+            self.statistics.last_gap_ns = unpaired.gap_ns
+
+
+def explain_no_pairs(
+    before: SyncStatistics, now: SyncStatistics, topics: StereoTopics, tolerance_ns: int
+) -> str:
+    """Return why no pair came out between two states of the statistics, and what to do.
+
+    Args:
+        before: Statistics at the beginning of the silent time.
+        now: Statistics now.
+        topics: Resolved topic names.
+        tolerance_ns: Tolerance in use.
+    """
+    images = {side: now.images[side] - before.images[side] for side in OTHER}
+    infos = {side: now.infos[side] for side in OTHER}
+    image_topics = {'left': topics.left_image, 'right': topics.right_image}
+    info_topics = {'left': topics.left_info, 'right': topics.right_info}
+    counts = f'left {images["left"]} images, right {images["right"]}'
+    silent = [image_topics[side] for side in OTHER if images[side] == 0]
+    if silent:
+        verb = 'is' if len(silent) == 1 else 'are'
+        return f'{counts}: {verb} {" and ".join(silent)} published?'
+    missing = [info_topics[side] for side in OTHER if infos[side] == 0]
+    if missing:
+        verb = 'is' if len(missing) == 1 else 'are'
+        return f'{counts}, but no camera_info: {verb} {" and ".join(missing)} published?'
+    if now.last_gap_ns is not None:
+        gap_ms, tolerance_ms = now.last_gap_ns * 1e-6, tolerance_ns * 1e-6
+        return (
+            f'{counts}: left and right stamps differ by {gap_ms:.3g} ms, {tolerance_ms:.3g} ms '
+            'allowed: set approximate_sync and approximate_sync_tolerance_seconds, or '
+            'synchronize the cameras'
+        )
+    return f'{counts}: the stamps of left and right never match; do both cameras use one clock?'
