@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import sys
 
 from lunar_stereo_recon.errors import ReconError
-from training import export, train
+from training import convert, export, teacher, train
 
-COMMANDS = (train, export)
+COMMANDS = (train, export, teacher, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

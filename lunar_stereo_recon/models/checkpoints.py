@@ -86,12 +86,7 @@ def load_teacher(path: str | Path) -> Mast3r:
     Raises:
         ModelError: The file is missing, truncated, of another form, or its weights do not fit.
     """
-    state, extras = read_tensors(path)
-    if 'config' in extras:
-        config = _config_from_metadata(extras, Mast3rConfig, path)
-    else:
-        config = parse_constructor(_constructor_text(extras, path), path)
-    return _build(lambda: Mast3r(config), state, path)
+    return _teacher(*read_tensors(path), path)
 
 
 def load_student(path: str | Path, name: str | None = None) -> PaperStudent:
@@ -107,14 +102,23 @@ def load_student(path: str | Path, name: str | None = None) -> PaperStudent:
     Raises:
         ModelError: The file is missing, truncated, of another form, or its weights do not fit.
     """
+    return _student(*read_tensors(path), path, name)
+
+
+def load_pointmap_model(path: str | Path, name: str | None = None) -> Mast3r:
+    """Load a teacher or a student, whichever a file holds.
+
+    Args:
+        path: `.pth` as published, or `.safetensors` as `save_model` writes it.
+        name: S1 to S4 where a `.pth` holds that student; None: a teacher.
+
+    Raises:
+        ModelError: As for `load_teacher` and `load_student`.
+    """
     state, extras = read_tensors(path)
-    if 'config' in extras:
-        config = _config_from_metadata(extras, PaperStudentConfig, path)
-    elif name is None:
-        raise ModelError(f'{path} does not say which student it holds; name one of S1 to S4')
-    else:
-        config = paper_student_config(name)
-    return _build(lambda: PaperStudent(config), state, path)
+    if name is None and extras.get('kind') != PaperStudentConfig.__name__:
+        return _teacher(state, extras, path)
+    return _student(state, extras, path, name)
 
 
 def load_encoder_weights(student: PaperStudent, path: str | Path) -> None:
@@ -259,6 +263,26 @@ def parse_constructor(text: str, path: str | Path = 'checkpoint') -> Mast3rConfi
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise ModelError(f'{path}: constructor has {field} = {value!r}; a number is needed')
     return Mast3rConfig(**sizes, head=head)
+
+
+def _teacher(state: dict[str, Tensor], extras: dict[str, Any], path: str | Path) -> Mast3r:
+    if 'config' in extras:
+        config = _config_from_metadata(extras, Mast3rConfig, path)
+    else:
+        config = parse_constructor(_constructor_text(extras, path), path)
+    return _build(lambda: Mast3r(config), state, path)
+
+
+def _student(
+    state: dict[str, Tensor], extras: dict[str, Any], path: str | Path, name: str | None
+) -> PaperStudent:
+    if 'config' in extras:
+        config = _config_from_metadata(extras, PaperStudentConfig, path)
+    elif name is None:
+        raise ModelError(f'{path} does not say which student it holds; name one of S1 to S4')
+    else:
+        config = paper_student_config(name)
+    return _build(lambda: PaperStudent(config), state, path)
 
 
 def _keyword_arguments(text: str, path: str | Path) -> dict[str, Any]:
