@@ -26,7 +26,8 @@ def load_calibration(
             `height`), or has `left` and `right` camera_info mappings, or is one camera_info whose
             projection_matrix carries -fx * baseline (the right camera's; the left one is taken
             to have the same matrix).
-        width, height: Size of the images it is for, pixels.
+        width: Width of the images it is for, pixels.
+        height: Their height, pixels.
         baseline_m: Overrides the baseline in the files, metres.
 
     Raises:
@@ -63,8 +64,10 @@ def calibration_from_projections(
     """Return the calibration held by two ROS projection matrices P (12 values, row-major).
 
     Args:
-        left, right: P of the rectified cameras; right P[3] = -fx * baseline, pixels * metres.
-        width, height: Image size, pixels.
+        left: P of the rectified left camera.
+        right: P of the right one; P[3] = -fx * baseline, pixels * metres.
+        width: Image width, pixels.
+        height: Image height, pixels.
         baseline_m: Overrides the baseline from P[3], metres.
         source: What `right` came from, for messages.
 

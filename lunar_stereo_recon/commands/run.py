@@ -47,7 +47,9 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('reconstruction')
     group.add_argument('--backend', default='onnx', help='onnx, sgbm, sgbm_hh or bm')
     group.add_argument('--model', type=Path, help='model file (default: the shipped student)')
-    group.add_argument('--provider', action='append', help='cpu, cuda, tensorrt, openvino; in turn')
+    group.add_argument(
+        '--provider', action='append', help='cpu, cuda, tensorrt, openvino; in turn'
+    )
     group.add_argument('--threads', type=int, default=0, help='0 leaves it to the runtime')
     group.add_argument('--dense', action='store_true', help='keep estimates of any confidence')
     group.add_argument('--confidence', type=float, default=0.5, help='threshold in [0, 1]')

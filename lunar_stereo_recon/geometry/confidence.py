@@ -8,7 +8,8 @@ in the model's metadata.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+import itertools
 from typing import Any
 
 import cv2
@@ -16,19 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage
-from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.geometry.refine import Refinement
 
 FEATURES = (
     'prior_logit',  # log odds of the network's own confidence
-    'zncc',  # matching score of the images at the result, 0 where outside the right frame
-    'texture',  # log10 of the window's standard deviation, share of white
-    'shift',  # pixels between prior and result
+    'zncc',  # correlation of the views at the result, 0 where the right camera does not see it
+    'deviation',  # log10 of the offset's standard deviation by texture and noise, pixels
+    'shift',  # pixels between prior and result, at most 2
+    'edge',  # log10 of 0.1 + how far the disparity is from a plane over 5 pixels, pixels
     'occluded',  # hidden from the right camera, 0 or 1
     'outside',  # outside the right frame, 0 or 1
     'dark',  # 1 in black windows falling to 0 at 4 % of white
     'saturated',  # 1 in white windows, 0 below 96 % of white
 )
+WINDOW_PX = 9
+DARK_LEVEL = 0.04
+SATURATED_LEVEL = 0.96
+MAX_SHIFT_PX = 2.0
+CURVE_LEVELS = 1024
+CURVE_KNOTS = 24
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,27 @@ class ConfidenceCalibration:
         bias: Constant term.
         curve: Pairs (logistic value, probability), both ascending: the monotone correction.
             Empty leaves the logistic value.
+
+    Raises:
+        ModelError: A feature is unknown, a number is not finite, or the curve is not ascending.
     """
 
     weights: Mapping[str, float]
     bias: float = 0.0
-    curve: tuple[tuple[float, float], ...] = field(default=())
+    curve: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.weights) - set(FEATURES))
+        if unknown:
+            raise ModelError(
+                f'confidence calibration has unknown features {", ".join(unknown)}; '
+                f'known are {", ".join(FEATURES)}'
+            )
+        numbers = [*self.weights.values(), self.bias, *itertools.chain(*self.curve)]
+        if not np.isfinite(numbers).all():
+            raise ModelError(f'confidence calibration holds a number that is not finite: {self}')
+        if self.curve and (np.diff(np.array(self.curve), axis=0) < 0).any():
+            raise ModelError(f'confidence calibration curve is not ascending: {self.curve}')
 
     @classmethod
     def from_metadata(cls, entry: Mapping[str, Any]) -> ConfidenceCalibration:
@@ -61,14 +85,15 @@ class ConfidenceCalibration:
             raise ModelError(
                 f'confidence_calibration needs weights, bias and curve; got {dict(entry)}'
             ) from error
-        unknown = sorted(set(weights) - set(FEATURES))
-        if unknown:
-            raise ModelError(f'confidence_calibration has unknown features {", ".join(unknown)}')
         return cls(weights, bias, curve)
 
     def to_metadata(self) -> dict[str, Any]:
         """Return what `from_metadata` reads, ready for JSON."""
-        return asdict(self)
+        return {
+            'weights': dict(self.weights),
+            'bias': self.bias,
+            'curve': [list(knot) for knot in self.curve],
+        }
 
 
 # For a model that brings none: its own belief, lowered where the images contradict it.
@@ -79,8 +104,8 @@ DEFAULT_CALIBRATION = ConfidenceCalibration(
         'shift': -1.0,
         'occluded': -2.0,
         'outside': -1.0,
-        'dark': -4.0,
-        'saturated': -4.0,
+        'dark': -6.0,
+        'saturated': -6.0,
     },
     bias=-0.5,
 )
@@ -89,34 +114,135 @@ DEFAULT_CALIBRATION = ConfidenceCalibration(
 def confidence_features(
     left: FloatImage, prior_confidence: FloatImage, prior: FloatImage, refinement: Refinement
 ) -> FloatImage:
-    """Return (K, H, W) float32, the `FEATURES` in their order; finite everywhere."""
+    """Return (K, H, W) float32, the `FEATURES` in their order; finite everywhere.
+
+    Args:
+        left: (H, W) in [0, 1].
+        prior_confidence: (H, W) in [0, 1], the backend's own; NaN where it has no estimate.
+        prior: (H, W) pixels, what `refinement` started from; NaN where there is no estimate.
+        refinement: What matching found.
+    """
+    features = np.empty((len(FEATURES), *left.shape), np.float32)
     certainty = np.clip(np.nan_to_num(prior_confidence, nan=0.0), 1e-3, 1 - 1e-3)
-    brightness = cv2.blur(left, (9, 9))
-    shift = np.abs(refinement.disparity - prior)
-    planes = (
-        np.log(certainty / (1 - certainty)),
-        np.where(refinement.outside, 0, refinement.zncc),
-        np.log10(refinement.texture + 1e-4),
-        np.nan_to_num(np.minimum(shift, 2.0), nan=2.0),
-        refinement.occluded,
-        refinement.outside,
-        np.clip(1 - brightness / 0.04, 0, 1),
-        np.clip((brightness - 0.96) / 0.03, 0, 1),
-    )
-    return np.stack([np.asarray(plane, np.float32) for plane in planes])
+    brightness = cv2.blur(left, (WINDOW_PX, WINDOW_PX))
+    missing = ~np.isfinite(prior)
+    known_prior = np.where(missing, np.float32(0), prior)
+    disparity = np.where(missing, np.float32(0), refinement.disparity)
+    features[0] = cv2.log(certainty / (1 - certainty))
+    features[1] = refinement.zncc
+    features[2] = cv2.log(refinement.deviation_px + np.float32(1e-3)) / np.log(10)
+    features[3] = np.minimum(np.abs(disparity - known_prior), MAX_SHIFT_PX)
+    features[3][missing] = MAX_SHIFT_PX
+    features[4] = cv2.log(_departure_from_plane(disparity) + np.float32(0.1)) / np.log(10)
+    features[5] = refinement.occluded
+    features[6] = refinement.outside
+    features[7] = np.clip(1 - brightness / DARK_LEVEL, 0, 1)
+    features[8] = np.clip((brightness - SATURATED_LEVEL) / (0.99 - SATURATED_LEVEL), 0, 1)
+    return features
 
 
 def calibrated_confidence(
     features: FloatImage, calibration: ConfidenceCalibration
 ) -> NDArray[np.float32]:
-    """Return (H, W) float32 in [0, 1] from features (K, H, W)."""
+    """Return float32 in [0, 1] of any shape S from features (K, *S)."""
     logit = np.full(features.shape[1:], np.float32(calibration.bias))
     for name, plane in zip(FEATURES, features, strict=True):
         weight = calibration.weights.get(name, 0.0)
         if weight:
             logit += np.float32(weight) * plane
-    probability = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
+    np.clip(logit, -30, 30, out=logit)
+    probability = 1 / (1 + np.exp(-logit))
     if calibration.curve:
         knots = np.array(calibration.curve)
-        probability = np.interp(probability, knots[:, 0], knots[:, 1])
-    return probability.astype(np.float32)
+        # A table: interpolating in every pixel would take longer than all the rest.
+        levels = np.linspace(0, 1, CURVE_LEVELS)
+        table = np.interp(levels, knots[:, 0], knots[:, 1]).astype(np.float32)
+        probability = table[(probability * (CURVE_LEVELS - 1) + 0.5).astype(np.int32)]
+    return probability
+
+
+def fit_confidence(
+    features: NDArray[np.floating], correct: NDArray[np.bool_], ridge: float = 1e-3
+) -> ConfidenceCalibration:
+    """Fit the confidence on pixels whose truth is known.
+
+    Logistic regression by Newton's method, then the pool-adjacent-violators curve of its values.
+    Pixels without any surface (sky) belong in as not correct.
+
+    Args:
+        features: (K, N), the `FEATURES` of N pixels.
+        correct: (N,) bool, the disparity error is below one pixel.
+        ridge: Penalty on the squared weights of the standardized features, per pixel.
+
+    Raises:
+        InputError: Shapes do not match, a feature is not finite, or all pixels are alike.
+    """
+    features = np.asarray(features, np.float64)
+    if features.shape != (len(FEATURES), correct.size):
+        raise InputError(
+            f'features have shape {features.shape}; {(len(FEATURES), correct.size)} is needed'
+        )
+    if not np.isfinite(features).all():
+        raise InputError('a confidence feature is not finite')
+    if correct.all() or not correct.any():
+        raise InputError('every pixel is equally right; confidence cannot be fitted')
+    mean, deviation = features.mean(axis=1), features.std(axis=1)
+    scale = np.where(deviation > 1e-9, deviation, np.inf)  # a constant feature gets weight 0
+    design = np.vstack([(features - mean[:, None]) / scale[:, None], np.ones(correct.size)])
+    solution = _logistic_regression(design, correct.astype(np.float64), ridge)
+    weights = solution[:-1] / scale
+    bias = float(solution[-1] - weights @ mean)
+    named = dict(zip(FEATURES, weights.tolist(), strict=True))
+    probability = 1 / (1 + np.exp(-np.clip(weights @ features + bias, -30, 30)))
+    return ConfidenceCalibration(named, bias, _monotone_curve(probability, correct))
+
+
+def _departure_from_plane(disparity: FloatImage) -> FloatImage:
+    """Return (H, W) pixels: zero on any plane, large beside a depth edge."""
+    across = cv2.Sobel(disparity, cv2.CV_32F, 2, 0, ksize=5, scale=1 / 16)
+    down = cv2.Sobel(disparity, cv2.CV_32F, 0, 2, ksize=5, scale=1 / 16)
+    return np.abs(across) + np.abs(down)
+
+
+def _logistic_regression(
+    design: NDArray[np.float64], target: NDArray[np.float64], ridge: float, steps: int = 30
+) -> NDArray[np.float64]:
+    """Return (K + 1,) coefficients of design (K + 1, N), the last row constant and unpenalized."""
+    count = target.size
+    penalty = np.full(len(design), ridge)
+    penalty[-1] = 0.0
+    solution = np.zeros(len(design))
+    for _ in range(steps):
+        probability = 1 / (1 + np.exp(-np.clip(solution @ design, -30, 30)))
+        gradient = design @ (target - probability) / count - penalty * solution
+        weight = np.maximum(probability * (1 - probability), 1e-6)
+        hessian = (design * weight) @ design.T / count + np.diag(penalty + 1e-9)
+        step = np.linalg.solve(hessian, gradient)
+        solution += step * min(1.0, 4.0 / (np.abs(step).max() + 1e-12))
+        if np.abs(step).max() < 1e-6:
+            break
+    return solution
+
+
+def _monotone_curve(
+    probability: NDArray[np.float64], correct: NDArray[np.bool_]
+) -> tuple[tuple[float, float], ...]:
+    """Return knots of the ascending function that makes `probability` the observed frequency."""
+    order = np.argsort(probability, kind='stable')
+    # Finer where right and wrong mix: most pixels are nearly certain and need few knots.
+    mixed = np.cumsum(probability[order] * (1 - probability[order]) + 0.02)
+    knots_wanted = min(CURVE_KNOTS, max(2, correct.size // 50))
+    cuts = np.searchsorted(mixed, mixed[-1] * np.arange(1, knots_wanted) / knots_wanted)
+    bins = [members for members in np.split(order, cuts) if members.size]
+    blocks: list[list[float]] = []  # [pixels, sum of probability, sum of correct]
+    for members in bins:
+        blocks.append([len(members), probability[members].sum(), float(correct[members].sum())])
+        while len(blocks) > 1 and _rate(blocks[-2]) >= _rate(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
+    knots = [(value / count, right / count) for count, value, right in blocks]
+    return ((0.0, 0.0), *knots, (1.0, max(1.0, knots[-1][1])))
+
+
+def _rate(block: list[float]) -> float:
+    return block[2] / block[0]

@@ -2,7 +2,10 @@
 
 The right image is first warped onto the left by the prior, so what is left to find is small and
 nearly constant over a window even where the ground slopes through tens of disparities: the
-fronto-parallel assumption of plain window matching is gone.
+fronto-parallel assumption of plain window matching is gone. The offset then follows from least
+squares on the image gradient (Lucas and Kanade 1981), from wide windows to narrow ones. Each
+window is shrunk towards the next wider one, and the widest towards the prior, by the offset's
+expected size and the noise seen there: where the image has no texture the prior stays.
 """
 
 from __future__ import annotations
@@ -14,6 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage
+from lunar_stereo_recon.errors import InputError
+
+# Statistics that vary slowly are computed on images reduced by this factor.
+REDUCTION = 4
+BRIGHTNESS_WINDOW_PX = 33
+NOISE_WINDOW_PX = 29
+SCORE_WINDOW_PX = 9
+OCCLUSION_TOLERANCE_PX = 1.0
+# A residual this many times the local deviation counts half.
+ROBUST_DEVIATIONS = 2.0
+UNKNOWN_OFFSET_PX = 10.0
 
 
 @dataclass(frozen=True)
@@ -21,17 +35,34 @@ class RefineOptions:
     """Settings of `refine_disparity`.
 
     Attributes:
-        search_px: Offsets -search_px..search_px around the prior are tried, pixels.
-        window_px: Side of the square matching window, odd, pixels.
-        min_texture: Standard deviation of the window, as a share of white, below which the
-            prior is kept.
-        min_zncc: Matching score in [-1, 1] below which the prior is kept.
+        iterations: How often the right image is warped and the offset solved.
+        windows_px: Sides of the square windows, wide to narrow, pixels.
+        offsets_px: For each window, the expected deviation (1 sigma) of the offset from that of
+            the next wider window, the first from the prior, pixels.
+        noise: Least standard deviation of the image noise, as a share of white.
+        max_step_px: Largest offset of one iteration, pixels.
+        max_move_px: A result farther from the prior is not believed, pixels.
+
+    Raises:
+        InputError: Windows and offsets differ in number, or a value is not positive.
     """
 
-    search_px: int = 2
-    window_px: int = 9
-    min_texture: float = 0.004
-    min_zncc: float = 0.7
+    iterations: int = 2
+    windows_px: tuple[int, ...] = (21, 9, 5)
+    offsets_px: tuple[float, ...] = (0.5, 0.2, 0.15)
+    noise: float = 0.006
+    max_step_px: float = 1.0
+    max_move_px: float = 3.0
+
+    def __post_init__(self) -> None:
+        if len(self.windows_px) != len(self.offsets_px) or not self.windows_px:
+            raise InputError(
+                f'{len(self.windows_px)} refinement windows but {len(self.offsets_px)} offsets; '
+                'one offset for each window, and at least one, is needed'
+            )
+        positive = (*self.windows_px, *self.offsets_px, self.noise, self.max_step_px)
+        if min(positive) <= 0 or self.max_move_px <= 0 or self.iterations < 1:
+            raise InputError(f'refinement settings must be positive: {self}')
 
 
 @dataclass(frozen=True)
@@ -40,8 +71,10 @@ class Refinement:
 
     Attributes:
         disparity: float32, pixels, column difference. The prior where `moved` is false.
-        zncc: float32 in [-1, 1], matching score at the best offset; 0 where there is no texture.
-        texture: float32, standard deviation of the left window, share of white.
+        zncc: float32 in [-1, 1], zero-mean normalized correlation of the views at the result;
+            0 where there is no texture or the right camera does not see the place.
+        deviation_px: float32, standard deviation of the offset by the texture and the noise of
+            the window, pixels; at most 10.
         occluded: bool, the right camera sees something nearer at the matched column.
         outside: bool, the matched column is outside the right image.
         moved: bool, the disparity was changed by matching.
@@ -49,7 +82,7 @@ class Refinement:
 
     disparity: FloatImage
     zncc: FloatImage
-    texture: FloatImage
+    deviation_px: FloatImage
     occluded: NDArray[np.bool_]
     outside: NDArray[np.bool_]
     moved: NDArray[np.bool_]
@@ -64,80 +97,154 @@ def refine_disparity(
 ) -> Refinement:
     """Refine a dense prior.
 
+    A pixel keeps its prior where the right camera does not see it, and where the views do not
+    agree better at the result than at the prior.
+
     Args:
-        left, right: (H, W) float32 in [0, 1].
+        left: (H, W) float32 in [0, 1].
+        right: (H, W) float32 in [0, 1].
         prior: (H, W) float32, column left minus column right, pixels. NaN stays NaN.
         options: Settings.
         move: Whether the disparity may change; scores and checks are made in either case.
     """
-    offsets = np.arange(-options.search_px, options.search_px + 1, dtype=np.float32)
-    moments = _window_moments(left, options.window_px)
-    scores = np.stack(
-        [_zncc(left, warp_right(right, prior + offset), moments, options) for offset in offsets]
-    )
-    best = scores.argmax(axis=0)
-    offset, peak = _parabola_peak(scores, best, offsets)
-    columns = np.arange(left.shape[1], dtype=np.float32) - prior
-    outside = (columns < 0) | (columns > left.shape[1] - 1)
-    moved = (
-        (peak >= options.min_zncc)
-        & (moments[1] >= options.min_texture)
-        & (best > 0)
-        & (best < len(offsets) - 1)
-        & ~outside
-    )
-    if not move:
-        moved = np.zeros_like(moved)
-    disparity = np.where(moved, np.maximum(prior + offset, 0), prior).astype(np.float32)
-    occluded = occluded_in_right(disparity)
-    return Refinement(disparity, peak, moments[1], occluded, outside, moved)
+    known = np.isfinite(prior)
+    start = np.where(known, prior, np.float32(0))
+    outside = outside_right(start)
+    occluded = occluded_in_right(start)
+    seen = (known & ~outside & ~occluded).astype(np.float32)
+    warped = warp_right(right, start)
+    gain, bias = _photometric_match(left, warped, seen)
+    warped = gain * warped + bias
+    first_residual = left - warped
+    disparity = start
+    for _ in range(options.iterations):
+        offset, deviation = _offset(left, warped, seen, options)
+        if not move:
+            break
+        disparity = np.maximum(disparity + offset, np.float32(0))
+        warped = gain * warp_right(right, disparity) + bias
+    moved = _better(left - warped, first_residual, options.noise)
+    moved &= (np.abs(disparity - start) < options.max_move_px) & (seen > 0) & move
+    disparity = np.where(moved, disparity, prior)
+    zncc = _zncc(left, warped) * seen
+    return Refinement(disparity, zncc, deviation, occluded, outside, moved)
 
 
 def warp_right(right: FloatImage, disparity: FloatImage) -> FloatImage:
     """Return (H, W) the right image sampled at the columns that the left pixels match."""
     height, width = right.shape
-    columns = np.arange(width, dtype=np.float32) - np.nan_to_num(disparity)
+    columns = np.arange(width, dtype=np.float32) - disparity
     rows = np.repeat(np.arange(height, dtype=np.float32)[:, None], width, axis=1)
     return cv2.remap(right, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
-def occluded_in_right(disparity: FloatImage, tolerance_px: float = 1.0) -> NDArray[np.bool_]:
+def outside_right(disparity: FloatImage) -> NDArray[np.bool_]:
+    """Return (H, W) bool: the matched column is not in the right image. False where NaN."""
+    width = disparity.shape[1]
+    columns = np.arange(width, dtype=np.float32) - disparity
+    return (columns < 0) | (columns > width - 1)
+
+
+def occluded_in_right(
+    disparity: FloatImage, tolerance_px: float = OCCLUSION_TOLERANCE_PX
+) -> NDArray[np.bool_]:
     """Return (H, W) bool: another left pixel, nearer by more than the tolerance, hides this one.
 
-    A z-buffer of the left disparity in the right view: each right column keeps its largest
-    disparity, and a left pixel is hidden where that is larger than its own.
+    The left-right check: each right column takes the nearest left pixel that maps to it, and a
+    left pixel is hidden where that one is not itself. False where NaN.
     """
     height, width = disparity.shape
     known = np.isfinite(disparity)
     values = np.where(known, disparity, np.float32(-1))
-    target = np.rint(np.arange(width, dtype=np.float32) - values).astype(np.int64)
-    inside = known & (target >= 0) & (target < width)
-    target = np.where(inside, target, 0) + np.arange(height)[:, None] * width
-    buffer = np.full(height * width, -1, np.float32)
-    np.maximum.at(buffer, target[inside], values[inside])
-    return inside & (buffer[target] > values + tolerance_px)
+    columns = np.rint(np.arange(width, dtype=np.float32) - values).astype(np.int32)
+    inside = known & (columns >= 0) & (columns < width)
+    # Columns outside go to a spare one at the right end.
+    target = np.where(inside, columns, width) + (width + 1) * np.arange(height)[:, None]
+    nearest = np.full(height * (width + 1), -1, np.float32)
+    # Of the left pixels on one right column the rightmost is the nearest, and in row-major order
+    # it is written last: the assignment is a z-buffer.
+    nearest[target] = values
+    # A surface seen obliquely leaves single columns unwritten.
+    nearest = cv2.dilate(nearest.reshape(height, width + 1), np.ones((1, 3), np.uint8))
+    return inside & (nearest.ravel()[target] > values + tolerance_px)
 
 
-def _window_moments(image: FloatImage, window: int) -> tuple[FloatImage, FloatImage]:
-    mean = cv2.blur(image, (window, window))
-    variance = cv2.blur(image * image, (window, window)) - mean * mean
-    return mean, np.sqrt(np.maximum(variance, 0))
+def _photometric_match(
+    left: FloatImage, warped: FloatImage, seen: FloatImage
+) -> tuple[FloatImage, FloatImage]:
+    """Return gain and bias, slowly varying, that give the right view the left one's brightness."""
+    window = (BRIGHTNESS_WINDOW_PX // REDUCTION | 1,) * 2
+
+    def mean(image: FloatImage) -> FloatImage:
+        return cv2.blur(_reduced(image, REDUCTION), window)
+
+    weight = mean(seen) + np.float32(1e-4)
+    mean_left, mean_right = mean(left * seen) / weight, mean(warped * seen) / weight
+    variance_left = mean(left * left * seen) / weight - mean_left**2
+    variance_right = mean(warped * warped * seen) / weight - mean_right**2
+    ratio = (variance_left + np.float32(1e-6)) / (variance_right + np.float32(1e-6))
+    gain = np.sqrt(np.clip(ratio, 0.25, 4.0))
+    return _enlarged(gain, left), _enlarged(mean_left - gain * mean_right, left)
 
 
-def _zncc(left, warped, moments, options: RefineOptions) -> FloatImage:
-    mean, deviation = moments
-    other_mean, other_deviation = _window_moments(warped, options.window_px)
-    product = cv2.blur(left * warped, (options.window_px, options.window_px))
-    return (product - mean * other_mean) / (deviation * other_deviation + np.float32(1e-6))
+def _offset(
+    left: FloatImage, warped: FloatImage, seen: FloatImage, options: RefineOptions
+) -> tuple[FloatImage, FloatImage]:
+    """Return the offset to add to the disparity and its standard deviation, both pixels."""
+    residual = left - warped
+    # Both views' gradient: the noise of one alone would bias the offset towards zero.
+    gradient = cv2.Sobel(left + warped, cv2.CV_32F, 1, 0, ksize=1, scale=0.25)
+    noise = _noise_variance(residual, options.noise)
+    weight = seen / (1 + residual * residual / (noise * np.float32(ROBUST_DEVIATIONS**2)))
+    weighted_gradient = gradient * weight
+    information = weighted_gradient * gradient
+    pull = -weighted_gradient * residual
+    offset = np.float32(0)
+    for window, size in zip(options.windows_px, options.offsets_px, strict=True):
+        kernel = (window, window)
+        # Posterior mean: the wider window's offset counts as much as `stiffness` of information.
+        stiffness = noise * np.float32(1 / (size * window) ** 2)
+        precision = cv2.blur(information, kernel) + stiffness
+        offset = (cv2.blur(pull, kernel) + stiffness * offset) / precision
+    deviation = np.sqrt(noise / (precision - stiffness + np.float32(1e-9))) / window
+    limit = np.float32(options.max_step_px)
+    offset = np.clip(offset, -limit, limit) * (seen > 0)
+    return offset, np.minimum(deviation, np.float32(UNKNOWN_OFFSET_PX))
 
 
-def _parabola_peak(scores, best, offsets) -> tuple[FloatImage, FloatImage]:
-    """Return the sub-pixel offset and the score at the best integer offset."""
-    inner = np.clip(best, 1, len(offsets) - 2)[None]
-    before, centre, after = (
-        np.take_along_axis(scores, inner + step, axis=0)[0] for step in (-1, 0, 1)
-    )
-    curvature = before - 2 * centre + after
-    shift = np.where(curvature < -1e-6, 0.5 * (before - after) / np.minimum(curvature, -1e-6), 0)
-    peak = np.take_along_axis(scores, best[None], axis=0)[0]
-    return (offsets[inner[0]] + np.clip(shift, -1, 1)).astype(np.float32), peak
+def _noise_variance(residual: FloatImage, floor: float) -> FloatImage:
+    window = (NOISE_WINDOW_PX // REDUCTION | 1,) * 2
+    reduced = cv2.blur(_reduced(residual * residual, REDUCTION), window)
+    return _enlarged(reduced, residual) + np.float32(floor * floor)
+
+
+def _better(residual: FloatImage, first_residual: FloatImage, noise: float) -> NDArray[np.bool_]:
+    """Return (H, W) bool: the views agree at least as well as they did with `first_residual`."""
+    scale = _noise_variance(first_residual, noise)
+    kernel = (SCORE_WINDOW_PX, SCORE_WINDOW_PX)
+
+    def cost(value: FloatImage) -> FloatImage:
+        square = value * value
+        return cv2.blur(square / (square + scale), kernel)
+
+    return cost(residual) <= cost(first_residual)
+
+
+def _zncc(left: FloatImage, warped: FloatImage) -> FloatImage:
+    kernel = (SCORE_WINDOW_PX, SCORE_WINDOW_PX)
+    mean_left, mean_right = cv2.blur(left, kernel), cv2.blur(warped, kernel)
+    variance_left = cv2.blur(left * left, kernel) - mean_left * mean_left
+    variance_right = cv2.blur(warped * warped, kernel) - mean_right * mean_right
+    covariance = cv2.blur(left * warped, kernel) - mean_left * mean_right
+    product = np.maximum(variance_left, 0) * np.maximum(variance_right, 0)
+    return np.clip(covariance / np.sqrt(product + np.float32(1e-12)), -1, 1)
+
+
+def _reduced(image: FloatImage, factor: int) -> FloatImage:
+    height, width = image.shape
+    size = (max(1, width // factor), max(1, height // factor))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _enlarged(image: FloatImage, like: FloatImage) -> FloatImage:
+    return cv2.resize(image, like.shape[::-1], interpolation=cv2.INTER_LINEAR)
