@@ -110,6 +110,12 @@ def depth_scale(depths: Iterable[NDArray]) -> ColorScale:
     )
 
 
+def height_scale(heights: NDArray) -> ColorScale:
+    """Return a scale for heights, metres, low violet to high yellow."""
+    low, high = np.percentile(heights, [1, 99]) if heights.size else (0.0, 1.0)
+    return ColorScale('height, m', float(low), float(max(high, low + 0.1)), cv2.COLORMAP_PLASMA)
+
+
 CONFIDENCE_SCALE = ColorScale('confidence', 0.0, 1.0, cv2.COLORMAP_VIRIDIS)
 ERROR_SCALE = ColorScale('disparity error, px', 0.0, 3.0, cv2.COLORMAP_INFERNO)
 
@@ -181,7 +187,7 @@ def render_cloud(
     eye: NDArray[np.floating],
     target: NDArray[np.floating],
     *,
-    up: tuple[float, float, float] = (0.0, 0.0, 1.0),
+    up: NDArray[np.floating] | tuple[float, float, float] = (0.0, 0.0, 1.0),
     size: tuple[int, int] = (1280, 720),
     field_of_view_deg: float = 60.0,
     point_size_m: float = 0.012,

@@ -77,8 +77,9 @@ def metadata(tmp_path_factory):
     requirements = (folder / 'lunar_stereo_recon.egg-info' / 'requires.txt').read_text()
     for line in filter(None, map(str.strip, requirements.splitlines())):
         if line.startswith('['):
-            section = line.strip('[]')
-            declared[section] = set()
+            # '[extra:marker]': a requirement of some Python versions only.
+            section = line.strip('[]').split(':')[0]
+            declared.setdefault(section, set())
         else:
             assert '>=' in line and '<' in line, f'{line} has no range'
             declared[section].add(re.split(r'[<>=!~\s]', line)[0].lower())

@@ -1,0 +1,316 @@
+"""`lunar-stereo demo`: a recorded drive through the nodes, over DDS, to a cloud and a table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+from pathlib import Path
+import shutil
+import time
+from typing import Any, TYPE_CHECKING
+
+from lunar_stereo_recon.errors import InputError, ReconError
+
+if TYPE_CHECKING:
+    from lunar_stereo_recon.messages import StereoTopics
+
+DEMO_BAG = Path(__file__).resolve().parent.parent / 'data' / 'demo_traverse'
+NODES = ('recorder_node', 'reconstruction_node', 'replay_node')
+# Long enough for a slow machine to load the model; then something is wrong.
+STALL_LIMIT_S = 60.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the sub-command."""
+    parser = subparsers.add_parser(
+        'demo',
+        help='replay a drive through the ROS 2 nodes and show what comes out',
+        description='Replay node, reconstruction node and recorder as three processes over DDS; '
+        'then a fused cloud, a contact sheet and a table of figures.',
+    )
+    parser.add_argument('--bag', type=Path, default=DEMO_BAG, help='another recording')
+    parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder for results')
+    parser.add_argument('--backend', default='onnx', help='onnx, sgbm, sgbm_hh or bm')
+    parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
+    parser.add_argument(
+        '--rate',
+        type=float,
+        default=0.0,
+        help='speed relative to the recording; 0 sends each frame when the last is done',
+    )
+    parser.add_argument(
+        '--fusion-range', type=float, default=12.0, metavar='M', help='metres; default 12'
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the nodes, write the results, print the table."""
+    from lunar_stereo_recon.bags.reader import StereoBagReader
+    from lunar_stereo_recon.machine import describe_machine
+    from lunar_stereo_recon.report import ReportSettings, write_report
+
+    check_ros()
+    with StereoBagReader(args.bag) as reader:
+        count = reader.frame_count
+        kind = reader.all_topics[reader.topics.left_image]
+        topics = reader.topics
+    _clear(args.out)
+    print(f'{count} stereo frames of {args.bag}')
+    rate = run_nodes(args, topics, count, compressed=kind.endswith('CompressedImage'))
+    recorded = json.loads((args.out / 'recording.json').read_text(encoding='utf-8'))
+    bar = _progress_bar(count, 'looking at the results')
+    with bar:
+        settings = ReportSettings(max_range_m=args.fusion_range)
+        figures = write_report(args.bag, args.out / 'result', args.out, settings, bar.update)
+    summary = {
+        'bag': str(args.bag),
+        'backend': args.backend,
+        'frames': frame_counts(recorded, count, figures['frames_with_cloud']),
+        'rate_hz': rate,
+        **latencies(recorded),
+        **figures,
+        'machine': describe_machine(),
+    }
+    path = args.out / 'summary.json'
+    path.write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+    print(format_summary(summary))
+    for name in ('fused.ply', 'cloud.png', 'contact_sheet.png', 'summary.json', 'result'):
+        if (args.out / name).exists():
+            print(f'  {args.out / name}')
+    return 0
+
+
+def check_ros() -> None:
+    """Raise where rclpy is missing.
+
+    Raises:
+        ReconError: It says how to get rclpy, and what works without.
+    """
+    if importlib.util.find_spec('rclpy') is None:
+        raise ReconError(
+            'the demo runs ROS 2 nodes, but rclpy is not installed: source your ROS, or '
+            "`pip install 'lunar_stereo_recon[ros]'`; `lunar-stereo replay BAG` needs no ROS"
+        )
+
+
+def run_nodes(
+    args: argparse.Namespace, topics: StereoTopics, count: int, *, compressed: bool
+) -> float:
+    """Replay the bag through the nodes until every frame is answered; return frames a second.
+
+    Raises:
+        ReconError: A node ended early, or nothing came for `STALL_LIMIT_S`.
+    """
+    from lunar_stereo_recon.ros.frame_progress import FrameProgress
+    from lunar_stereo_recon.ros.node_processes import NodeProcesses, private_domain
+
+    logs = args.out / 'logs'
+    environment = private_domain()
+    # The bar's own subscription is made in this process and must stay on this machine as well.
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = environment['ROS_AUTOMATIC_DISCOVERY_RANGE']
+    with (
+        NodeProcesses(environment, logs) as nodes,
+        FrameProgress(int(environment['ROS_DOMAIN_ID'])) as progress,
+        _progress_bar(count, 'reconstructing') as bar,
+    ):
+        nodes.start(
+            'recorder_node',
+            {
+                'bag': str(args.out / 'result'),
+                'overwrite': True,
+                'summary': str(args.out / 'recording.json'),
+            },
+        )
+        _wait_for_recorder(nodes, args.out / 'result')
+        nodes.start(
+            'reconstruction_node',
+            {
+                'backend': args.backend,
+                'model': str(args.model or ''),
+                'input_transport': 'compressed' if compressed else 'raw',
+            },
+        )
+        nodes.start(
+            'replay_node',
+            {
+                'bag': str(args.bag),
+                'rate': args.rate,
+                'flow_control': args.rate == 0,
+                'wait_for_subscribers': STALL_LIMIT_S,
+            },
+            _remappings(topics, compressed),
+        )
+        rate = _follow(nodes, progress, bar)
+        for name in ('recorder_node', 'reconstruction_node'):
+            status = nodes.stop(name)
+            if status != 0:
+                raise nodes.failure(name, f'ended with status {status}')
+    return rate
+
+
+def _follow(nodes: Any, progress: Any, bar: Any) -> float:
+    """Advance the bar until the replay is over; return frames a second after the first."""
+    times: list[float] = []
+    last_news = time.monotonic()
+    while nodes.status('replay_node') is None:
+        nodes.check_running(NODES[:2])
+        new = progress.wait(0.1)
+        now = time.monotonic()
+        if new:
+            times.append(now)
+            bar.update(new)
+            last_news = now
+        elif now - last_news > STALL_LIMIT_S:
+            raise nodes.failure('reconstruction_node', f'gave nothing for {STALL_LIMIT_S:g} s')
+    if nodes.status('replay_node') != 0:
+        status = nodes.status('replay_node')
+        raise nodes.failure('replay_node', f'ended with status {status}')
+    while progress.wait(0.2):
+        bar.update(1)
+    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+
+
+def _wait_for_recorder(nodes: Any, bag: Path) -> None:
+    """Wait until the recorder has made its bag, which it does just before it subscribes.
+
+    Results published before somebody subscribes would be lost.
+    """
+    deadline = time.monotonic() + STALL_LIMIT_S
+    while not bag.exists():
+        nodes.check_running(['recorder_node'])
+        if time.monotonic() > deadline:
+            raise nodes.failure('recorder_node', f'made no bag within {STALL_LIMIT_S:g} s')
+        time.sleep(0.05)
+
+
+def _remappings(topics: StereoTopics, compressed: bool) -> dict[str, str]:
+    """Return the bag's topics to the node's, all in the root namespace."""
+    suffix = '/compressed' if compressed else ''
+    return {
+        topics.left_image: f'/left/image_rect{suffix}',
+        topics.right_image: f'/right/image_rect{suffix}',
+        topics.left_info: '/left/camera_info',
+        topics.right_info: '/right/camera_info',
+    }
+
+
+def _clear(directory: Path) -> None:
+    """Make the folder and delete what an earlier demo left in it, nothing else.
+
+    Raises:
+        InputError: The path is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f'{directory} is a file; a folder for the results is needed')
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ('logs', 'result'):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    for name in (
+        'contact_sheet.png',
+        'cloud.png',
+        'fused.ply',
+        'recording.json',
+        'summary.json',
+    ):
+        (directory / name).unlink(missing_ok=True)
+
+
+def frame_counts(recorded: dict[str, Any], sent: int, with_cloud: int) -> dict[str, Any]:
+    """Return how many frames went in and came out, and why the others did not.
+
+    Args:
+        recorded: Summary of the recorder node.
+        sent: Stereo frames of the bag.
+        with_cloud: Frames whose cloud is in the result bag.
+    """
+    reasons = {
+        name: number for name, number in recorded['outcomes'].items() if name != 'published'
+    }
+    unexplained = sent - with_cloud - sum(reasons.values())
+    if unexplained > 0:
+        reasons['lost on the way'] = unexplained
+    return {'in': sent, 'out': with_cloud, 'dropped': sent - with_cloud, 'reasons': reasons}
+
+
+def latencies(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return p50 and p95 of the latency, and the median of each stage inside the node, ms.
+
+    The latency is from the left image being published to its cloud being received; where images
+    were not recorded (compressed ones), from the pair being complete to its results being
+    published.
+    """
+    import numpy as np
+
+    frames = [frame for frame in recorded['frames'] if frame['outcome'] == 'published']
+    whole = [f['latency_ms'] for f in frames if f['latency_ms'] is not None]
+    inside = [f['latency [ms]'] for f in frames if 'latency [ms]' in f]
+    figures: dict[str, Any] = {}
+    for name, values in (('latency_ms', whole), ('node_latency_ms', inside)):
+        if values:
+            p50, p95 = np.percentile(values, [50, 95])
+            figures[name] = {'p50': float(p50), 'p95': float(p95)}
+    stages = [key for key in (frames[0] if frames else {}) if key.endswith(' [ms]')]
+    figures['stages_ms_median'] = {
+        key.removesuffix(' [ms]'): float(np.median([frame[key] for frame in frames]))
+        for key in stages
+    }
+    return figures
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """Return the table for the terminal."""
+    frames, machine = summary['frames'], summary['machine']
+    reasons = ', '.join(f'{number} {name}' for name, number in frames['reasons'].items())
+    latency = summary.get('latency_ms') or summary.get('node_latency_ms')
+    lines = [
+        '',
+        f'frames            {frames["in"]} in, {frames["out"]} out, {frames["dropped"]} dropped'
+        + (f' ({reasons})' if reasons else ''),
+        f'rate              {summary["rate_hz"]:.1f} Hz',
+    ]
+    if latency:
+        lines.append(f'latency           p50 {latency["p50"]:.0f} ms, p95 {latency["p95"]:.0f} ms')
+    lines += [
+        f'machine           {machine["processor"]}, {machine["cores"]} cores',
+        f'fused cloud       {summary["cloud"]["points"]:,} points of '
+        f'{summary["cloud"]["frames"]} frames, voxels of '
+        f'{100 * summary["cloud"]["voxel_m"]:.0f} cm',
+        '',
+        *_accuracy_table(summary['accuracy'], summary['backend']),
+        '',
+    ]
+    return '\n'.join(lines)
+
+
+def _accuracy_table(accuracy: dict[str, Any], backend: str) -> list[str]:
+    """Return lines that compare the published clouds with SGBM where there is ground truth."""
+    if 'published' not in accuracy:
+        density = 100 * accuracy['image_density']
+        return [f'points on {density:.1f} % of the pixels; the bag has no ground truth']
+    names = {'published': f'node ({backend})', 'sgbm': 'SGBM', 'sgbm_filled': 'SGBM, filled'}
+    rows = (
+        ('density, %', 'density', 100, '.1f'),
+        ('mean error, px', 'epe_px', 1, '.3f'),
+        ('error > 0.5 px, %', 'bad05', 100, '.2f'),
+        ('error > 1 px, %', 'bad1', 100, '.2f'),
+        ('error > 2 px, %', 'bad2', 100, '.2f'),
+        ('> 2 px or missing, %', 'bad2_all', 100, '.2f'),
+        ('depth error, %', 'absrel', 100, '.2f'),
+        ('depth within 5 %, %', 'delta105', 100, '.2f'),
+    )
+    width = 16
+    lines = [' ' * 22 + ''.join(f'{name:>{width}}' for name in names.values())]
+    for label, key, factor, form in rows:
+        cells = (format(factor * accuracy[name][key], form) for name in names)
+        lines.append(f'{label:<22}' + ''.join(f'{cell:>{width}}' for cell in cells))
+    lines.append('against ground truth up to 40 m; errors are of the estimated pixels')
+    return lines
+
+
+def _progress_bar(count: int, what: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=count, desc=what, unit='frame')

@@ -1,0 +1,130 @@
+"""Nodes of this package as processes of their own, on a DDS domain that nobody else uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import os
+from pathlib import Path
+import random
+import signal
+import subprocess
+import sys
+from types import TracebackType
+
+from lunar_stereo_recon.errors import ReconError
+
+# Above 101, DDS ports reach into those that Linux gives to outgoing connections.
+LAST_DOMAIN_ID = 101
+LOG_TAIL_LINES = 15
+STOP_TIMEOUT_S = 20.0
+
+
+def private_domain() -> dict[str, str]:
+    """Return the environment of processes that see one another and nothing beyond this machine."""
+    return {
+        **os.environ,
+        'ROS_DOMAIN_ID': str(random.randint(1, LAST_DOMAIN_ID)),
+        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+        'PYTHONUNBUFFERED': '1',
+    }
+
+
+class NodeProcesses:
+    """Starts nodes and ends them all when left. A context manager.
+
+    Each node's output goes to `<log_directory>/<name>.log`.
+    """
+
+    def __init__(self, environment: Mapping[str, str], log_directory: Path) -> None:
+        self._environment = dict(environment)
+        self._log_directory = log_directory
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> NodeProcesses:
+        self._log_directory.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        for process in self._processes.values():
+            _end(process)
+
+    def start(
+        self,
+        name: str,
+        parameters: Mapping[str, str | int | float | bool],
+        remappings: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start `lunar_stereo_recon.ros.<name>` with parameters and topic remappings."""
+        # The output goes to our log; ROS need not write a second one.
+        arguments = ['--ros-args', '--disable-external-lib-logs']
+        for key, value in parameters.items():
+            arguments += ['-p', f'{key}:={_yaml(value)}']
+        for source, target in (remappings or {}).items():
+            arguments += ['-r', f'{source}:={target}']
+        with self._log_path(name).open('wb') as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, '-m', f'lunar_stereo_recon.ros.{name}', *arguments],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A Ctrl-C in the terminal must not reach the nodes before they are asked to end.
+                start_new_session=True,
+            )
+
+    def status(self, name: str) -> int | None:
+        """Return the exit status of a node; None while it runs."""
+        return self._processes[name].poll()
+
+    def check_running(self, names: Sequence[str]) -> None:
+        """Raise when a node that should run has ended.
+
+        Raises:
+            ReconError: With the node's last log lines.
+        """
+        for name in names:
+            if self._processes[name].poll() is not None:
+                raise self.failure(name, f'ended with status {self._processes[name].returncode}')
+
+    def stop(self, name: str) -> int:
+        """Interrupt a node, wait for its end, return its exit status."""
+        process = self._processes[name]
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        return _end(process)
+
+    def failure(self, name: str, what: str) -> ReconError:
+        """Return an error about a node that quotes the end of its log."""
+        path = self._log_path(name)
+        lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+        tail = '\n'.join(f'  {line}' for line in lines[-LOG_TAIL_LINES:]) or '  (empty)'
+        return ReconError(f'{name} {what}; its log {path} ends with\n{tail}')
+
+    def _log_path(self, name: str) -> Path:
+        return self._log_directory / f'{name}.log'
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process that was asked to end; insist where it does not."""
+    try:
+        return process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _yaml(value: str | int | float | bool) -> str:
+    """Return a parameter value as ROS arguments write it; quoted text stays text."""
+    if isinstance(value, bool):
+        return 'true' if value else 'false'
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value)
