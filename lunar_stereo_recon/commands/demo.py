@@ -133,6 +133,7 @@ def run_nodes(
                 'input_transport': 'compressed' if compressed else 'raw',
             },
         )
+        remappings = _remappings(topics, compressed)
         nodes.start(
             'replay_node',
             {
@@ -140,8 +141,9 @@ def run_nodes(
                 'rate': args.rate,
                 'flow_control': args.rate == 0,
                 'wait_for_subscribers': STALL_LIMIT_S,
+                'topics': list(remappings),
             },
-            _remappings(topics, compressed),
+            remappings,
         )
         rate = _follow(nodes, progress, bar)
         for name in ('recorder_node', 'reconstruction_node'):

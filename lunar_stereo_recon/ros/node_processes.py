@@ -18,6 +18,8 @@ LAST_DOMAIN_ID = 101
 LOG_TAIL_LINES = 15
 STOP_TIMEOUT_S = 20.0
 
+ParameterValue = str | int | float | bool | list[str]
+
 
 def private_domain() -> dict[str, str]:
     """Return the environment of processes that see one another and nothing beyond this machine."""
@@ -59,7 +61,7 @@ class NodeProcesses:
     def start(
         self,
         name: str,
-        parameters: Mapping[str, str | int | float | bool],
+        parameters: Mapping[str, ParameterValue],
         remappings: Mapping[str, str] | None = None,
     ) -> None:
         """Start `lunar_stereo_recon.ros.<name>` with parameters and topic remappings."""
@@ -121,10 +123,12 @@ def _end(process: subprocess.Popen[bytes]) -> int:
         return process.wait()
 
 
-def _yaml(value: str | int | float | bool) -> str:
+def _yaml(value: ParameterValue) -> str:
     """Return a parameter value as ROS arguments write it; quoted text stays text."""
     if isinstance(value, bool):
         return 'true' if value else 'false'
+    if isinstance(value, list):
+        return f'[{", ".join(_yaml(item) for item in value)}]'
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return str(value)
