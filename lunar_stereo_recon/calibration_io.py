@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import CalibrationError
+from lunar_stereo_recon.messages import calibration_from_camera_infos, StereoTopics
 
 
 def load_calibration(
@@ -36,6 +38,8 @@ def load_calibration(
     """
     if len(paths) not in (1, 2):
         raise CalibrationError(f'{len(paths)} calibration files given; 1 or 2 are needed')
+    if baseline_m is not None and not baseline_m > 0:
+        raise CalibrationError(f'baseline is {baseline_m} m; it must be positive')
     documents = [_read_mapping(Path(path)) for path in paths]
     sources = [str(path) for path in paths]
     if len(documents) == 1 and {'left', 'right'} <= set(documents[0]):
@@ -45,52 +49,17 @@ def load_calibration(
         _check_size(document, source, width, height)
     if len(documents) == 1 and 'projection_matrix' not in documents[0]:
         return _from_numbers(documents[0], sources[0], width, height, baseline_m)
-    projections = [
-        _projection(document, source) for document, source in zip(documents, sources, strict=True)
+    infos = [
+        _camera_info(document, source, width, height)
+        for document, source in zip(documents, sources, strict=True)
     ]
-    return calibration_from_projections(
-        projections[0], projections[-1], width, height, baseline_m, sources[-1]
+    if len(infos) == 1:
+        infos = [_at_origin(infos[0]), *infos]
+    return calibration_from_camera_infos(
+        *infos,
+        baseline_m=baseline_m or 0.0,
+        topics=StereoTopics(left_info=sources[0], right_info=sources[-1]),
     )
-
-
-def calibration_from_projections(
-    left: Sequence[float],
-    right: Sequence[float],
-    width: int,
-    height: int,
-    baseline_m: float | None = None,
-    source: str = 'right camera_info',
-) -> StereoCalibration:
-    """Return the calibration held by two ROS projection matrices P (12 values, row-major).
-
-    Args:
-        left: P of the rectified left camera.
-        right: P of the right one; P[3] = -fx * baseline, pixels * metres.
-        width: Image width, pixels.
-        height: Image height, pixels.
-        baseline_m: Overrides the baseline from P[3], metres.
-        source: What `right` came from, for messages.
-
-    Raises:
-        CalibrationError: Focal lengths differ, or P[3] gives no positive baseline and none is
-            given.
-    """
-    fx, fy, fx_right = left[0], left[5], right[0]
-    if not fx > 0 or not fy > 0:
-        raise CalibrationError(f'left projection has fx {fx}, fy {fy}; both must be positive')
-    if abs(fx - fx_right) > 1e-3 * fx:
-        raise CalibrationError(
-            f'{source}: fx is {fx_right} but the left camera has {fx}; '
-            'a rectified rig has one focal length'
-        )
-    if baseline_m is None:
-        if not right[3] < 0:
-            raise CalibrationError(
-                f'{source}: P[3] is {right[3]}; -fx * baseline, which is negative, is needed '
-                '(set `baseline` in metres to override it)'
-            )
-        baseline_m = -right[3] / fx_right
-    return StereoCalibration(fx, fy, left[2], left[6], right[2], baseline_m, width, height)
 
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:
@@ -110,16 +79,24 @@ def _mapping(document: Any, path: str | Path) -> Mapping[str, Any]:
 
 
 def _check_size(document: Mapping[str, Any], source: str, width: int, height: int) -> None:
-    for names, wanted in ((('image_width', 'width'), width), (('image_height', 'height'), height)):
-        for name in names:
-            if name in document and document[name] != wanted:
-                raise CalibrationError(
-                    f'{source} is for images with {name} {document[name]}, '
-                    f'but the images are {width}x{height}'
-                )
+    expected = {
+        'image_width': width,
+        'width': width,
+        'image_height': height,
+        'height': height,
+    }
+    for name, wanted in expected.items():
+        if name in document and document[name] != wanted:
+            raise CalibrationError(
+                f'{source} is for images with {name} {document[name]}, '
+                f'but the images are {width}x{height}'
+            )
 
 
-def _projection(document: Mapping[str, Any], source: str) -> list[float]:
+def _camera_info(
+    document: Mapping[str, Any], source: str, width: int, height: int
+) -> SimpleNamespace:
+    """Return what `messages` reads of a CameraInfo, from its YAML form."""
     try:
         values = [float(value) for value in document['projection_matrix']['data']]
     except (KeyError, TypeError, ValueError) as error:
@@ -129,7 +106,15 @@ def _projection(document: Mapping[str, Any], source: str) -> list[float]:
         ) from error
     if len(values) != 12:
         raise CalibrationError(f'{source}: projection_matrix has {len(values)} values, not 12')
-    return values
+    whole = SimpleNamespace(width=0, height=0, x_offset=0, y_offset=0)
+    return SimpleNamespace(
+        width=width, height=height, p=values, roi=whole, binning_x=0, binning_y=0
+    )
+
+
+def _at_origin(info: SimpleNamespace) -> SimpleNamespace:
+    """Return the left camera that belongs to a right one whose P holds the baseline."""
+    return SimpleNamespace(**{**vars(info), 'p': [*info.p[:3], 0.0, *info.p[4:]]})
 
 
 def _from_numbers(

@@ -9,9 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction
+from lunar_stereo_recon.visualize import (
+    ColorScale,
+    CONFIDENCE_SCALE,
+    depth_scale,
+    RgbImage,
+)
 
 DEPTH_UNITS_PER_METRE = 1000.0
 CONFIDENCE_UNITS = 65535.0
+MIN_LEGEND_WIDTH = 160
 
 
 def write_reconstruction(
@@ -35,10 +42,12 @@ def write_reconstruction(
     }
     write_ply(paths['cloud'], reconstruction)
     write_png(paths['depth'], depth_millimetres(reconstruction.depth))
-    write_png(paths['depth_view'], depth_colors(reconstruction.depth))
+    depth = reconstruction.depth
+    write_png(paths['depth_view'], with_legend(depth_scale([depth]), depth, 'no depth'))
     units = np.rint(reconstruction.confidence * CONFIDENCE_UNITS).astype(np.uint16)
     write_png(paths['confidence'], units)
-    write_png(paths['confidence_view'], confidence_colors(reconstruction.confidence))
+    view = with_legend(CONFIDENCE_SCALE, reconstruction.confidence)
+    write_png(paths['confidence_view'], view)
     if arrays:
         paths['arrays'] = directory / f'{stem}.npz'
         write_arrays(paths['arrays'], reconstruction)
@@ -129,24 +138,11 @@ def depth_millimetres(depth: FloatImage) -> NDArray[np.uint16]:
     return np.where(millimetres < 65535.5, np.rint(millimetres), 0).astype(np.uint16)
 
 
-def depth_colors(depth: FloatImage) -> NDArray[np.uint8]:
-    """Return (H, W, 3) RGB: near red to far blue in inverse depth, invalid black."""
-    valid = np.isfinite(depth)
-    if not valid.any():
-        return np.zeros((*depth.shape, 3), np.uint8)
-    inverse = 1.0 / np.where(valid, depth, 1.0)
-    low, high = np.percentile(inverse[valid], [1, 99])
-    shade = np.clip((inverse - low) / max(high - low, 1e-9), 0, 1)
-    return _mapped(shade, cv2.COLORMAP_TURBO, valid)
+def with_legend(scale: ColorScale, values: FloatImage, no_value: str = '') -> RgbImage:
+    """Return (H + legend, W, 3) RGB: the map in the scale's colours above its labelled bar.
 
-
-def confidence_colors(confidence: FloatImage) -> NDArray[np.uint8]:
-    """Return (H, W, 3) RGB: 0 dark to 1 bright."""
-    return _mapped(confidence, cv2.COLORMAP_VIRIDIS, np.isfinite(confidence))
-
-
-def _mapped(shade: NDArray, color_map: int, valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    levels = np.rint(np.nan_to_num(shade) * 255).astype(np.uint8)
-    colors = cv2.cvtColor(cv2.applyColorMap(levels, color_map), cv2.COLOR_BGR2RGB)
-    colors[~valid] = 0
-    return colors
+    Maps too narrow for the bar's text are returned without it.
+    """
+    if values.shape[1] < MIN_LEGEND_WIDTH:
+        return scale.colors(values)
+    return np.vstack([scale.colors(values), scale.bar(values.shape[1], no_value)])
