@@ -410,10 +410,13 @@ class LossWeights:
         encoder_features, decoder_features: Cosine-margin alignment of tokens, both views.
         gradient: Pointmap gradients, both views.
         relational: Relations between the views' last decoder tokens.
-        teacher_confidence: Regression weighted by the teacher's confidence; replaces `pointmap`
-            when that is 0, adds to it otherwise.
+        teacher_confidence: Regression weighted by the teacher's confidence, an alternative to
+            `pointmap` (with both on they add up).
         feature_margin: Cosine from which a feature counts as aligned.
         relational_samples: Positions drawn for the relational term.
+        min_teacher_confidence: Raw confidence below which the teacher's points are not valid;
+            0 takes all. Raw confidence is above 1 everywhere, so other values up to 1 are
+            errors: they could never act.
     """
 
     pointmap: float = 1.0
@@ -425,6 +428,7 @@ class LossWeights:
     teacher_confidence: float = 0.0
     feature_margin: float = 0.9
     relational_samples: int = 512
+    min_teacher_confidence: float = 0.0
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -433,6 +437,11 @@ class LossWeights:
                 raise InputError(f'loss weight {item.name} is {value}; it must be >= 0')
         if not any(getattr(self, name) for name in TERMS):
             raise InputError(f'all loss weights are 0; set one of {", ".join(TERMS)}')
+        if 0 < self.min_teacher_confidence <= RAW_CONFIDENCE_MIN:
+            raise InputError(
+                f'min_teacher_confidence is {self.min_teacher_confidence}, which no pixel is '
+                f'below: raw confidence starts at {RAW_CONFIDENCE_MIN:g}; 0 switches it off'
+            )
 
 
 def distillation_loss(
@@ -449,9 +458,9 @@ def distillation_loss(
         student, teacher: Outputs of both models with `pointmapN` (B, H, W, 3), `confN`,
             `descN` (B, H, W, D), `desc_confN` of views N = 1, 2, and for feature terms
             `tokensN`: the encoder's tokens (B, h * w, C), then one set a decoder block.
-        batch: `valid1`, `valid2` (B, H, W) bool (all True where absent), `sky1`, `sky2`; for
-            matching `matches1`, `matches2` (B, N, 2) int64 x then y and `matches_valid` (B, N);
-            `grid` (2,) rows and columns of the token grid for feature terms.
+        batch: `valid1`, `valid2` (B, H, W) bool (all finite points where absent), `sky1`, `sky2`;
+            for matching `matches1`, `matches2` (B, N, 2) int64 x then y and `matches_valid`
+            (B, N); `grid` (2,) rows and columns of the token grid for feature terms.
         weights: Which terms act.
         projectors: `encoder` and `decoder`, where the channels differ.
         metric: The prediction is in the teacher's unit.
@@ -466,7 +475,8 @@ def distillation_loss(
         weight = getattr(weights, name)
         if not weight:
             continue
-        loss, details = term(parts)
+        with _full_precision(student):
+            loss, details = term(parts)
         total = weight * loss if total is None else total + weight * loss
         monitors[name] = loss.detach()
         monitors.update({f'{name}/{key}': value for key, value in details.items()})
@@ -512,12 +522,17 @@ class _Parts:
         return found[0], found[1]
 
     def masks(self) -> Pair:
-        """Return the valid masks; all True where the batch has none."""
-        pointmaps = self.pair('valid masks', 'teacher', 'pointmap')
-        if 'valid1' not in self.batch:
-            ones = [torch.ones(p.shape[:-1], dtype=torch.bool, device=p.device) for p in pointmaps]
-            return ones[0], ones[1]
-        return self.pair('valid masks', 'batch', 'valid')
+        """Return where the target counts, and the teacher is sure enough."""
+        if 'valid1' in self.batch:
+            masks = self.pair('valid masks', 'batch', 'valid')
+        else:
+            points = self.pair('valid masks', 'teacher', 'pointmap')
+            masks = (torch.isfinite(points[0]).all(-1), torch.isfinite(points[1]).all(-1))
+        threshold = self.weights.min_teacher_confidence
+        if not threshold:
+            return masks
+        sure = self.pair('min_teacher_confidence', 'teacher', 'conf')
+        return masks[0] & (sure[0] >= threshold), masks[1] & (sure[1] >= threshold)
 
     def sky(self) -> Pair | None:
         """Return the sky masks, or None."""
@@ -573,11 +588,10 @@ def _feature_term(parts: _Parts, kind: str, level: int) -> tuple[Tensor, Monitor
 
 
 def _gradient_term(parts: _Parts) -> tuple[Tensor, Monitors]:
-    masks = parts.masks() if 'valid1' in parts.batch else None
     return pointmap_gradient(
         parts.pair('gradient', 'student', 'pointmap'),
         parts.pair('gradient', 'teacher', 'pointmap'),
-        masks,
+        parts.masks(),
     )
 
 
@@ -598,6 +612,12 @@ TERMS = {
     'relational': _relational_term,
     'teacher_confidence': _teacher_confidence_term,
 }
+
+
+def _full_precision(outputs: Mapping[str, object]) -> torch.autocast:
+    """Return a context without autocast, which would turn products back to half precision."""
+    device = next((v.device.type for v in outputs.values() if isinstance(v, Tensor)), 'cpu')
+    return torch.autocast(device, enabled=False)
 
 
 # --- Pieces --------------------------------------------------------------------------------
