@@ -39,9 +39,9 @@ EXTRAS = {
         'ros-jazzy-std-srvs>=5.3,<6',
         'ros-jazzy-stereo-msgs>=5.3,<6',
     ],
-    'sim': ['torch>=2.4,<3'],
+    'sim': ['torch>=2.5,<3'],
     'train': [
-        'torch>=2.4,<3',
+        'torch>=2.5,<3',
         'omegaconf>=2.3,<3',
         'onnx>=1.16,<2',
         'onnxscript>=0.1,<1',
