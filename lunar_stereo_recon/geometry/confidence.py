@@ -22,7 +22,7 @@ from lunar_stereo_recon.geometry.refine import Refinement
 
 FEATURES = (
     'prior_logit',  # log odds of the network's own confidence
-    'zncc',  # correlation of the views at the result, 0 where the right camera does not see it
+    'agreement',  # of the views at the result, 0..1; 0 where the right camera does not see it
     'deviation',  # log10 of the offset's standard deviation by texture and noise, pixels
     'shift',  # pixels between prior and result, at most 2
     'edge',  # log10 of 0.1 + how far the disparity is from a plane over 5 pixels, pixels
@@ -100,14 +100,14 @@ class ConfidenceCalibration:
 DEFAULT_CALIBRATION = ConfidenceCalibration(
     weights={
         'prior_logit': 1.0,
-        'zncc': 1.0,
+        'agreement': 2.0,
         'shift': -1.0,
         'occluded': -2.0,
         'outside': -1.0,
         'dark': -6.0,
         'saturated': -6.0,
     },
-    bias=-0.5,
+    bias=-1.5,
 )
 
 
@@ -129,7 +129,7 @@ def confidence_features(
     known_prior = np.where(missing, np.float32(0), prior)
     disparity = np.where(missing, np.float32(0), refinement.disparity)
     features[0] = cv2.log(certainty / (1 - certainty))
-    features[1] = refinement.zncc
+    features[1] = refinement.agreement
     features[2] = cv2.log(refinement.deviation_px + np.float32(1e-3)) / np.log(10)
     features[3] = np.minimum(np.abs(disparity - known_prior), MAX_SHIFT_PX)
     features[3][missing] = MAX_SHIFT_PX

@@ -22,7 +22,7 @@ from lunar_stereo_recon.errors import InputError
 # Statistics that vary slowly are computed on images reduced by this factor.
 REDUCTION = 4
 BRIGHTNESS_WINDOW_PX = 33
-NOISE_WINDOW_PX = 29
+LOCAL_WINDOW_PX = 29
 SCORE_WINDOW_PX = 9
 OCCLUSION_TOLERANCE_PX = 1.0
 # A residual this many times the local deviation counts half.
@@ -71,8 +71,9 @@ class Refinement:
 
     Attributes:
         disparity: float32, pixels, column difference. The prior where `moved` is false.
-        zncc: float32 in [-1, 1], zero-mean normalized correlation of the views at the result;
-            0 where there is no texture or the right camera does not see the place.
+        agreement: float32 in [0, 1], how alike the views are at the result, measured in the
+            local contrast: 1 the same, about 0.4 unrelated or without texture; 0 where the right
+            camera does not see the place.
         deviation_px: float32, standard deviation of the offset by the texture and the noise of
             the window, pixels; at most 10.
         occluded: bool, the right camera sees something nearer at the matched column.
@@ -81,7 +82,7 @@ class Refinement:
     """
 
     disparity: FloatImage
-    zncc: FloatImage
+    agreement: FloatImage
     deviation_px: FloatImage
     occluded: NDArray[np.bool_]
     outside: NDArray[np.bool_]
@@ -123,11 +124,11 @@ def refine_disparity(
             break
         disparity = np.maximum(disparity + offset, np.float32(0))
         warped = gain * warp_right(right, disparity) + bias
-    moved = _better(left - warped, first_residual, options.noise)
+    cost = _disagreement(left - warped, left, options.noise)
+    moved = cost <= _disagreement(first_residual, left, options.noise)
     moved &= (np.abs(disparity - start) < options.max_move_px) & (seen > 0) & move
     disparity = np.where(moved, disparity, prior)
-    zncc = _zncc(left, warped) * seen
-    return Refinement(disparity, zncc, deviation, occluded, outside, moved)
+    return Refinement(disparity, (1 - cost) * seen, deviation, occluded, outside, moved)
 
 
 def warp_right(right: FloatImage, disparity: FloatImage) -> FloatImage:
@@ -154,19 +155,19 @@ def occluded_in_right(
     left pixel is hidden where that one is not itself. False where NaN.
     """
     height, width = disparity.shape
-    known = np.isfinite(disparity)
-    values = np.where(known, disparity, np.float32(-1))
-    columns = np.rint(np.arange(width, dtype=np.float32) - values).astype(np.int32)
-    inside = known & (columns >= 0) & (columns < width)
+    values = np.nan_to_num(disparity, nan=-1.0)
+    columns = np.rint(np.arange(width, dtype=np.float32) - values).astype(np.intp)
+    inside = (columns >= 0) & (columns < width) & (values >= 0)
     # Columns outside go to a spare one at the right end.
-    target = np.where(inside, columns, width) + (width + 1) * np.arange(height)[:, None]
+    columns[~inside] = width
+    columns += (width + 1) * np.arange(height)[:, None]
     nearest = np.full(height * (width + 1), -1, np.float32)
     # Of the left pixels on one right column the rightmost is the nearest, and in row-major order
     # it is written last: the assignment is a z-buffer.
-    nearest[target] = values
+    nearest[columns.ravel()] = values.ravel()
     # A surface seen obliquely leaves single columns unwritten.
     nearest = cv2.dilate(nearest.reshape(height, width + 1), np.ones((1, 3), np.uint8))
-    return inside & (nearest.ravel()[target] > values + tolerance_px)
+    return inside & (nearest.take(columns) > values + tolerance_px)
 
 
 def _photometric_match(
@@ -194,50 +195,40 @@ def _offset(
     residual = left - warped
     # Both views' gradient: the noise of one alone would bias the offset towards zero.
     gradient = cv2.Sobel(left + warped, cv2.CV_32F, 1, 0, ksize=1, scale=0.25)
-    noise = _noise_variance(residual, options.noise)
-    weight = seen / (1 + residual * residual / (noise * np.float32(ROBUST_DEVIATIONS**2)))
-    weighted_gradient = gradient * weight
-    information = weighted_gradient * gradient
-    pull = -weighted_gradient * residual
-    offset = np.float32(0)
+    noise = _local_mean(residual * residual) + np.float32(options.noise**2)
+    # The robust weight seen / (1 + r^2 / (k^2 noise)), in one division.
+    tolerance = noise * np.float32(ROBUST_DEVIATIONS**2)
+    gradient *= seen * tolerance / (residual * residual + tolerance)
+    pull = gradient * residual
+    information = gradient * gradient
+    offset = np.zeros_like(residual)
     for window, size in zip(options.windows_px, options.offsets_px, strict=True):
-        kernel = (window, window)
         # Posterior mean: the wider window's offset counts as much as `stiffness` of information.
         stiffness = noise * np.float32(1 / (size * window) ** 2)
-        precision = cv2.blur(information, kernel) + stiffness
-        offset = (cv2.blur(pull, kernel) + stiffness * offset) / precision
-    deviation = np.sqrt(noise / (precision - stiffness + np.float32(1e-9))) / window
+        seen_information = cv2.blur(information, (window, window))
+        offset *= stiffness
+        offset -= cv2.blur(pull, (window, window))
+        offset /= seen_information + stiffness
+    deviation = cv2.sqrt(noise / (seen_information + np.float32(1e-9)))
+    deviation *= np.float32(1 / window)
     limit = np.float32(options.max_step_px)
-    offset = np.clip(offset, -limit, limit) * (seen > 0)
+    np.clip(offset, -limit, limit, out=offset)
+    offset[seen == 0] = 0
     return offset, np.minimum(deviation, np.float32(UNKNOWN_OFFSET_PX))
 
 
-def _noise_variance(residual: FloatImage, floor: float) -> FloatImage:
-    window = (NOISE_WINDOW_PX // REDUCTION | 1,) * 2
-    reduced = cv2.blur(_reduced(residual * residual, REDUCTION), window)
-    return _enlarged(reduced, residual) + np.float32(floor * floor)
+def _disagreement(residual: FloatImage, left: FloatImage, noise: float) -> FloatImage:
+    """Return (H, W) in [0, 1]: the residual's share in what is seen, 0 where the views agree."""
+    square = residual * residual
+    contrast = _local_mean(left * left) - _local_mean(left) ** 2
+    square /= square + (np.maximum(contrast, 0) + np.float32(noise**2))
+    return cv2.blur(square, (SCORE_WINDOW_PX, SCORE_WINDOW_PX))
 
 
-def _better(residual: FloatImage, first_residual: FloatImage, noise: float) -> NDArray[np.bool_]:
-    """Return (H, W) bool: the views agree at least as well as they did with `first_residual`."""
-    scale = _noise_variance(first_residual, noise)
-    kernel = (SCORE_WINDOW_PX, SCORE_WINDOW_PX)
-
-    def cost(value: FloatImage) -> FloatImage:
-        square = value * value
-        return cv2.blur(square / (square + scale), kernel)
-
-    return cost(residual) <= cost(first_residual)
-
-
-def _zncc(left: FloatImage, warped: FloatImage) -> FloatImage:
-    kernel = (SCORE_WINDOW_PX, SCORE_WINDOW_PX)
-    mean_left, mean_right = cv2.blur(left, kernel), cv2.blur(warped, kernel)
-    variance_left = cv2.blur(left * left, kernel) - mean_left * mean_left
-    variance_right = cv2.blur(warped * warped, kernel) - mean_right * mean_right
-    covariance = cv2.blur(left * warped, kernel) - mean_left * mean_right
-    product = np.maximum(variance_left, 0) * np.maximum(variance_right, 0)
-    return np.clip(covariance / np.sqrt(product + np.float32(1e-12)), -1, 1)
+def _local_mean(image: FloatImage) -> FloatImage:
+    """Return the mean over a wide window, made on a reduced image."""
+    window = (LOCAL_WINDOW_PX // REDUCTION | 1,) * 2
+    return _enlarged(cv2.blur(_reduced(image, REDUCTION), window), image)
 
 
 def _reduced(image: FloatImage, factor: int) -> FloatImage:
