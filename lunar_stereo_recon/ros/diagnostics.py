@@ -66,7 +66,11 @@ class FrameStatistics:
 
 
 class NodeReport:
-    """Compares the statistics of one second with those of the last."""
+    """Compares the statistics of one second with those of the last.
+
+    Attributes:
+        publishers: Number of publishers by input topic, set by the node; for texts.
+    """
 
     def __init__(self, node_name: str, topics: StereoTopics, tolerance_ns: int) -> None:
         """Start with empty statistics.
@@ -76,6 +80,7 @@ class NodeReport:
             topics: Resolved topic names, for texts.
             tolerance_ns: Tolerance of the synchronizer, for texts.
         """
+        self.publishers: dict[str, int] = {}
         self._node_name = node_name
         self._topics = topics
         self._tolerance_ns = tolerance_ns
@@ -86,17 +91,15 @@ class NodeReport:
         self._sync_at_silence = SyncStatistics()
         self._frames_at_silence = FrameStatistics()
 
-    def silence(self, sync: SyncStatistics, frames: FrameStatistics, limit_s: float) -> str | None:
+    def silence(
+        self, sync: SyncStatistics, frames: FrameStatistics, limit_s: float, idle: bool
+    ) -> str | None:
         """Return why nothing came out for `limit_s` seconds; None where something did.
 
-        Waiting for a subscriber is no silence. The time starts anew with each answer.
+        Being idle, without a subscriber, is no silence. The time starts anew with each answer.
         """
         now = time.monotonic()
-        before = self._frames_at_silence
-        spoke = (
-            frames.published > before.published
-            or frames.drops['no_subscriber'] > before.drops['no_subscriber']
-        )
+        spoke = idle or limit_s == 0 or frames.published > self._frames_at_silence.published
         if not spoke and now - self._silence_since < limit_s:
             return None
         reason = None if spoke else self._reason(sync, frames)
@@ -138,7 +141,9 @@ class NodeReport:
             return f'{count} pairs were refused: {frames.last_error}'
         if sync.pairs > self._sync_at_silence.pairs:
             return 'pairs are coming, but none is finished yet'
-        return explain_no_pairs(self._sync_at_silence, sync, self._topics, self._tolerance_ns)
+        return explain_no_pairs(
+            self._sync_at_silence, sync, self._topics, self._tolerance_ns, self.publishers
+        )
 
     def _input_status(self, sync: SyncStatistics, elapsed: float, idle: bool) -> Any:
         before = self._sync
@@ -152,7 +157,9 @@ class NodeReport:
             text = 'not subscribed: nobody wants a result'
         elif sync.pairs == before.pairs:
             level = WARN
-            text = explain_no_pairs(before, sync, self._topics, self._tolerance_ns)
+            text = explain_no_pairs(
+                before, sync, self._topics, self._tolerance_ns, self.publishers
+            )
         values = {
             **rates,
             'pair rate [Hz]': pair_rate,
@@ -163,7 +170,9 @@ class NodeReport:
         }
         return diagnostic_status(level, f'{self._node_name}: input', text, values)
 
-    def _output_status(self, sync: SyncStatistics, frames: FrameStatistics, elapsed: float) -> Any:
+    def _output_status(
+        self, sync: SyncStatistics, frames: FrameStatistics, elapsed: float, idle: bool
+    ) -> Any:
         before = self._frames
         rate = (frames.published - before.published) / elapsed
         level, text = OK, f'{rate:.1f} reconstructions per second'

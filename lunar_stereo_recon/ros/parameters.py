@@ -210,7 +210,10 @@ class ReplayParameters:
         maximum=3600.0,
     )
     min_subscribers: int = parameter(
-        1, 'Subscribers that each image topic must have before starting', minimum=1, maximum=100
+        1,
+        'Subscribers that the left image must have before starting; 2 with a recorder of it',
+        minimum=1,
+        maximum=100,
     )
     loop: bool = parameter(False, 'Start again at the end, with the same stamps')
     start_offset: float = parameter(

@@ -64,8 +64,12 @@ OUTPUT_TOPICS = {
     'depth/image': ('sensor_msgs/msg/Image', 'depth'),
     'depth/camera_info': ('sensor_msgs/msg/CameraInfo', 'depth'),
 }
+# Fast DDS sends a lost fragment again after up to three seconds; until then the message must still
+# be there. Ten clouds of 640x480 are 61 MB.
+OUTPUT_DEPTH = 10
 DIAGNOSTICS_PERIOD_S = 1.0
 SUBSCRIPTION_CHECK_S = 0.1
+DEMAND_SETTLE_S = 0.4
 LOG_THROTTLE_S = 5.0
 # P[3] and the `baseline` parameter may differ by this share before it is worth a warning.
 BASELINE_AGREEMENT = 0.01
@@ -117,7 +121,9 @@ class ReconstructionNode(LifecycleNode):
         self._periodic: list[Any] = []
         self._output: dict[str, Any] = {}
         self._last_stamp_ns: int | None = None
-        self._idle = False
+        self._idle = True
+        self._demand: list[str] = []
+        self._demand_since_s = 0.0
         names = [self.resolve_topic_name(name) for name in dataclasses.astuple(StereoTopics())]
         self.topics = StereoTopics(*names)
         self._reset_statistics()
@@ -147,9 +153,9 @@ class ReconstructionNode(LifecycleNode):
         if backend.provider_fallback:
             self.get_logger().warning(backend.provider_fallback)
         for topic, (type_name, _) in OUTPUT_TOPICS.items():
-            self._output[topic] = self._output_publisher(type_name, topic, depth=2)
+            self._output[topic] = self._output_publisher(type_name, topic)
         self._output['frame_status'] = self._output_publisher(
-            'diagnostic_msgs/msg/DiagnosticArray', 'frame_status', depth=10
+            'diagnostic_msgs/msg/DiagnosticArray', 'frame_status'
         )
         return super().on_configure(state)
 
@@ -157,6 +163,7 @@ class ReconstructionNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and start the worker."""
         self._reset_statistics()
+        self._idle = True
         self._worker = NewestItemWorker(self._work)
         self._inputs = self._make_inputs()
         self._refresh_inputs()
@@ -229,16 +236,27 @@ class ReconstructionNode(LifecycleNode):
 
     def _refresh_inputs(self) -> None:
         """Subscribe to what is published; when lazy, only while somebody wants a result."""
-        if self.parameters.lazy and not self._wanted_outputs():
-            for subscription in self._inputs:
-                subscription.close()
+        if self.parameters.lazy and not self._settled_demand():
             if not self._idle:
+                self._idle = True
                 self._sync.clear()
-            self._idle = True
+                for subscription in self._inputs:
+                    subscription.close()
             return
         self._idle = False
         for subscription in self._inputs:
             subscription.refresh()
+
+    def _settled_demand(self) -> bool:
+        """Say whether results are wanted, and by everybody who is going to want them at first.
+
+        The subscriptions of one program are discovered one after the other; starting at the first
+        would leave the others without the first frame.
+        """
+        wanted, now = self._wanted_outputs(), time.monotonic()
+        if wanted != self._demand:
+            self._demand, self._demand_since_s = wanted, now
+        return bool(wanted) and (not self._idle or now - self._demand_since_s >= DEMAND_SETTLE_S)
 
     def _on_image(self, side: Any, message: Any) -> None:
         for messages in self._sync.add_image(side, message):
@@ -381,6 +399,7 @@ class ReconstructionNode(LifecycleNode):
             return
         self._worker.check()
         sync, frames = self._sync.statistics, self._frames.snapshot()
+        self._report.publishers = {item.resolved: item.publisher_count for item in self._inputs}
         limit_s = self.parameters.silence_warning
         reason = self._report.silence(sync, frames, limit_s, self._idle)
         if reason:
@@ -411,11 +430,11 @@ class ReconstructionNode(LifecycleNode):
         self._report = NodeReport(self.get_name(), self.topics, tolerance_ns)
         self._last_stamp_ns = None
 
-    def _output_publisher(self, type_name: str, topic: str, depth: int) -> Any:
+    def _output_publisher(self, type_name: str, topic: str) -> Any:
         return self.create_lifecycle_publisher(
             message_class(type_name),
             topic,
-            QoSProfile(depth=depth),
+            QoSProfile(depth=OUTPUT_DEPTH),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
 

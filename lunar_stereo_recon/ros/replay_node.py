@@ -130,23 +130,29 @@ class ReplayNode(Node):
         limit_s, topics = self.settings.wait_for_subscribers, self._reader.topics
         if limit_s == 0:
             return True
-        images = (topics.left_image, topics.right_image)
-        if not self._subscribed(images, self.settings.min_subscribers, limit_s):
-            self.get_logger().error(
-                f'{" and ".join(images)}: fewer than {self.settings.min_subscribers} subscribers '
-                f'after {limit_s:g} s'
+        needed = {topics.left_image: self.settings.min_subscribers, topics.right_image: 1}
+        if not self._subscribed(needed, limit_s):
+            counts = ', '.join(
+                f'{topic} has {self._outputs[topic].get_subscription_count()} of {count}'
+                for topic, count in needed.items()
+                if topic in self._outputs
             )
+            self.get_logger().error(f'subscribers are missing after {limit_s:g} s: {counts}')
             return False
         # Consumers with a calibration of their own do not subscribe to these.
-        self._subscribed((topics.left_info, topics.right_info), 1, OPTIONAL_WAIT_S)
+        self._subscribed({topics.left_info: 1, topics.right_info: 1}, OPTIONAL_WAIT_S)
         # The subscriber may have seen less of us than we of it.
         time.sleep(SETTLE_S)
         return True
 
-    def _subscribed(self, topics: tuple[str, ...], count: int, limit_s: float) -> bool:
-        publishers = [self._outputs[topic] for topic in topics if topic in self._outputs]
+    def _subscribed(self, needed: dict[str, int], limit_s: float) -> bool:
+        """Wait until topics have so many subscribers; return False when time is up."""
         deadline = time.monotonic() + limit_s
-        while any(publisher.get_subscription_count() < count for publisher in publishers):
+        while any(
+            self._outputs[topic].get_subscription_count() < count
+            for topic, count in needed.items()
+            if topic in self._outputs
+        ):
             if time.monotonic() > deadline or not rclpy.ok():
                 return False
             time.sleep(POLL_S)

@@ -6,6 +6,7 @@ Plain Python: the node feeds it messages. The matching rule is in `lunar_stereo_
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +109,11 @@ class StereoSynchronizer:
 
 
 def explain_no_pairs(
-    before: SyncStatistics, now: SyncStatistics, topics: StereoTopics, tolerance_ns: int
+    before: SyncStatistics,
+    now: SyncStatistics,
+    topics: StereoTopics,
+    tolerance_ns: int,
+    publishers: Mapping[str, int] | None = None,
 ) -> str:
     """Return why no pair came out between two states of the statistics, and what to do.
 
@@ -117,6 +122,7 @@ def explain_no_pairs(
         now: Statistics now.
         topics: Resolved topic names.
         tolerance_ns: Tolerance in use.
+        publishers: Number of publishers by topic, where known.
     """
     images = {side: now.images[side] - before.images[side] for side in OTHER}
     infos = {side: now.infos[side] for side in OTHER}
@@ -125,12 +131,11 @@ def explain_no_pairs(
     counts = f'left {images["left"]} images, right {images["right"]}'
     silent = [image_topics[side] for side in OTHER if images[side] == 0]
     if silent:
-        verb = 'is' if len(silent) == 1 else 'are'
-        return f'{counts}: {verb} {" and ".join(silent)} published?'
+        return f'{counts}: {_is_it_published(silent, publishers or {})}'
     missing = [info_topics[side] for side in OTHER if infos[side] == 0]
     if missing:
-        verb = 'is' if len(missing) == 1 else 'are'
-        return f'{counts}, but no camera_info: {verb} {" and ".join(missing)} published?'
+        question = _is_it_published(missing, publishers or {})
+        return f'{counts}, but no camera_info: {question}'
     if now.last_gap_ns is not None:
         gap_ms, tolerance_ms = now.last_gap_ns * 1e-6, tolerance_ns * 1e-6
         return (
@@ -139,3 +144,16 @@ def explain_no_pairs(
             'synchronize the cameras'
         )
     return f'{counts}: the stamps of left and right never match; do both cameras use one clock?'
+
+
+def _is_it_published(silent: list[str], publishers: Mapping[str, int]) -> str:
+    """Return the question to ask about topics from which nothing comes."""
+    verb = 'is' if len(silent) == 1 else 'are'
+    question = f'{verb} {" and ".join(silent)} published?'
+    mute = [topic for topic in silent if publishers.get(topic, 0) > 0]
+    if not mute:
+        return question
+    return (
+        f'{question} {" and ".join(mute)} has a publisher, but nothing comes: does it publish, '
+        'and does its QoS fit (`ros2 topic info --verbose`)?'
+    )
