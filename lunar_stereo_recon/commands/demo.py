@@ -141,6 +141,8 @@ def run_nodes(
                 'rate': args.rate,
                 'flow_control': args.rate == 0,
                 'wait_for_subscribers': STALL_LIMIT_S,
+                # The recorder keeps uncompressed left images, to know when each was published.
+                'min_subscribers': 1 if compressed else 2,
                 'topics': list(remappings),
             },
             remappings,
