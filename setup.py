@@ -94,7 +94,14 @@ setup(
     maintainer_email='maintainers@lunar-stereo-recon.example',
     python_requires='>=3.10',
     packages=find_packages(include=[f'{PACKAGE}*']),
-    package_data={PACKAGE: ['weights/*.onnx', 'weights/*.md', 'data/demo_traverse/*']},
+    package_data={
+        PACKAGE: [
+            'data/demo_traverse/*',
+            'ros/*.xml',
+            'weights/*.md',
+            'weights/*.onnx',
+        ]
+    },
     data_files=share_files(),
     install_requires=RUNTIME,
     extras_require=EXTRAS,

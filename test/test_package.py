@@ -186,7 +186,8 @@ def relative_files(folder: Path) -> set[str]:
 
 def shipped_data() -> set[str]:
     names = relative_files(ROOT / 'lunar_stereo_recon')
-    return {n for n in names if n.startswith(('weights/', 'data/demo_traverse/'))}
+    shipped = ('weights/', 'data/demo_traverse/', 'ros/fastdds_large_messages.xml')
+    return {n for n in names if n.startswith(shipped)}
 
 
 def package_data(install: Path, option: list[str]) -> set[str]:

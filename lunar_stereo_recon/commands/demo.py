@@ -132,6 +132,7 @@ def run_nodes(
                 'model': str(args.model or ''),
                 'input_transport': 'compressed' if compressed else 'raw',
             },
+            large_messages=True,
         )
         remappings = _remappings(topics, compressed)
         nodes.start(

@@ -13,6 +13,10 @@ from types import TracebackType
 
 from lunar_stereo_recon.errors import ReconError
 
+# Fast DDS settings for a process that publishes clouds; the file says why.
+LARGE_MESSAGES_PROFILE = Path(__file__).with_name('fastdds_large_messages.xml')
+# What Fast DDS 2 (Humble, Jazzy) reads; a profile that the user has set stays.
+PROFILE_VARIABLE = 'FASTRTPS_DEFAULT_PROFILES_FILE'
 # Above 101, DDS ports reach into those that Linux gives to outgoing connections.
 LAST_DOMAIN_ID = 101
 LOG_TAIL_LINES = 15
@@ -63,8 +67,20 @@ class NodeProcesses:
         name: str,
         parameters: Mapping[str, ParameterValue],
         remappings: Mapping[str, str] | None = None,
+        *,
+        large_messages: bool = False,
     ) -> None:
-        """Start `lunar_stereo_recon.ros.<name>` with parameters and topic remappings."""
+        """Start `lunar_stereo_recon.ros.<name>`.
+
+        Args:
+            name: Module of the node.
+            parameters: ROS parameters.
+            remappings: Topic of the node to topic on the wire.
+            large_messages: Whether the node publishes clouds.
+        """
+        environment = dict(self._environment)
+        if large_messages:
+            environment.setdefault(PROFILE_VARIABLE, str(LARGE_MESSAGES_PROFILE))
         # The output goes to our log; ROS need not write a second one.
         arguments = ['--ros-args', '--disable-external-lib-logs']
         for key, value in parameters.items():
@@ -74,7 +90,7 @@ class NodeProcesses:
         with self._log_path(name).open('wb') as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, '-m', f'lunar_stereo_recon.ros.{name}', *arguments],
-                env=self._environment,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
