@@ -29,7 +29,7 @@ from lunar_stereo_recon.geometry.disparity import (
     disparity_from_depth,
     fill_from_background,
 )
-from lunar_stereo_recon.messages import stamp_ns
+from lunar_stereo_recon.messages import stamp_ns, StereoTopics
 from lunar_stereo_recon.outputs import write_ply_points, write_png
 from lunar_stereo_recon.result_messages import CLOUD_FIELDS
 from lunar_stereo_recon.visualize import (
@@ -54,11 +54,19 @@ class ReportSettings:
         voxel_m: Edge of the fused cloud's voxels, metres.
         min_confidence: Points below this stay out of the fused cloud.
         max_range_m: Points deeper than this stay out of the fused cloud, metres.
+        topics: Topics of the rig; found where None.
+        tolerance_s: Largest difference of left and right stamps, seconds.
+        baseline_m: Overrides the baseline of the source's camera_info where positive.
+        white_level: Image value that becomes 1.0; the encoding's maximum where None.
     """
 
     voxel_m: float = 0.01
     min_confidence: float = 0.8
     max_range_m: float = 12.0
+    topics: StereoTopics | None = None
+    tolerance_s: float = 0.0
+    baseline_m: float = 0.0
+    white_level: float | None = None
 
 
 @dataclass
@@ -117,11 +125,11 @@ def write_report(
     settings = settings or ReportSettings()
     scores, rows = Scores(), []
     sgbm = load_backend('sgbm')
-    with StereoBagReader(source) as reader:
+    with StereoBagReader(source, settings.topics, tolerance_s=settings.tolerance_s) as reader:
         cloud = _FusedFrames(settings, posed=bool(reader.pose_topic))
         count = reader.frame_count
         shown = set(np.linspace(0, count - 1, min(SHEET_ROWS, count)).round().astype(int))
-        for frame, pair, result in _matched_frames(reader, results):
+        for frame, pair, result in _matched_frames(reader, results, settings):
             truth = ground_truth_of(frame, pair.calibration)
             _score(scores, result, pair, truth, sgbm)
             cloud.add(result, frame)
@@ -204,7 +212,7 @@ def ground_truth_of(frame: BagFrame, calibration: StereoCalibration) -> GroundTr
 
 
 def _matched_frames(
-    reader: StereoBagReader, results: Path
+    reader: StereoBagReader, results: Path, settings: ReportSettings
 ) -> Iterator[tuple[BagFrame, StereoPair, Reconstruction]]:
     """Yield the frames that have a cloud with their stamp; both bags are in order of stamps."""
     clouds = published_clouds(results)
@@ -213,7 +221,7 @@ def _matched_frames(
         while stamp is not None and stamp < frame.stamp_ns:
             stamp, message = next(clouds, (None, None))
         if stamp == frame.stamp_ns:
-            pair = frame.pair()
+            pair = frame.pair(baseline_m=settings.baseline_m, white_level=settings.white_level)
             yield frame, pair, reconstruction_of_cloud(message, pair.calibration)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoCalibration
 
 # x y z rgb confidence, float32 each, without padding: 20 bytes a point. PCL's 32-byte layout
@@ -173,6 +174,12 @@ def disparity_message(
         max_disparity=float(max_disparity_px - offset),
         delta_d=DISPARITY_RESOLUTION_PX,
     )
+
+
+def searched_disparity_px(backend: Backend, calibration: StereoCalibration) -> float:
+    """Return the largest column difference that the backend searches, at the image's size."""
+    network_width = min(calibration.width, backend.max_width_px or calibration.width)
+    return backend.max_disparity_px * calibration.width / network_width
 
 
 def _region(make: MakeMessage, x_offset: int, y_offset: int, height: int, width: int) -> Any:

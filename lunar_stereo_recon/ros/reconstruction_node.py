@@ -35,6 +35,7 @@ from lunar_stereo_recon.result_messages import (
     depth_message,
     disparity_message,
     point_cloud_message,
+    searched_disparity_px,
 )
 from lunar_stereo_recon.ros.conversions import (
     diagnostic_array,
@@ -361,10 +362,8 @@ class ReconstructionNode(LifecycleNode):
             self._output[topic].publish(makers[topic](make_message, result))
 
     def _disparity_message(self, make: Any, result: Reconstruction) -> Any:
-        backend = self._engine.backend
-        network_width = min(result.calibration.width, backend.max_width_px or sys.maxsize)
-        scale = result.calibration.width / network_width
-        return disparity_message(make, result, backend.max_disparity_px * scale)
+        largest = searched_disparity_px(self._engine.backend, result.calibration)
+        return disparity_message(make, result, largest)
 
     def _answer_drop(self, messages: StereoMessages, reason: str) -> None:
         self._frames.count_drop(reason)

@@ -1,0 +1,260 @@
+"""`lunar-stereo replay`: every frame of a recording, offline, in one process and without ROS."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass, field
+import json
+from pathlib import Path
+import time
+from typing import Any, TYPE_CHECKING
+
+from lunar_stereo_recon.commands.run import add_reconstruction_arguments, reconstructor
+from lunar_stereo_recon.errors import InputError, ReconError
+
+if TYPE_CHECKING:
+    from lunar_stereo_recon.bags.reader import StereoBagReader
+    from lunar_stereo_recon.bags.writer import BagWriter
+    from lunar_stereo_recon.datatypes import Reconstruction
+    from lunar_stereo_recon.messages import StereoTopics
+    from lunar_stereo_recon.pipeline import StereoReconstructor
+
+OUTPUTS = ('points2', 'confidence', 'disparity', 'depth')
+RESULT_BAG = 'result'
+
+
+@dataclass
+class ReplayCounts:
+    """What became of the frames.
+
+    Attributes:
+        frames: Synchronized frames read.
+        latencies_ms: From the undecoded frame to its reconstruction, one for each that worked.
+        stages_ms: Milliseconds of each stage, one for each frame that worked.
+        errors: Frames that could not be used, by message.
+    """
+
+    frames: int = 0
+    latencies_ms: list[float] = field(default_factory=list)
+    stages_ms: list[dict[str, float]] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the sub-command."""
+    parser = subparsers.add_parser(
+        'replay',
+        help='reconstruct a recorded bag, offline',
+        description='Reconstruct every frame of a rosbag2 recording in one process, without ROS; '
+        'write a bag of results, a fused cloud, a contact sheet and a summary.',
+    )
+    parser.add_argument('bag', type=Path, help='rosbag2 directory, .mcap or .db3')
+    parser.add_argument('--out', type=Path, default=Path('out/replay'), help='folder for results')
+    parser.add_argument(
+        '--outputs',
+        nargs='+',
+        choices=OUTPUTS,
+        default=list(OUTPUTS),
+        help='results to write to the bag; points2 is needed for the fused cloud and the figures',
+    )
+    parser.add_argument(
+        '--baseline', type=float, default=0.0, metavar='M', help='override, metres'
+    )
+    parser.add_argument(
+        '--white-level', type=float, help='pixel value of white, e.g. 4095 for 12-bit data'
+    )
+    parser.add_argument(
+        '--tolerance',
+        type=float,
+        default=0.0,
+        metavar='S',
+        help='largest difference of left and right stamps, seconds; 0 wants equal stamps',
+    )
+    for name in ('left-image', 'right-image', 'left-info', 'right-info'):
+        parser.add_argument(f'--{name}', metavar='TOPIC', help='found by its name where not given')
+    parser.add_argument(
+        '--fusion-range', type=float, default=12.0, metavar='M', help='metres; default 12'
+    )
+    parser.add_argument('--no-report', action='store_true', help='only the bag and the summary')
+    add_reconstruction_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reconstruct the bag, write the results, print the table."""
+    from tqdm import tqdm
+
+    from lunar_stereo_recon.bags.reader import StereoBagReader
+    from lunar_stereo_recon.bags.writer import BagWriter
+
+    topics = given_topics(args)
+    with StereoBagReader(args.bag, topics, tolerance_s=args.tolerance) as reader:
+        engine = reconstructor(args)
+        print(
+            f'{reader.frame_count} stereo frames of {args.bag} '
+            f'({reader.topics.left_image}); {engine.backend.name} on {engine.backend.provider}'
+        )
+        with (
+            BagWriter(args.out / RESULT_BAG, overwrite=True) as writer,
+            tqdm(total=reader.frame_count, desc='reconstructing', unit='frame') as bar,
+        ):
+            start = time.perf_counter()
+            counts = replay(reader, engine, writer, args, bar.update)
+            elapsed_s = time.perf_counter() - start
+        unpaired = Counter(f'{item.side} {item.reason}' for item in reader.unpaired)
+    if not counts.latencies_ms:
+        raise _nothing_worked(args.bag, counts, unpaired)
+    summary = _summary(args, counts, unpaired, elapsed_s)
+    report = 'points2' in args.outputs and not args.no_report
+    if report:
+        summary.update(_report(args, topics, counts.frames))
+    path = args.out / 'summary.json'
+    path.write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+    _print_results(args.out, summary, report)
+    return 0
+
+
+def given_topics(args: argparse.Namespace) -> StereoTopics | None:
+    """Return the topics of the arguments; None where they shall be found.
+
+    Raises:
+        InputError: Some are given, but not all four.
+    """
+    from lunar_stereo_recon.messages import StereoTopics
+
+    given = (args.left_image, args.right_image, args.left_info, args.right_info)
+    if not any(given):
+        return None
+    if not all(given):
+        raise InputError(
+            '--left-image, --right-image, --left-info, --right-info: all four or none'
+        )
+    return StereoTopics(*given)
+
+
+def replay(
+    reader: StereoBagReader,
+    engine: StereoReconstructor,
+    writer: BagWriter,
+    args: argparse.Namespace,
+    progress: Any,
+) -> ReplayCounts:
+    """Reconstruct each frame and write its results; a frame that cannot be used is counted."""
+    counts = ReplayCounts()
+    for frame in reader.frames():
+        counts.frames += 1
+        start = time.perf_counter()
+        try:
+            pair = frame.pair(baseline_m=args.baseline, white_level=args.white_level)
+            result = engine.reconstruct(pair)
+        except ReconError as error:
+            counts.errors[str(error)] += 1
+        else:
+            counts.latencies_ms.append(1e3 * (time.perf_counter() - start))
+            counts.stages_ms.append(result.timings_ms)
+            write_result(writer, result, engine, args.outputs)
+        progress(1)
+    return counts
+
+
+def write_result(
+    writer: BagWriter, result: Reconstruction, engine: StereoReconstructor, outputs: list[str]
+) -> None:
+    """Write the messages that the reconstruction node would publish, at the frame's stamp."""
+    from lunar_stereo_recon import result_messages
+    from lunar_stereo_recon.bags.writer import make_message
+
+    stamp = result.stamp_ns
+    if 'points2' in outputs:
+        cloud = result_messages.point_cloud_message(make_message, result)
+        writer.write('/points2', cloud, stamp)
+    if 'confidence' in outputs:
+        confidence = result_messages.confidence_message(make_message, result)
+        writer.write('/confidence', confidence, stamp)
+    if 'disparity' in outputs:
+        largest = result_messages.searched_disparity_px(engine.backend, result.calibration)
+        disparity = result_messages.disparity_message(make_message, result, largest)
+        writer.write('/disparity', disparity, stamp)
+    if 'depth' in outputs:
+        depth = result_messages.depth_message(make_message, result)
+        writer.write('/depth/image', depth, stamp)
+        info = result_messages.depth_info_message(make_message, result)
+        writer.write('/depth/camera_info', info, stamp)
+
+
+def _summary(
+    args: argparse.Namespace, counts: ReplayCounts, unpaired: Counter[str], elapsed_s: float
+) -> dict[str, Any]:
+    """Return the summary in the demo's form."""
+    import numpy as np
+
+    from lunar_stereo_recon.machine import describe_machine
+
+    p50, p95 = np.percentile(counts.latencies_ms, [50, 95])
+    return {
+        'bag': str(args.bag),
+        'backend': args.backend,
+        'frames': {
+            'in': counts.frames,
+            'out': len(counts.latencies_ms),
+            'dropped': sum(counts.errors.values()),
+            'reasons': dict(counts.errors),
+            'images_without_partner': dict(unpaired),
+        },
+        'rate_hz': len(counts.latencies_ms) / elapsed_s,
+        'latency_ms': {'p50': float(p50), 'p95': float(p95)},
+        'stages_ms_median': {
+            stage: float(np.median([stages[stage] for stages in counts.stages_ms]))
+            for stage in counts.stages_ms[0]
+        },
+        'machine': describe_machine(),
+    }
+
+
+def _report(args: argparse.Namespace, topics: StereoTopics | None, frames: int) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from lunar_stereo_recon.report import ReportSettings, write_report
+
+    settings = ReportSettings(
+        max_range_m=args.fusion_range,
+        topics=topics,
+        tolerance_s=args.tolerance,
+        baseline_m=args.baseline,
+        white_level=args.white_level,
+    )
+    with tqdm(total=frames, desc='looking at the results', unit='frame') as bar:
+        return write_report(args.bag, args.out / RESULT_BAG, args.out, settings, bar.update)
+
+
+def _nothing_worked(bag: Path, counts: ReplayCounts, unpaired: Counter[str]) -> InputError:
+    """Return the error for a bag of which no frame could be used."""
+    if counts.errors:
+        text, number = counts.errors.most_common(1)[0]
+        return InputError(
+            f'{bag}: none of {counts.frames} frames can be used; {number} of them: {text}'
+        )
+    dropped = ', '.join(f'{number} {reason}' for reason, number in unpaired.items())
+    return InputError(
+        f'{bag}: no left and right image with matching stamps ({dropped}); --tolerance S allows '
+        'a difference'
+    )
+
+
+def _print_results(out: Path, summary: dict[str, Any], report: bool) -> None:
+    from lunar_stereo_recon.commands.demo import format_summary
+
+    if report:
+        print(format_summary(summary))
+    else:
+        frames, latency = summary['frames'], summary['latency_ms']
+        print(
+            f'{frames["in"]} frames in, {frames["out"]} out, {summary["rate_hz"]:.1f} Hz, '
+            f'p50 {latency["p50"]:.0f} ms, p95 {latency["p95"]:.0f} ms'
+        )
+    for reason, number in summary['frames']['images_without_partner'].items():
+        print(f'  {number} images without a partner: {reason}')
+    for name in ('fused.ply', 'cloud.png', 'contact_sheet.png', 'summary.json', RESULT_BAG):
+        if (out / name).exists():
+            print(f'  {out / name}')
