@@ -68,7 +68,8 @@ def _read_mapping(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise CalibrationError(f'cannot read calibration {path}: {error.strerror}') from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CalibrationError(f'calibration {path} is not YAML: {error}') from error
+        reason = ' '.join(str(error).split())
+        raise CalibrationError(f'calibration {path} is not YAML: {reason}') from error
     return _mapping(document, path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage
 from lunar_stereo_recon.errors import InputError, ModelError
@@ -24,6 +25,21 @@ PROVIDERS = {
     'tensorrt': 'TensorrtExecutionProvider',
     'openvino': 'OpenVINOExecutionProvider',
 }
+
+# onnxruntime's own errors have no common base short of Exception.
+LOAD_ERRORS = tuple(
+    getattr(onnxruntime_pybind11_state, name)
+    for name in (
+        'Fail',
+        'InvalidArgument',
+        'InvalidGraph',
+        'InvalidProtobuf',
+        'NoModel',
+        'NoSuchFile',
+        'NotImplemented',
+        'RuntimeException',
+    )
+)
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +115,7 @@ def _open_session(
         usable.append(PROVIDERS['cpu'])  # onnxruntime needs it for operations the others lack
     try:
         return onnxruntime.InferenceSession(str(model_path), options, providers=usable)
-    except (RuntimeError, ValueError, OSError) as error:  # onnxruntime's errors derive from these
+    except (*LOAD_ERRORS, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f'cannot load the model {model_path}: {reason}') from error
 

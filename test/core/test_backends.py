@@ -1,0 +1,118 @@
+import logging
+
+import numpy as np
+import pytest
+
+from lunar_stereo_recon.backends import BACKENDS, load_backend
+from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
+from lunar_stereo_recon.errors import InputError, ModelError
+
+
+def test_onnx_model_runs_at_several_sizes(model_maker):
+    backend = load_backend('onnx', model_maker(), threads=1)
+    assert backend.name == 'tiny'
+    assert backend.provider == 'CPUExecutionProvider' and backend.provider_fallback == ''
+    assert backend.max_disparity_px == 8.0
+    assert backend.confidence_calibration == {'weights': {'prior_logit': 1.0}, 'bias': 0.0}
+    rng = np.random.default_rng(0)
+    for shape in ((32, 64), (64, 96)):
+        left, right = rng.random((2, *shape), dtype=np.float32)
+        prediction = backend.predict(left, right)
+        np.testing.assert_allclose(prediction.disparity, 8 * left, rtol=1e-6)
+        np.testing.assert_allclose(prediction.confidence, right, rtol=1e-6)
+
+
+def test_grey_views_are_repeated_for_a_colour_network(model_maker):
+    backend = load_backend('onnx', model_maker(channels=3))
+    left = np.random.default_rng(0).random((32, 32), dtype=np.float32)
+    np.testing.assert_allclose(backend.predict(left, left).disparity, 8 * left, rtol=1e-5)
+
+
+def test_missing_model_names_its_path(tmp_path):
+    with pytest.raises(ModelError, match='none.onnx'):
+        load_backend('onnx', tmp_path / 'none.onnx')
+
+
+def test_corrupted_model_names_its_path(tmp_path, model_maker):
+    whole = model_maker().read_bytes()
+    for name, content in (
+        ('noise.onnx', bytes(range(256)) * 4),
+        ('cut.onnx', whole[: len(whole) // 2]),
+        ('empty.onnx', b''),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelError, match=name):
+            load_backend('onnx', tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'inputs': ('img1', 'img2')}, 'img1'),
+        ({'confidence_name': 'certainty'}, 'lacks the outputs confidence'),
+        ({'channels': 2}, '1 or 3'),
+        ({'metadata': {'format_version': '9'}}, "'9'"),
+        ({'omit': ('format_version',)}, 'format_version None'),
+        ({'omit': ('max_disparity_px',)}, 'max_disparity_px'),
+        ({'metadata': {'max_disparity_px': '-4'}}, 'positive'),
+        ({'metadata': {'confidence_calibration': '{'}}, 'not JSON'),
+        ({'metadata': {'confidence_calibration': '[1]'}}, 'JSON object'),
+    ],
+)
+def test_model_of_another_form_is_refused(model_maker, change, message):
+    with pytest.raises(ModelError, match=message):
+        load_backend('onnx', model_maker(**change))
+
+
+def test_model_without_calibration_is_accepted(model_maker):
+    assert load_backend('onnx', model_maker(omit=('confidence_calibration',))).name == 'tiny'
+
+
+def test_size_that_is_no_multiple_is_refused(model_maker):
+    backend = load_backend('onnx', model_maker())
+    image = np.zeros((30, 64), np.float32)
+    with pytest.raises(InputError, match='multiples of 32'):
+        backend.predict(image, image)
+
+
+def test_falling_back_to_the_cpu_is_said(model_maker, caplog):
+    with caplog.at_level(logging.WARNING):
+        backend = load_backend('onnx', model_maker(), providers=['tensorrt', 'cpu'])
+    if backend.provider == 'TensorrtExecutionProvider':
+        pytest.skip('TensorRT is installed: nothing falls back')
+    assert 'TensorrtExecutionProvider' in backend.provider_fallback
+    assert backend.provider_fallback in caplog.text
+
+
+def test_unknown_names_list_the_known(model_maker):
+    with pytest.raises(ModelError, match='onnx, sgbm'):
+        load_backend('magic')
+    with pytest.raises(ModelError, match='cpu, cuda'):
+        load_backend('onnx', model_maker(), providers=['abacus'])
+
+
+@pytest.mark.parametrize('name', ['sgbm', 'sgbm_hh', 'bm'])
+def test_classical_matchers_find_a_slope(name, slope_pair, slope_disparity):
+    prediction = BACKENDS[name](None, None, 0).predict(slope_pair.left, slope_pair.right)
+    found = np.isfinite(prediction.disparity)
+    inner = found[16:-16, 24:-16]
+    assert inner.mean() > 0.5
+    error = np.abs(prediction.disparity - slope_disparity)[16:-16, 24:-16][inner]
+    assert np.median(error) < 0.3
+    np.testing.assert_array_equal(found, np.isfinite(prediction.confidence))
+
+
+def test_padded_border_leaves_no_blind_columns():
+    """Without padding SGBM answers nothing in the first 128 columns."""
+    rng = np.random.default_rng(0)
+    image = rng.random((40, 200), dtype=np.float32)
+    shifted = np.roll(image, -3, axis=1)
+    prediction = ClassicalBackend('sgbm').predict(image, shifted)
+    assert np.isfinite(prediction.disparity[:, 10:100]).mean() > 0.8
+
+
+def test_unusable_search_range_is_refused():
+    with pytest.raises(ModelError, match='multiple of 16'):
+        ClassicalBackend('sgbm', 100)
+    with pytest.raises(ModelError, match='sgbm_hh'):
+        ClassicalBackend('semi')

@@ -1,0 +1,218 @@
+"""The `lunar-stereo` commands that work on files."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from lunar_stereo_recon.cli import main
+
+PLAIN_RIG = 'fx: 90.0\nfy: 91.0\ncx: 47.5\ncy: 31.5\nbaseline: 0.2\n'
+
+
+def ros_camera_info(translation, fx=90.0, width=96):
+    return (
+        f'image_width: {width}\nimage_height: 64\ncamera_name: stereo\n'
+        f'camera_matrix: {{rows: 3, cols: 3, data: [{fx}, 0, 47.5, 0, 91, 31.5, 0, 0, 1]}}\n'
+        'distortion_model: plumb_bob\n'
+        'distortion_coefficients: {rows: 1, cols: 5, data: [0, 0, 0, 0, 0]}\n'
+        f'projection_matrix: {{rows: 3, cols: 4, data: [{fx}, 0, 47.5, {translation}, '
+        '0, 91, 31.5, 0, 0, 0, 1, 0]}\n'
+    )
+
+
+@pytest.fixture
+def files(tmp_path, slope_pair, slope_disparity):
+    """A folder with a pair of images, ground truth and calibrations."""
+    for name in ('left', 'right'):
+        grey = np.rint(getattr(slope_pair, name) * 65535).astype(np.uint16)
+        cv2.imwrite(str(tmp_path / f'{name}.png'), grey)
+    (tmp_path / 'rig.yaml').write_text(PLAIN_RIG)
+    (tmp_path / 'left.yaml').write_text(ros_camera_info(0.0))
+    (tmp_path / 'right.yaml').write_text(ros_camera_info(-18.0))
+    valid = np.ones((64, 96), bool)
+    np.savez(
+        tmp_path / 'gt.npz',
+        disparity=slope_disparity,
+        depth=18.0 / slope_disparity,
+        occlusion=np.zeros((64, 96), np.uint8),
+        valid=np.packbits(valid),
+        shadow=np.packbits(~valid),
+    )
+    pair = dict(fx=90.0, fy=91.0, cx=47.5, cy=31.5, baseline_m=0.2, width=96, height=64)
+    pair |= dict(left='left.png', right='right.png', gt='gt.npz')
+    pairs = [{'id': 'a', 'tag': 'easy', **pair}, {'id': 'b', 'tag': 'easy', **pair}]
+    (tmp_path / 'manifest.json').write_text(json.dumps({'pairs': pairs}))
+    return tmp_path
+
+
+def run(files, *options, calibration=('rig.yaml',)):
+    paths = [str(files / name) for name in calibration]
+    images = [str(files / 'left.png'), str(files / 'right.png')]
+    arguments = [*images, '--calibration', *paths, '--out', str(files / 'out')]
+    return main(['run', *arguments, '--backend', 'sgbm', *options])
+
+
+def test_run_writes_every_file(files, slope_disparity, capsys):
+    assert run(files, '--npz') == 0
+    out = files / 'out'
+    arrays = np.load(out / 'left.npz')
+    for name, shape in (('disparity', (64, 96)), ('depth', (64, 96)), ('points', (64, 96, 3))):
+        assert arrays[name].shape == shape and arrays[name].dtype == np.float32
+    depth = arrays['depth']
+    valid = np.isfinite(depth)
+    assert valid.mean() > 0.5
+    assert np.median(np.abs(depth * slope_disparity / 18.0 - 1)[valid]) < 0.02
+    millimetres = cv2.imread(str(out / 'left_depth.png'), cv2.IMREAD_UNCHANGED)
+    assert millimetres.dtype == np.uint16
+    np.testing.assert_allclose(millimetres[valid], depth[valid] * 1000, atol=0.6)
+    assert (millimetres[~valid] == 0).all()
+    confidence = cv2.imread(str(out / 'left_confidence.png'), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(confidence / 65535, arrays['confidence'], atol=1e-4)
+    for view in ('left_depth_view.png', 'left_confidence_view.png'):
+        assert cv2.imread(str(out / view)).shape[1:] == (96, 3)
+    header, _, body = (out / 'left.ply').read_bytes().partition(b'end_header\n')
+    assert f'element vertex {valid.sum()}'.encode() in header
+    assert len(body) == valid.sum() * (3 * 4 + 3 + 4)
+    assert 'median' in capsys.readouterr().out
+
+
+def test_ros_calibrations_give_the_same_depth(files):
+    depths = []
+    for calibration in (('rig.yaml',), ('left.yaml', 'right.yaml'), ('right.yaml',)):
+        assert run(files, '--arrays-only', calibration=calibration) == 0
+        depths.append(np.load(files / 'out' / 'left.npz')['depth'])
+    np.testing.assert_allclose(depths[1], depths[0], rtol=1e-5)
+    np.testing.assert_allclose(depths[2], depths[0], rtol=1e-5)
+
+
+def test_baseline_can_be_overridden(files):
+    run(files, '--arrays-only')
+    depth = np.load(files / 'out' / 'left.npz')['depth']
+    run(files, '--arrays-only', '--baseline', '0.4', calibration=('left.yaml', 'left.yaml'))
+    doubled = np.load(files / 'out' / 'left.npz')['depth']
+    np.testing.assert_allclose(doubled, 2 * depth, rtol=1e-5)
+
+
+def test_manifest_and_evaluate(files, capsys):
+    manifest = ['--manifest', str(files / 'manifest.json')]
+    out = str(files / 'out')
+    options = ['--out', out, '--arrays-only', '--dense', '--backend', 'sgbm']
+    assert main(['run', *manifest, *options]) == 0
+    capsys.readouterr()
+    figures = files / 'figures.json'
+    assert main(['evaluate', out, *manifest, '--filled', '--json', str(figures)]) == 0
+    table = capsys.readouterr().out
+    assert '### prediction + fill' in table and '| easy | all |' in table
+    scores = json.loads(figures.read_text())
+    plain, filled = scores['prediction']['overall'], scores['prediction + fill']['overall']
+    assert plain['pairs'] == 2 and plain['ms_median'] > 0
+    assert 0.5 < plain['all']['density'] < filled['all']['density'] == 1.0
+    assert plain['all']['epe_px'] < 0.3
+
+
+def test_pair_without_prediction_counts_as_missing(files, capsys):
+    (files / 'empty').mkdir()
+    manifest = str(files / 'manifest.json')
+    assert main(['evaluate', str(files / 'empty'), '--manifest', manifest]) == 0
+    captured = capsys.readouterr()
+    assert 'counts as missing' in captured.err
+    assert '| easy | all | 0.00 |' in captured.out
+
+
+def failure(capsys, *arguments):
+    """Return the one line that a refused command prints."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith('lunar-stereo: error: ') and captured.count('\n') == 1
+    return captured
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('fx: 90\nfy: 91\ncx: 47.5\ncy: 31.5\n', 'lacks baseline'),
+        (PLAIN_RIG.replace('0.2', '-0.2'), 'baseline_m is -0.2'),
+        (PLAIN_RIG.replace('90.0', 'wide'), 'wide'),
+        (PLAIN_RIG + 'width: 640\n', 'width 640'),
+        (ros_camera_info(18.0), "'baseline'"),
+        (ros_camera_info(-18.0, width=640), 'image_width 640'),
+        ('image_width: 96\nprojection_matrix: {data: [1, 2]}\n', '12'),
+        ('projection_matrix: none\n', 'projection_matrix.data'),
+        ('[1, 2', 'not YAML'),
+        ('just text', 'mapping'),
+        ('', 'mapping'),
+    ],
+)
+def test_bad_calibration_is_one_clear_line(files, capsys, text, message):
+    (files / 'bad.yaml').write_text(text)
+    images = (files / 'left.png', files / 'right.png')
+    line = failure(capsys, 'run', *images, '--calibration', files / 'bad.yaml')
+    assert message in line and 'bad.yaml' in line or 'baseline_m' in line
+
+
+def test_right_camera_with_another_focal_length(files, capsys):
+    (files / 'other.yaml').write_text(ros_camera_info(-18.0, fx=80.0))
+    images = (files / 'left.png', files / 'right.png')
+    rig = (files / 'left.yaml', files / 'other.yaml')
+    assert 'other.yaml' in failure(capsys, 'run', *images, '--calibration', *rig)
+
+
+def test_bad_images_are_one_clear_line(files, capsys):
+    rig = ('--calibration', files / 'rig.yaml', '--backend', 'sgbm')
+    good = files / 'left.png'
+    assert 'no image at' in failure(capsys, 'run', files / 'none.png', good, *rig)
+    (files / 'broken.png').write_bytes(good.read_bytes()[:40])
+    assert 'broken.png' in failure(capsys, 'run', files / 'broken.png', good, *rig)
+    cv2.imwrite(str(files / 'small.png'), np.zeros((20, 30), np.uint8))
+    assert '30x20' in failure(capsys, 'run', good, files / 'small.png', *rig)
+
+
+def test_missing_arguments_and_files_are_told(files, capsys, tmp_path):
+    assert '--manifest' in failure(capsys, 'run')
+    images = (files / 'left.png', files / 'right.png')
+    assert '--calibration' in failure(capsys, 'run', *images)
+    rig = ('--calibration', files / 'rig.yaml')
+    model = failure(capsys, 'run', *images, *rig, '--model', tmp_path / 'lost.onnx')
+    assert 'lost.onnx' in model
+    assert 'magic' in failure(capsys, 'run', *images, *rig, '--backend', 'magic')
+    manifest = ('--manifest', files / 'manifest.json')
+    assert 'alone' in failure(capsys, 'run', *images, *rig, *manifest)
+    assert 'no folder' in failure(capsys, 'evaluate', tmp_path / 'nowhere', *manifest)
+
+
+@pytest.mark.parametrize(
+    'document, message',
+    [
+        ('{', 'not JSON'),
+        ('[]', '"pairs"'),
+        ('{"pairs": []}', '"pairs"'),
+        ('{"pairs": [3]}', 'mapping'),
+        ('{"pairs": [{"id": "a"}]}', "lacks 'fx'"),
+        ('{"pairs": [{"id": "../a"}]}', 'file name'),
+    ],
+)
+def test_bad_manifest_is_one_clear_line(tmp_path, capsys, document, message):
+    (tmp_path / 'manifest.json').write_text(document)
+    assert message in failure(capsys, 'run', '--manifest', tmp_path / 'manifest.json')
+
+
+def test_two_pairs_with_one_name_are_refused(files, capsys):
+    document = json.loads((files / 'manifest.json').read_text())
+    document['pairs'][1]['id'] = 'a'
+    (files / 'manifest.json').write_text(json.dumps(document))
+    assert 'more than one' in failure(capsys, 'run', '--manifest', files / 'manifest.json')
+
+
+def test_info_describes_a_model(model_maker, capsys):
+    assert main(['info', '--model', str(model_maker())]) == 0
+    printed = capsys.readouterr().out
+    assert 'tiny' in printed and 'CPUExecutionProvider' in printed
+
+
+def test_run_with_a_model(files, model_maker):
+    images = [str(files / 'left.png'), str(files / 'right.png')]
+    options = ['--calibration', str(files / 'rig.yaml'), '--out', str(files / 'out')]
+    assert main(['run', *images, *options, '--model', str(model_maker()), '--npz']) == 0
+    assert np.isfinite(np.load(files / 'out' / 'left.npz')['confidence']).all()

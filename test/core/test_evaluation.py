@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.evaluation import (
+    ause,
+    expected_calibration_error,
+    format_table,
+    GroundTruth,
+    load_ground_truth,
+    score_pair,
+    summarise,
+)
+
+FOCAL_TIMES_BASELINE = 40.0
+
+
+@pytest.fixture
+def truth() -> GroundTruth:
+    """Eight pixels at 10 px (4 m): one sky, two in shadow, one outside the right frame."""
+    disparity = np.full((2, 4), 10.0)
+    disparity[0, 0] = np.nan
+    valid = np.isfinite(disparity)
+    shadow = np.zeros((2, 4), bool)
+    shadow[1, :2] = True
+    occlusion = np.zeros((2, 4), np.uint8)
+    occlusion[1, 3] = 2
+    return GroundTruth(disparity, FOCAL_TIMES_BASELINE / disparity, valid, shadow, occlusion)
+
+
+def test_known_errors_give_known_figures(truth):
+    disparity = np.array([[77.0, 10.3, 10.6, 11.5], [13.0, np.nan, 0.0, 10.0]])
+    figures = summarise([score_pair(disparity, truth, FOCAL_TIMES_BASELINE)])['overall']
+    everything = figures['all']
+    assert everything['pixels'] == 7
+    assert everything['density'] == pytest.approx(5 / 7, abs=1e-5)
+    assert everything['epe_px'] == pytest.approx((0.3 + 0.6 + 1.5 + 3.0 + 0) / 5)
+    assert everything['bad05'] == pytest.approx(3 / 5)
+    assert everything['bad1'] == pytest.approx(2 / 5)
+    assert everything['bad2'] == pytest.approx(1 / 5)
+    assert everything['bad2_all'] == pytest.approx(3 / 7, abs=1e-5)
+    assert everything['delta105'] == pytest.approx(2 / 5)
+    relative = [abs(10 / d - 1) for d in (10.3, 10.6, 11.5, 13.0, 10.0)]
+    assert everything['absrel'] == pytest.approx(np.mean(relative), abs=1e-5)
+    assert figures['shadow']['density'] == pytest.approx(1 / 2)
+    assert figures['shadow']['epe_px'] == pytest.approx(3.0)
+    assert figures['noc']['pixels'] == 6
+    assert figures['lit']['pixels'] == 5
+
+
+def test_pairs_are_pooled_by_pixels_and_by_tag(truth):
+    right = score_pair(np.full((2, 4), 10.0), truth, FOCAL_TIMES_BASELINE, tag='easy')
+    wrong = score_pair(
+        np.where(np.arange(8).reshape(2, 4) < 4, 20.0, np.nan),
+        truth,
+        FOCAL_TIMES_BASELINE,
+        tag='hard',
+        milliseconds=30.0,
+    )
+    summary = summarise([right, wrong])
+    assert set(summary) == {'overall', 'easy', 'hard'}
+    assert summary['easy']['all']['bad2'] == 0.0
+    assert summary['hard']['all']['bad2'] == 1.0
+    assert summary['overall']['all']['bad2'] == pytest.approx(3 / 10)
+    assert summary['overall']['ms_median'] == 30.0
+    table = format_table('both', summary)
+    assert '| hard | all | 42.86 | 10.000 | 100.00 |' in table
+
+
+def test_other_size_is_refused(truth):
+    with pytest.raises(InputError, match=r'\(3, 4\)'):
+        score_pair(np.ones((3, 4)), truth, FOCAL_TIMES_BASELINE)
+
+
+def test_ause_of_oracle_random_and_worst():
+    error = np.random.default_rng(0).exponential(size=5000)
+    assert ause(error, -error) == pytest.approx(0.0, abs=1e-9)
+    assert ause(error, np.zeros(5000)) == pytest.approx(1.0, abs=0.05)
+    assert ause(error, error) > 1.5
+    assert ause(error, -error + np.random.default_rng(1).normal(size=5000)) < 0.8
+
+
+def test_ause_needs_pixels_and_differences():
+    assert ause(np.ones(50), np.ones(50)) is None
+    assert ause(np.ones(500), np.ones(500)) is None
+
+
+def test_calibration_error():
+    confidence = np.repeat([0.25, 0.75], 400)
+    correct = np.concatenate([np.arange(400) < 100, np.arange(400) < 300])
+    assert expected_calibration_error(confidence, correct) == pytest.approx(0.0)
+    assert expected_calibration_error(np.full(100, 1.0), np.arange(100) < 60) == pytest.approx(0.4)
+
+
+def test_ground_truth_file_round_trip(tmp_path):
+    valid = np.random.default_rng(0).random((6, 10)) > 0.5
+    arrays = {
+        'disparity': np.ones((6, 10), np.float32),
+        'depth': np.ones((6, 10), np.float32),
+        'occlusion': np.zeros((6, 10), np.uint8),
+    }
+    packed = {'valid': np.packbits(valid), 'shadow': np.packbits(~valid)}
+    np.savez(tmp_path / 'gt.npz', **arrays, **packed)
+    truth = load_ground_truth(tmp_path / 'gt.npz', 6, 10)
+    np.testing.assert_array_equal(truth.valid, valid)
+    np.testing.assert_array_equal(truth.shadow, ~valid)
+    with pytest.raises(InputError, match='shape'):
+        load_ground_truth(tmp_path / 'gt.npz', 5, 12)
+    np.savez(tmp_path / 'half.npz', **arrays)
+    with pytest.raises(InputError, match='half.npz'):
+        load_ground_truth(tmp_path / 'half.npz', 6, 10)
+    with pytest.raises(InputError, match='none.npz'):
+        load_ground_truth(tmp_path / 'none.npz', 6, 10)
