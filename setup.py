@@ -25,6 +25,11 @@ RUNTIME = [
     'tqdm>=4.66,<5',
 ]
 
+SIMULATION = [
+    'numba>=0.60,<1',
+    'torch>=2.5,<3',
+]
+
 EXTRAS = {
     # rclpy, Fast DDS and the messages as wheels, for machines without a ROS installation.
     'ros': [
@@ -39,9 +44,9 @@ EXTRAS = {
         'ros-jazzy-std-srvs>=5.3,<6',
         'ros-jazzy-stereo-msgs>=5.3,<6',
     ],
-    'sim': ['torch>=2.5,<3'],
+    'sim': SIMULATION,
     'train': [
-        'torch>=2.5,<3',
+        *SIMULATION,
         'omegaconf>=2.3,<3',
         'onnx>=1.16,<2',
         'onnxscript>=0.1,<1',

@@ -39,7 +39,7 @@ ROS_ONLY = {
     'message_filters',
     'ament_index_python',
 }
-TRAINING_ONLY = {'onnx', 'ray', 'safetensors', 'torch'}
+TRAINING_ONLY = {'numba', 'onnx', 'ray', 'safetensors', 'torch'}
 
 
 def imported_modules(folder: Path) -> set[str]:

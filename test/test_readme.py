@@ -1,0 +1,56 @@
+"""The README keeps its word: its Python runs, its parameters and links are there."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from lunar_stereo_recon.backends import DEFAULT_MODEL
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
+def test_links_and_pictures_lead_to_files():
+    targets = re.findall(r'\]\(([^)#]+)\)', README)
+    missing = [t for t in targets if not t.startswith('http') and not (ROOT / t).exists()]
+    assert not missing
+
+
+@pytest.mark.ros
+def test_parameter_table_is_that_of_the_node():
+    pytest.importorskip('rclpy')
+    from lunar_stereo_recon.ros.parameters import ReconstructionParameters
+
+    section = README.split('## Topics and parameters')[1].split('\n## ')[0]
+    rows = re.findall(r'^\| (`.+?) \|', section, re.MULTILINE)
+    documented = {
+        name: '*' in row
+        for row in rows[rows.index('`autostart`') :]
+        for name in re.findall(r'`(\w+)`', row)
+    }
+    declared = {
+        field.name: field.metadata['dynamic']
+        for field in dataclasses.fields(ReconstructionParameters)
+    }
+    assert documented == declared
+
+
+@pytest.mark.skipif(not DEFAULT_MODEL.is_file(), reason='the flight student is not there')
+def test_python_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    noise = np.random.default_rng(0).integers(0, 255, (480, 672)).astype(np.uint8)
+    wall = cv2.GaussianBlur(noise, (0, 0), 1.5)
+    cv2.imwrite(str(tmp_path / 'left.png'), wall[:, :640])
+    cv2.imwrite(str(tmp_path / 'right.png'), wall[:, 32:])
+    monkeypatch.chdir(tmp_path)
+    example = re.search(r'```python\n(.*?)```', README, re.DOTALL).group(1)
+    names: dict = {}
+    exec(compile(example, 'README.md', 'exec'), names)
+    # The rig of the example: 480 px * 0.3 m / 32 px.
+    assert np.nanmedian(names['result'].depth) == pytest.approx(4.5, rel=0.05)
+    assert capsys.readouterr().out
