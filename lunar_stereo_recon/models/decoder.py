@@ -16,9 +16,10 @@ ROTARY_BASE = 100.0
 
 def grid_positions(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Return (height * width, 2) int64 positions (row, column) of a row-major token grid."""
-    rows = torch.arange(height, device=device).repeat_interleave(width)
-    columns = torch.arange(width, device=device).repeat(height)
-    return torch.stack([rows, columns], dim=-1)
+    # Expanded, not repeated: the ONNX exporter fixes repeat counts to the example's size.
+    rows = torch.arange(height, device=device)[:, None].expand(height, width)
+    columns = torch.arange(width, device=device)[None].expand(height, width)
+    return torch.stack([rows, columns], dim=-1).flatten(0, 1)
 
 
 def rotary_tables(positions: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
