@@ -377,7 +377,10 @@ def reduce_attention(
     """Return a student's attention, head by head, from a teacher's that reads student tokens."""
     wide = 2 * sum(len(group) for group in groups)
     narrow = 2 * len(groups)
-    parts: list[tuple[Linear, Linear, Linear, Tensor]] = []
+    queries: list[Linear] = []
+    keys: list[Linear] = []
+    values: list[Linear] = []
+    columns: list[Tensor] = []
     bias = teacher.output[1].clone()
     for index, slot in enumerate(slots):
         query, key = _reduce_logits(
@@ -387,7 +390,7 @@ def reduce_attention(
             groups,
             _rows(start.key, index, narrow),
         )
-        value, columns, adds = _reduce_values(
+        value, written, adds = _reduce_values(
             _rows(teacher.value, slot.head, wide),
             teacher.output[0][:, slot.head * wide : (slot.head + 1) * wide],
             reads[1].scale,
@@ -395,9 +398,12 @@ def reduce_attention(
             _rows(start.value, index, narrow),
         )
         bias += adds
-        parts.append((query, key, value, columns))
-    stacked = [stack([part[kind] for part in parts]) for kind in range(3)]
-    return Attention(*stacked, (torch.cat([part[3] for part in parts], dim=1), bias))
+        queries.append(query)
+        keys.append(key)
+        values.append(value)
+        columns.append(written)
+    output = torch.cat(columns, dim=1), bias
+    return Attention(stack(queries), stack(keys), stack(values), output)
 
 
 def stack(layers: Sequence[Linear]) -> Linear:

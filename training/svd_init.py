@@ -14,6 +14,7 @@ import re
 from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import ModelError
+from training.decoder_source import CalibrationTokens, DecoderLayout
 from training.init_plan import (
     decoder_depth,
     InitResult,
@@ -24,7 +25,7 @@ from training.init_plan import (
     teacher_block_prefix,
 )
 from training.reduction import truncate_tensor
-from training.shared_basis import CalibrationTokens, DecoderLayout, shared_basis
+from training.shared_basis import shared_basis
 
 METHODS = ('shared_basis', 'truncate', 'direct')
 MAST3R_HEADS = ('downstream_head1.', 'downstream_head2.')
@@ -45,7 +46,7 @@ class SvdInit:
 
     method: str = 'shared_basis'
     strategy: str = 'uniform'
-    ridge: float = 1e-3
+    ridge: float = 0.1
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
