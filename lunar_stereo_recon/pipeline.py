@@ -33,6 +33,9 @@ from lunar_stereo_recon.preprocess import (
     network_pair,
 )
 
+# Dense maps put what the backend takes for infinitely far here, so that every depth is finite.
+MIN_DISPARITY_PX = 0.01
+
 
 @dataclass(frozen=True)
 class ReconstructionOptions:
@@ -68,6 +71,19 @@ class ReconstructionOptions:
             )
 
 
+@dataclass(frozen=True)
+class Matched:
+    """Disparity of a pair before anything is rejected.
+
+    Attributes:
+        disparity: (H, W) float32, pixels. NaN where the backend has no estimate.
+        features: (K, H, W) float32, see `geometry.confidence`.
+    """
+
+    disparity: FloatImage
+    features: FloatImage
+
+
 class StereoReconstructor:
     """Turns stereo pairs into metric reconstructions; see `reconstruct`."""
 
@@ -81,26 +97,12 @@ class StereoReconstructor:
 
     def reconstruct(self, pair: StereoPair) -> Reconstruction:
         """Return disparity, depth, confidence and points of one pair, at the pair's size."""
-        backend, options = self.backend, self.options
         stages = StageTimer()
-        with stages('preprocess'):
-            aligned = aligned_principal_points(pair)
-            network = network_pair(aligned, backend.size_multiple, backend.max_width_px)
-        with stages('inference'):
-            prediction = backend.predict(network.left, network.right)
-        with stages('refine'):
-            prior = full_size_prediction(prediction, aligned, backend.max_width_px)
-            refinement = refine_disparity(
-                aligned.left, aligned.right, prior.disparity, options.refinement, options.refine
-            )
+        matched = self.match(pair, stages)
         with stages('confidence'):
-            features = confidence_features(
-                aligned.left, prior.confidence, prior.disparity, refinement
-            )
-            confidence = calibrated_confidence(features, self._calibration)
+            confidence = calibrated_confidence(matched.features, self._calibration)
         with stages('geometry'):
-            disparity = disparity_from_columns(refinement.disparity, aligned.calibration)
-            disparity = self._accepted(disparity, confidence, pair)
+            disparity = self._accepted(matched.disparity, confidence, pair)
             depth = depth_from_disparity(disparity, pair.calibration)
             points = points_from_depth(depth, pair.calibration)
         return Reconstruction(
@@ -115,16 +117,37 @@ class StereoReconstructor:
             stages.milliseconds,
         )
 
+    def match(self, pair: StereoPair, stages: StageTimer | None = None) -> Matched:
+        """Return every disparity, refined, and what its confidence follows from."""
+        backend, options, stages = self.backend, self.options, stages or StageTimer()
+        with stages('preprocess'):
+            aligned = aligned_principal_points(pair)
+            network = network_pair(aligned, backend.size_multiple, backend.max_width_px)
+        with stages('inference'):
+            prediction = backend.predict(network.left, network.right)
+        with stages('refine'):
+            prior = full_size_prediction(prediction, aligned, backend.max_width_px)
+            refinement = refine_disparity(
+                aligned.left, aligned.right, prior.disparity, options.refinement, options.refine
+            )
+            disparity = disparity_from_columns(refinement.disparity, aligned.calibration)
+        with stages('confidence'):
+            features = confidence_features(
+                aligned.left, prior.confidence, prior.disparity, refinement
+            )
+        return Matched(disparity, features)
+
     def _accepted(
         self, disparity: FloatImage, confidence: FloatImage, pair: StereoPair
     ) -> FloatImage:
         """Return the disparity with NaN wherever the options reject the estimate."""
+        if self.options.dense:
+            return np.maximum(disparity, np.float32(MIN_DISPARITY_PX))  # NaN stays NaN
+        focal_times_baseline = pair.calibration.fx * pair.calibration.baseline_m
         keep = disparity > 0
-        if not self.options.dense:
-            focal_times_baseline = pair.calibration.fx * pair.calibration.baseline_m
-            keep &= confidence >= self.options.confidence_threshold
-            keep &= disparity >= focal_times_baseline / self.options.max_range_m
-            keep &= disparity * self.options.min_range_m <= focal_times_baseline
+        keep &= confidence >= self.options.confidence_threshold
+        keep &= disparity >= focal_times_baseline / self.options.max_range_m
+        keep &= disparity * self.options.min_range_m <= focal_times_baseline
         return np.where(keep, disparity, np.float32(np.nan))
 
 
@@ -139,7 +162,8 @@ class StageTimer:
         """Time the body of a `with` statement."""
         start = time.perf_counter()
         yield
-        self.milliseconds[stage] = 1e3 * (time.perf_counter() - start)
+        elapsed = 1e3 * (time.perf_counter() - start)
+        self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + elapsed
 
 
 def _grey_color(image: FloatImage) -> np.ndarray:

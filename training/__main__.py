@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import sys
 
 from lunar_stereo_recon.errors import ReconError
-from training import convert, export, teacher, train
+from training import calibrate, convert, export, teacher, train
 
-COMMANDS = (train, export, teacher, convert)
+COMMANDS = (train, export, calibrate, teacher, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
