@@ -10,8 +10,9 @@ import torch
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.models.checkpoints import load_teacher
+from lunar_stereo_recon.models.decoder import grid_positions, rotary_tables
 from lunar_stereo_recon.models.heads import dpt_hooks, exponential_points
-from lunar_stereo_recon.models.mast3r import Mast3r, Mast3rConfig
+from lunar_stereo_recon.models.mast3r import Mast3r, Mast3rConfig, token_grid
 
 # Largest differences that rounding explains; any mistake in the architecture costs more.
 BOUNDS = {'pointmap': 2e-4, 'conf': 1e-4, 'desc': 5e-5, 'desc_conf': 2e-3}
@@ -104,6 +105,33 @@ def test_each_view_sees_the_other(toy_teacher, views):
         before = toy_teacher(left, right)
         after = toy_teacher(left, 1 - right)
     assert (before['pointmap1'] - after['pointmap1']).abs().max() > 1e-4
+
+
+class PositionTables(torch.nn.Module):
+    """What of the decoder depends on the image's size; exporting all takes a minute."""
+
+    def forward(self, image):
+        return rotary_tables(grid_positions(*token_grid(image, 'left')), 16)
+
+
+def test_positions_export_to_onnx_for_any_size(tmp_path):
+    pytest.importorskip('onnxscript')
+    onnxruntime = pytest.importorskip('onnxruntime')
+    sides = {2: 16 * torch.export.Dim('rows'), 3: 16 * torch.export.Dim('columns')}
+    path = tmp_path / 'positions.onnx'
+    torch.onnx.export(
+        PositionTables(),
+        (torch.rand(1, 3, 48, 64),),
+        path,
+        input_names=['image'],
+        dynamic_shapes=(sides,),
+        dynamo=True,
+        verbose=False,
+    )
+    image = torch.rand(1, 3, 80, 112)
+    found = onnxruntime.InferenceSession(path).run(None, {'image': image.numpy()})
+    for value, tensor in zip(found, PositionTables()(image), strict=True):
+        np.testing.assert_allclose(value, tensor.numpy(), atol=1e-6)
 
 
 def test_every_trainable_parameter_is_reached(toy_teacher, views):

@@ -131,40 +131,6 @@ def test_output_shapes(toy_encoders, toy_head, views, encoder):
     assert [tuple(level.shape) for level in out['tokens2']] == [(1, 12, 24)] * 5
 
 
-class NamedOutputs(torch.nn.Module):
-    """A student whose outputs are a tuple, as an ONNX graph has them."""
-
-    def __init__(self, student: PaperStudent) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, left, right):
-        return tuple(self.student(left, right).values())
-
-
-def test_exports_to_onnx_for_any_size(toy_encoders, toy_head, views, tmp_path):
-    pytest.importorskip('onnxscript')
-    onnxruntime = pytest.importorskip('onnxruntime')
-    student = toy_student('toy_vit14', toy_head).eval()
-    sides = {2: 16 * torch.export.Dim('rows'), 3: 16 * torch.export.Dim('columns')}
-    torch.onnx.export(
-        NamedOutputs(student),
-        views,
-        tmp_path / 'student.onnx',
-        input_names=['left', 'right'],
-        dynamic_shapes=(sides, sides),
-        dynamo=True,
-        verbose=False,
-    )
-    session = onnxruntime.InferenceSession(tmp_path / 'student.onnx')
-    left, right = torch.rand(1, 3, 80, 112), torch.rand(1, 3, 80, 112)
-    found = session.run(None, {'left': left.numpy(), 'right': right.numpy()})
-    with torch.no_grad():
-        wanted = student(left, right)
-    for value, (name, tensor) in zip(found, wanted.items(), strict=True):
-        np.testing.assert_allclose(value, tensor.numpy(), atol=1e-4, err_msg=name)
-
-
 def test_encoder_of_the_decoders_width_has_no_adapter(toy_encoders, toy_head):
     student = toy_student('toy_vit16', toy_head, width=16)
     assert count(student.encoder.adapter) == 0
