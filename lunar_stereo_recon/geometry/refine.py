@@ -21,7 +21,7 @@ from lunar_stereo_recon.errors import InputError
 
 # Statistics that vary slowly are computed on images reduced by this factor.
 REDUCTION = 4
-BRIGHTNESS_WINDOW_PX = 33
+BRIGHTNESS_WINDOW_PX = 21
 LOCAL_WINDOW_PX = 29
 SCORE_WINDOW_PX = 9
 OCCLUSION_TOLERANCE_PX = 1.0
