@@ -38,6 +38,18 @@ else:
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 INFO_TYPE = 'sensor_msgs/msg/CameraInfo'
 POSE_TYPE = 'geometry_msgs/msg/PoseStamped'
+_TYPES_READ = (
+    *IMAGE_TYPES,
+    INFO_TYPE,
+    POSE_TYPE,
+    'builtin_interfaces/msg/Time',
+    'geometry_msgs/msg/Point',
+    'geometry_msgs/msg/Pose',
+    'geometry_msgs/msg/Quaternion',
+    'sensor_msgs/msg/RegionOfInterest',
+    'std_msgs/msg/Header',
+)
+_STANDARD = get_typestore(Stores.ROS2_JAZZY)
 # What rosbags, its decompressors and SQLite raise on damaged files, checked by cutting and
 # flipping bytes; RuntimeError is lz4's, TypeError comes from reading past the end of a file.
 _DAMAGE = (
@@ -50,6 +62,7 @@ _DAMAGE = (
     OSError,
     EOFError,
     ValueError,
+    ArithmeticError,
     LookupError,
     TypeError,
     RuntimeError,
@@ -179,6 +192,7 @@ class StereoBagReader:
         try:
             if self._reader.message_count == 0:
                 raise InputError(f'{self.path}: the bag is empty (0 messages)')
+            self._check_definitions()
             self.topics = self._checked(topics) if topics else self._found_topics()
             self.depth_topic = self._ground_truth_topic(depth_topic, 'depth', IMAGE_TYPES[:1])
             self.pose_topic = self._ground_truth_topic(pose_topic, 'pose', (POSE_TYPE,))
@@ -312,6 +326,19 @@ class StereoBagReader:
             del depths[stamp]
         return dataclasses.replace(frame, depth_message=depth, pose=poses.get(frame.stamp_ns))
 
+    def _check_definitions(self) -> None:
+        """Refuse a bag whose own definition of a type that is read here is not the standard one.
+
+        The bag's definition says where each field is, so damage in it would go unnoticed.
+        """
+        for message_type in _TYPES_READ:
+            own = self._reader.typestore.fielddefs.get(message_type)
+            if own is not None and own[1] != _STANDARD.fielddefs[message_type][1]:
+                raise InputError(
+                    f'{self.path}: its definition of {message_type} is not that of ROS 2; the bag '
+                    'is damaged or from another system'
+                )
+
     def _checked(self, topics: StereoTopics) -> StereoTopics:
         """Refuse topics that the bag lacks; name the nearest that it has."""
         kinds = {
@@ -400,7 +427,7 @@ def _opened(path: Path) -> AnyReader:
     if path.suffix == '.bag':
         raise InputError(f'{path}: a ROS 1 bag; convert it with `rosbags-convert`')
     try:
-        reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY))
+        reader = AnyReader([path], default_typestore=_STANDARD)
         reader.open()
     except _DAMAGE as error:
         raise InputError(
