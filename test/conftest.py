@@ -67,7 +67,9 @@ def make_bag(tmp_path) -> Callable[..., Path]:
                         writer.write(f'/rig/{side}/camera_info', info, stamp)
                 truth = image_message(make_message, depth, '32FC1', stamp, FRAME_ID)
                 writer.write('/ground_truth/depth', truth, stamp)
-                position, orientation = np.array([0.1 * index, 0.0, 1.0]), np.array([0, 0, 0, 1.0])
+                # Looking along x of the map, z up.
+                position = np.array([0.1 * index, 0.0, 1.0])
+                orientation = np.array([-0.5, 0.5, -0.5, 0.5])
                 pose = pose_message(position, orientation, stamp)
                 writer.write('/ground_truth/pose', pose, stamp)
                 writer.write('/tf', transform_message(position, orientation, stamp), stamp)
