@@ -1,0 +1,601 @@
+"""Random rendered stereo pairs with exact ground truth, one .npz file a pair.
+
+`python -m lunar_stereo_recon.simulation.dataset --out DIR --count N --seed S`. Pair number i of
+a seed and split is always the same, so that a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+import json
+import math
+import multiprocessing
+import os
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import torch
+
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.simulation.camera import (
+    camera_rotation,
+    expose,
+    right_view,
+    Sensor,
+    Window,
+)
+from lunar_stereo_recon.simulation.renderer import (
+    Box,
+    Hapke,
+    hidden_from,
+    Lighting,
+    render,
+    View,
+)
+from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
+
+STRATA = ('nominal', 'lowsun', 'opposition', 'smooth')
+SPLITS = {'train': 1, 'calibration': 2, 'test': 3}
+# Pairs that share a terrain: making one takes longer than rendering a pair on it. All of one
+# group belong to one stratum, because the stratum also shapes the ground.
+VIEWS_PER_TERRAIN = 8
+# The largest disparity that the flight student matches, as a fraction of the image width.
+_MAX_DISPARITY = 180 / 640
+_FRAME = (640, 480)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rendered pair.
+
+    Attributes:
+        left, right: (H, W) uint8 images.
+        disparity: (H, W) float32, pixels, left view; NaN in the sky.
+        shadow: (H, W) bool, no direct sunlight at the left pixel.
+        occlusion: (H, W) uint8, 0 seen in the right image, 1 hidden, 2 outside its frame.
+        intrinsics: (3, 3) float64 matrix of both cameras for this window, pixels.
+        baseline_m: Metres.
+        meta: How the pair was made (JSON types only).
+    """
+
+    left: NDArray[np.uint8]
+    right: NDArray[np.uint8]
+    disparity: NDArray[np.float32]
+    shadow: NDArray[np.bool_]
+    occlusion: NDArray[np.uint8]
+    intrinsics: NDArray[np.float64]
+    baseline_m: float
+    meta: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write the sample to an .npz file; the file appears only when it is complete."""
+        partial = path.with_name(f'.{path.stem}.{os.getpid()}.npz')
+        np.savez_compressed(
+            partial,
+            left=self.left,
+            right=self.right,
+            disparity=_rounded(self.disparity),
+            shadow=self.shadow,
+            occlusion=self.occlusion,
+            intrinsics=self.intrinsics,
+            baseline_m=np.float64(self.baseline_m),
+            meta=np.array(json.dumps(self.meta)),
+        )
+        os.replace(partial, path)
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What one pair shows and how it is taken.
+
+    Attributes:
+        stratum: One of STRATA.
+        frame_width, frame_height: The whole camera frame, pixels.
+        focal: Focal length as a fraction of the frame width.
+        baseline_m: Distance of the cameras, metres.
+        height_m: Height of the cameras over the ground, metres.
+        pitch_deg, roll_deg: Attitude relative to the ground below the rover.
+        heading_deg: Direction of view in the world.
+        distance_m: Distance of the rover from the terrain's centre, behind it.
+        lateral_m: Sideways offset from the terrain's centre.
+        lighting: Sun, ambient light, reflectance.
+        rover: Boxes that cast the rover's shadow.
+        shift_y_px, roll_right_deg: Errors of the right camera's rectification.
+    """
+
+    stratum: str
+    frame_width: int
+    frame_height: int
+    focal: float
+    baseline_m: float
+    height_m: float
+    pitch_deg: float
+    roll_deg: float
+    heading_deg: float
+    distance_m: float
+    lateral_m: float
+    lighting: Lighting
+    rover: tuple[Box, ...]
+    shift_y_px: float
+    roll_right_deg: float
+
+
+def sample_terrain_config(stratum: str, rng: np.random.Generator) -> TerrainConfig:
+    """Return a random kind of ground for a stratum."""
+    seed = int(rng.integers(0, 2**62))
+    if stratum == 'smooth':
+        return TerrainConfig(
+            seed,
+            hurst=rng.uniform(0.75, 0.95),
+            roughness_m=_log_uniform(rng, 0.004, 0.03),
+            crater_density=_log_uniform(rng, 0.01, 0.4),
+            crater_depth=rng.uniform(0.06, 0.16),
+            rock_density=_log_uniform(rng, 0.003, 0.08),
+            rock_exponent=rng.uniform(1.8, 2.6),
+            rock_max_m=rng.uniform(0.4, 1.5),
+            rock_brightness=rng.uniform(0.9, 1.4),
+            albedo_noise=_log_uniform(rng, 0.01, 0.06),
+            tilt_deg=abs(rng.normal(0, 3)),
+        )
+    return TerrainConfig(
+        seed,
+        hurst=rng.uniform(0.6, 0.95),
+        roughness_m=_log_uniform(rng, 0.012, 0.1),
+        crater_density=_log_uniform(rng, 0.05, 1.0),
+        crater_depth=rng.uniform(0.08, 0.2),
+        rock_density=_log_uniform(rng, 0.03, 1.5),
+        rock_exponent=rng.uniform(1.7, 2.7),
+        rock_max_m=_log_uniform(rng, 0.4, 2.5),
+        rock_brightness=rng.uniform(0.9, 1.7),
+        albedo_noise=_log_uniform(rng, 0.02, 0.15),
+        tilt_deg=abs(rng.normal(0, 4)),
+    )
+
+
+def sample_scene_config(stratum: str, rng: np.random.Generator) -> SceneConfig:
+    """Return a random camera, light and pose for a stratum."""
+    width, height = _FRAME
+    focal = rng.uniform(0.6, 1.0) if rng.random() < 0.75 else _log_uniform(rng, 0.5, 2.0)
+    camera_height = rng.uniform(0.7, 2.0) if rng.random() < 0.75 else _log_uniform(rng, 0.3, 3.0)
+    elevation, away = _sample_sun(stratum, rng)
+    heading = rng.uniform(0, 360)
+    rover: tuple[Box, ...] = ()
+    if rng.random() < (0.85 if stratum == 'opposition' else 0.5):
+        rover = _sample_rover(camera_height, rng)
+    return SceneConfig(
+        stratum=stratum,
+        frame_width=width,
+        frame_height=height,
+        focal=focal,
+        baseline_m=_log_uniform(rng, 0.05, 0.6),
+        height_m=camera_height,
+        pitch_deg=rng.uniform(-28, -5) if rng.random() < 0.8 else rng.uniform(-38, 0),
+        roll_deg=rng.normal(0, 2.0),
+        heading_deg=heading,
+        distance_m=rng.uniform(1.0, 6.0),
+        lateral_m=rng.uniform(-4.0, 4.0),
+        lighting=Lighting(
+            elevation,
+            heading + away,
+            ambient=_log_uniform(rng, 0.001, 0.02),
+            bounce=_log_uniform(rng, 0.001, 0.02),
+            hapke=_sample_hapke(rng),
+        ),
+        rover=rover,
+        shift_y_px=_often_zero(rng, 0.5, 0.25, 1.0),
+        roll_right_deg=_often_zero(rng, 0.7, 0.01, 0.03),
+    )
+
+
+def render_sample(
+    terrain: Terrain,
+    scene: SceneConfig,
+    rng: np.random.Generator,
+    size: tuple[int, int] | None = None,
+    samples: int = 2,
+) -> Sample | None:
+    """Return a rendered pair, or None where the view is not usable.
+
+    Args:
+        terrain: The ground.
+        scene: Camera, light and pose.
+        rng: Source of the window's place and of the sensor.
+        size: Width and height of a random window; None renders the whole frame.
+        samples: Rays a pixel.
+
+    A view is not usable when something stands right in front of the camera, when a camera is
+    below the ground, or when there is mostly sky.
+    """
+    window = _sample_window(scene, size, rng)
+    left = _left_view(terrain, scene, window)
+    if left is None:
+        return None
+    rover_pose = _rover_pose(terrain, scene, left)
+    probe = _nearest_and_sky(terrain, left)
+    if probe is None:
+        return None
+    nearest, sky = probe
+    if nearest < 0.3 or sky > (0.7 if size is None else 0.3):
+        return None
+    largest = _MAX_DISPARITY * scene.frame_width * rng.uniform(0.25, 1.0)
+    baseline = min(scene.baseline_m, largest * nearest / left.fx)
+    if baseline < 0.04:
+        return None
+    right = right_view(left, baseline, scene.shift_y_px, math.radians(scene.roll_right_deg))
+    if _buried(terrain, right):
+        return None
+    lighting, rover = scene.lighting, scene.rover
+    seen_left = render(terrain, left, lighting, samples, rover, rover_pose)
+    seen_right = render(terrain, right, lighting, samples, rover, rover_pose)
+    disparity = left.fx * baseline / seen_left.depth
+    if not float(torch.nan_to_num(disparity).max()) <= 192 / 640 * scene.frame_width:
+        return None
+    images, sensors = _take_pictures(scene, window, seen_left, seen_right, rng)
+    return Sample(
+        left=images[0],
+        right=images[1],
+        disparity=disparity.numpy(),
+        shadow=seen_left.shadow.numpy(),
+        occlusion=_occlusion(terrain, left, right, seen_left.depth, disparity),
+        intrinsics=np.array([[left.fx, 0, left.cx], [0, left.fy, left.cy], [0, 0, 1.0]]),
+        baseline_m=baseline,
+        meta={
+            **asdict(replace(scene, rover=())),
+            'rover_boxes': len(rover),
+            'window': asdict(window),
+            'sensors': [asdict(sensor) for sensor in sensors],
+        },
+    )
+
+
+def make_sample(
+    seed: int, split: str, index: int, size: tuple[int, int] | None = None, samples: int = 2
+) -> Sample:
+    """Return pair number `index` of a seed and split."""
+    group = index // VIEWS_PER_TERRAIN
+    terrain, stratum = _group_terrain(seed, split, group)
+    return _sample_on(terrain, stratum, seed, split, index, size, samples)
+
+
+def write_dataset(
+    out: Path,
+    count: int,
+    seed: int,
+    split: str = 'train',
+    size: tuple[int, int] | None = (384, 256),
+    workers: int = 1,
+    samples: int = 2,
+) -> None:
+    """Write pairs 0..count-1 of a seed and split as `NNNNNN.npz`; existing files are kept.
+
+    Raises:
+        InputError: The split is unknown.
+    """
+    if split not in SPLITS:
+        raise InputError(f'split is {split!r}; one of {sorted(SPLITS)} is needed')
+    out.mkdir(parents=True, exist_ok=True)
+    groups = range((count + VIEWS_PER_TERRAIN - 1) // VIEWS_PER_TERRAIN)
+    jobs = [(out, count, seed, split, size, samples, group) for group in groups]
+    started, done = time.monotonic(), 0
+    with multiprocessing.get_context('spawn').Pool(workers, _start_worker) as pool:
+        for written in pool.imap_unordered(_write_group, jobs):
+            done += written
+            if written:
+                rate = done / (time.monotonic() - started)
+                print(f'{done} pairs written, {rate:.2f} a second', flush=True)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+
+
+def _write_group(job: tuple) -> int:
+    out, count, seed, split, size, samples, group = job
+    first = group * VIEWS_PER_TERRAIN
+    wanted = range(first, min(first + VIEWS_PER_TERRAIN, count))
+    missing = [i for i in wanted if not (out / f'{i:06d}.npz').exists()]
+    if not missing:
+        return 0
+    terrain, stratum = _group_terrain(seed, split, group)
+    for index in missing:
+        sample = _sample_on(terrain, stratum, seed, split, index, size, samples)
+        sample.save(out / f'{index:06d}.npz')
+    return len(missing)
+
+
+def _group_terrain(seed: int, split: str, group: int) -> tuple[Terrain, str]:
+    # The split is part of the seed: no terrain of one split occurs in another.
+    rng = np.random.default_rng([SPLITS[split], seed, group, 0x6E0])
+    stratum = STRATA[group % len(STRATA)]
+    return make_terrain(sample_terrain_config(stratum, rng)), stratum
+
+
+def _sample_on(
+    terrain: Terrain,
+    stratum: str,
+    seed: int,
+    split: str,
+    index: int,
+    size: tuple[int, int] | None,
+    samples: int,
+) -> Sample:
+    rng = np.random.default_rng([SPLITS[split], seed, index, 0x5A3])
+    for _ in range(200):
+        scene = sample_scene_config(stratum, rng)
+        sample = render_sample(terrain, scene, rng, size, samples)
+        if sample is not None:
+            return sample
+    raise InputError(f'no usable view found for pair {index} of seed {seed}, split {split}')
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def _often_zero(rng: np.random.Generator, zero: float, sigma: float, limit: float) -> float:
+    """Return 0 with a probability, else a normal number cut at a limit."""
+    if rng.random() < zero:
+        return 0.0
+    return float(np.clip(rng.normal(0, sigma), -limit, limit))
+
+
+def _sample_sun(stratum: str, rng: np.random.Generator) -> tuple[float, float]:
+    """Return the sun's elevation and its azimuth relative to the heading, degrees."""
+    if stratum == 'lowsun':
+        return rng.uniform(2, 13), rng.uniform(0, 360)
+    if stratum == 'opposition':
+        return _log_uniform(rng, 6, 40), 180 + rng.normal(0, 22)
+    if stratum == 'smooth':
+        return rng.uniform(8, 75), rng.uniform(0, 360)
+    return (rng.uniform(13, 55) if rng.random() < 0.8 else rng.uniform(1, 80)), rng.uniform(0, 360)
+
+
+def _sample_hapke(rng: np.random.Generator) -> Hapke:
+    return Hapke(
+        w=rng.uniform(0.15, 0.45),
+        b=rng.uniform(0.15, 0.4),
+        c=rng.uniform(0.1, 0.7),
+        B0=rng.uniform(0.6, 1.8),
+        h=rng.uniform(0.03, 0.12),
+        theta_bar_deg=rng.uniform(5, 25),
+    )
+
+
+def _sample_rover(height_m: float, rng: np.random.Generator) -> tuple[Box, ...]:
+    """Return body, mast, camera bar and wheels of a random rover below the cameras."""
+    length, width = rng.uniform(0.4, 1.1), rng.uniform(0.35, 0.8)
+    deck = height_m * rng.uniform(0.3, 0.65)
+    floor = deck * rng.uniform(0.3, 0.6)
+    back = rng.uniform(0.1, 0.6) * length
+    pole = rng.uniform(0.015, 0.06)
+    bar = rng.uniform(0.1, 0.4)
+    boxes = [
+        Box((-back, 0.0, (deck + floor) / 2), (length / 2, width / 2, (deck - floor) / 2)),
+        Box((-0.1, 0.0, (deck + height_m) / 2), (pole, pole, (height_m - deck) / 2)),
+        Box((-0.12, 0.0, height_m), (0.06, bar, rng.uniform(0.03, 0.12))),
+    ]
+    wheel = rng.uniform(0.08, 0.2)
+    for x in (-back - length / 2, -back + length / 2):
+        for y in (-width / 2 - 0.06, width / 2 + 0.06):
+            boxes.append(Box((x, y, wheel), (wheel, 0.06, wheel)))
+    if rng.random() < 0.4:
+        panel = rng.uniform(0.3, 0.9)
+        boxes.append(Box((-back - 0.2, 0.0, deck + 0.05), (panel * 0.5, panel, 0.015)))
+    return tuple(boxes)
+
+
+def _sample_window(
+    scene: SceneConfig, size: tuple[int, int] | None, rng: np.random.Generator
+) -> Window:
+    width, height = scene.frame_width, scene.frame_height
+    if size is None:
+        return Window(0, 0, width, height, width, height)
+    if size[0] > width or size[1] > height:
+        raise InputError(f'window {size[0]}x{size[1]} does not fit in {width}x{height}')
+    left = int(rng.integers(0, width - size[0] + 1))
+    top = int(rng.integers(0, height - size[1] + 1))
+    return Window(left, top, *size, width, height)
+
+
+def _left_view(terrain: Terrain, scene: SceneConfig, window: Window) -> View | None:
+    """Return the left camera on the ground, turned with the ground's slope; None if buried."""
+    heading = math.radians(scene.heading_deg)
+    ch, sh = math.cos(heading), math.sin(heading)
+    x = -scene.distance_m * ch - scene.lateral_m * sh
+    y = -scene.distance_m * sh + scene.lateral_m * ch
+    ground, ahead, aside = _ground_plane(terrain, x, y, heading)
+    rotation = camera_rotation(
+        heading,
+        math.radians(scene.pitch_deg) + math.atan(ahead),
+        math.radians(scene.roll_deg) + math.atan(aside),
+    )
+    focal = scene.focal * scene.frame_width
+    view = View(
+        torch.tensor([x, y, ground + scene.height_m]),
+        rotation,
+        focal,
+        focal,
+        (scene.frame_width - 1) / 2 - window.left,
+        (scene.frame_height - 1) / 2 - window.top,
+        window.width,
+        window.height,
+    )
+    return None if _buried(terrain, view) else view
+
+
+def _ground_plane(terrain: Terrain, x: float, y: float, heading: float):
+    """Return height and the slopes ahead and to the right's downside under a rover's wheels."""
+    ch, sh = math.cos(heading), math.sin(heading)
+    along = torch.tensor([0.5, 0.5, -0.5, -0.5, 0.0])
+    across = torch.tensor([0.4, -0.4, 0.4, -0.4, 0.0])
+    z = terrain.height_at(x + along * ch - across * sh, y + along * sh + across * ch).numpy()
+    ahead = float((z[0] + z[1] - z[2] - z[3]) / 2.0)
+    left_up = float((z[0] + z[2] - z[1] - z[3]) / 1.6)
+    return float(np.median(z)), ahead, left_up
+
+
+def _buried(terrain: Terrain, view: View) -> bool:
+    x, y, z = view.position_m
+    return not float(z) > float(terrain.height_at(x[None], y[None])[0]) + 0.15
+
+
+def _rover_pose(terrain: Terrain, scene: SceneConfig, left: View) -> torch.Tensor:
+    """Return (4, 4) world from rover; the rover stands upright below the cameras."""
+    heading = math.radians(scene.heading_deg)
+    pose = torch.eye(4)
+    pose[0, 0], pose[0, 1] = math.cos(heading), -math.sin(heading)
+    pose[1, 0], pose[1, 1] = math.sin(heading), math.cos(heading)
+    pose[:3, 3] = left.position_m + 0.5 * scene.baseline_m * left.rotation[:, 0]
+    pose[2, 3] = left.position_m[2] - scene.height_m
+    return pose
+
+
+def _nearest_and_sky(terrain: Terrain, view: View) -> tuple[float, float] | None:
+    """Return the nearest depth (m) and the fraction of sky, from a coarse look."""
+    step = 8
+    coarse = View(
+        view.position_m,
+        view.rotation,
+        view.fx / step,
+        view.fy / step,
+        (view.cx + 0.5) / step - 0.5,
+        (view.cy + 0.5) / step - 0.5,
+        view.width // step,
+        view.height // step,
+    )
+    depth = render(terrain, coarse, Lighting(90.0, 0.0), samples=1).depth
+    known = torch.isfinite(depth)
+    if not bool(known.any()):
+        return None
+    return float(depth[known].min()), 1.0 - float(known.float().mean())
+
+
+def _occlusion(
+    terrain: Terrain, left: View, right: View, depth: torch.Tensor, disparity: torch.Tensor
+) -> NDArray[np.uint8]:
+    hidden = hidden_from(terrain, left, depth, right.position_m).numpy()
+    column = np.arange(left.width)[None, :] - np.nan_to_num(disparity.numpy())
+    outside = column < 0
+    return np.where(outside, 2, hidden.astype(np.uint8)).astype(np.uint8)
+
+
+def _take_pictures(scene, window, seen_left, seen_right, rng):
+    """Return both 8-bit images and the two sensors that took them."""
+    ground = torch.isfinite(seen_left.depth)
+    level = float(np.quantile(seen_left.radiance[ground].numpy(), rng.uniform(0.85, 0.98)))
+    # A window in deep shadow is exposed for the sunlit ground around it, as the frame would be.
+    flat = _flat_ground_radiance(scene)
+    level = max(level, rng.uniform(0.3, 0.9) * flat)
+    target = rng.uniform(0.5, 0.95)
+    if rng.random() < 0.2:
+        target *= _log_uniform(rng, 0.35, 2.0)
+    left = _sample_sensor(255.0 * target / level, rng)
+    right = replace(left, dust=_sample_dust(rng), psf_sigma_px=left.psf_sigma_px)
+    if rng.random() < 0.5:
+        right = replace(
+            right,
+            gain=left.gain * float(np.clip(rng.lognormal(0, 0.08), 0.7, 1.4)),
+            psf_sigma_px=max(left.psf_sigma_px + rng.normal(0, 0.1), 0.2),
+            black_level_dn=left.black_level_dn + abs(rng.normal(0, 0.7)),
+        )
+    if rng.random() < 0.12:
+        right = replace(right, defocus_px=rng.uniform(0.5, 1.5), defocus_side=_sign(rng))
+    images = [
+        expose(seen.radiance.numpy(), sensor, window, rng)
+        for seen, sensor in ((seen_left, left), (seen_right, right))
+    ]
+    return images, (left, right)
+
+
+def _flat_ground_radiance(scene: SceneConfig) -> float:
+    """Return the radiance of level sunlit ground half a metre in front of the horizon."""
+    from lunar_stereo_recon.simulation.renderer import hapke_reflectance
+
+    sun = torch.tensor(scene.lighting.direction())
+    heading = math.radians(scene.heading_deg)
+    down = math.radians(20.0)
+    to_camera = torch.tensor(
+        [-math.cos(heading) * math.cos(down), -math.sin(heading) * math.cos(down), math.sin(down)]
+    )
+    phase = (sun @ to_camera)[None]
+    value = hapke_reflectance(sun[2:3], to_camera[2:3], phase, scene.lighting.hapke)
+    return float(value[0])
+
+
+def _sample_sensor(gain: float, rng: np.random.Generator) -> Sensor:
+    kind = rng.random()
+    response = 'linear' if kind < 0.65 else ('gamma' if kind < 0.92 else 'log')
+    if response != 'linear':
+        # A response curve brightens; the exposure that a camera chooses makes up for it.
+        gain *= rng.uniform(0.45, 0.9)
+    return Sensor(
+        gain=gain,
+        response=response,
+        shot_noise_dn=_log_uniform(rng, 0.5, 4.0),
+        read_noise_dn=_log_uniform(rng, 0.15, 1.5 if response == 'linear' else 0.5),
+        pattern_noise=_log_uniform(rng, 0.0005, 0.01),
+        black_level_dn=rng.uniform(0, 3) if rng.random() < 0.3 else 0.0,
+        vignetting=rng.uniform(0.0, 0.3),
+        psf_sigma_px=rng.uniform(0.3, 0.8),
+        defocus_px=rng.uniform(0.5, 1.5) if rng.random() < 0.1 else 0.0,
+        defocus_side=_sign(rng),
+        dust=_sample_dust(rng),
+        bits=8 if rng.random() < 0.7 else 12,
+    )
+
+
+def _sample_dust(rng: np.random.Generator) -> tuple[tuple[float, float, float, float], ...]:
+    if rng.random() < 0.8:
+        return ()
+    return tuple(
+        (
+            rng.random(),
+            rng.random(),
+            _log_uniform(rng, 0.005, 0.06),
+            rng.uniform(0.02, 0.25),
+        )
+        for _ in range(int(rng.integers(1, 6)))
+    )
+
+
+def _sign(rng: np.random.Generator) -> int:
+    return 1 if rng.random() < 0.5 else -1
+
+
+def _rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return values rounded to 15 mantissa bits (relative 1.5e-5), which compress far better."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(1 << 7)) & np.uint32(0xFFFFFF00)).view(np.float32)
+    return np.where(np.isfinite(values), rounded, np.float32(np.nan))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a data set; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', type=Path, required=True, help='folder for the pairs')
+    parser.add_argument('--count', type=int, required=True, help='number of pairs')
+    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--split', choices=sorted(SPLITS), default='train')
+    parser.add_argument('--size', default='384x256', help='window size, WIDTHxHEIGHT')
+    parser.add_argument('--full', action='store_true', help='whole 640x480 frames')
+    parser.add_argument('--workers', type=int, default=1)
+    parser.add_argument('--samples', type=int, default=2, help='rays a pixel: 1, 2 or 4')
+    args = parser.parse_args(argv)
+    width, _, height = args.size.partition('x')
+    if not (width.isdigit() and height.isdigit()):
+        parser.error(f'--size is {args.size!r}; WIDTHxHEIGHT is needed, for example 384x256')
+    size = None if args.full else (int(width), int(height))
+    write_dataset(
+        args.out, args.count, args.seed, args.split, size, args.workers, args.samples
+    )
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,685 @@
+"""Ray-marched images of a lunar heightfield: exact depth, sun shadows, Hapke reflectance.
+
+Rays walk through a pyramid of maximum heights and end on the exact intersection with the
+bilinear surface of a cell, so that depth has no step size. World frame: x east, y north, z up;
+camera frame: x right, y down, z forward; a ray's parameter is the depth along the camera's z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+import math
+
+import numpy as np
+import torch
+
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.simulation.terrain import GridLevel, Terrain
+
+try:
+    import numba
+
+    from lunar_stereo_recon.simulation import cpu_walk
+except ImportError:  # numba is optional: without it the CPU uses the batched walk, as CUDA does.
+    cpu_walk = None  # type: ignore[assignment]
+
+# A ray is pushed over cell borders by this much (cells), so that it cannot stay on one.
+_NUDGE_CELLS = 1e-3
+# Rays that gave no result after this many steps are taken as misses; it guards the loop only.
+_MAX_STEPS = 4000
+_SUN_RADIUS_RAD = math.radians(0.266)
+
+
+@dataclass(frozen=True)
+class Hapke:
+    """Parameters of Hapke's reflectance for lunar soil.
+
+    Attributes:
+        w: Single scattering albedo.
+        b: Width of the double Henyey-Greenstein lobes.
+        c: Weight of the backward lobe, -1..1.
+        B0: Strength of the opposition surge.
+        h: Angular width of the opposition surge (tangent of half the phase angle).
+        theta_bar_deg: Mean slope of the unresolved roughness, degrees.
+    """
+
+    w: float = 0.25
+    b: float = 0.25
+    c: float = 0.4
+    B0: float = 1.4
+    h: float = 0.07
+    theta_bar_deg: float = 12.0
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of the rover that casts a shadow, in the rover frame (x forward, y left, z up).
+
+    Attributes:
+        center_m: Centre, metres, relative to the point on the ground below the camera.
+        half_m: Half of the side lengths, metres.
+    """
+
+    center_m: tuple[float, float, float]
+    half_m: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """Sun and sky.
+
+    Attributes:
+        sun_elevation_deg: Height of the sun above the horizon, degrees.
+        sun_azimuth_deg: Direction to the sun in the world, counterclockwise from +x, degrees.
+        ambient: Light from everywhere relative to the sun's (earthshine, scattering).
+        bounce: Light from sunlit ground relative to the sun's, for surfaces that face it.
+        hapke: Reflectance of the ground.
+    """
+
+    sun_elevation_deg: float
+    sun_azimuth_deg: float
+    ambient: float = 0.003
+    bounce: float = 0.003
+    hapke: Hapke = field(default_factory=Hapke)
+
+    def direction(self) -> tuple[float, float, float]:
+        """Return the unit vector towards the sun in the world."""
+        elevation = math.radians(self.sun_elevation_deg)
+        azimuth = math.radians(self.sun_azimuth_deg)
+        return (
+            math.cos(elevation) * math.cos(azimuth),
+            math.cos(elevation) * math.sin(azimuth),
+            math.sin(elevation),
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """One pinhole camera (or a window of one) in the world.
+
+    Attributes:
+        position_m: (3,) optical centre, world, metres.
+        rotation: (3, 3) camera axes as columns: world from camera.
+        fx, fy, cx, cy: Intrinsics for the window, pixels; integer coordinates are centres.
+        width, height: Window size, pixels.
+    """
+
+    position_m: torch.Tensor
+    rotation: torch.Tensor
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+
+    def rays(self, dx_px: float = 0.0, dy_px: float = 0.0) -> torch.Tensor:
+        """Return (H * W, 3) ray directions in the world, of length 1 along the camera's z."""
+        kind = {'dtype': torch.float64, 'device': self.position_m.device}
+        u = (torch.arange(self.width, **kind) + dx_px - self.cx) / self.fx
+        v = (torch.arange(self.height, **kind) + dy_px - self.cy) / self.fy
+        v, u = torch.meshgrid(v, u, indexing='ij')
+        camera = torch.stack([u, v, torch.ones_like(u)], dim=-1).reshape(-1, 3)
+        return (camera @ self.rotation.T.double()).float()
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What one view sees.
+
+    Attributes:
+        radiance: (H, W) reflected light relative to a white Lambert plate facing the sun; 0 in
+            the sky.
+        depth: (H, W) metres along the optical axis through the pixel centre; NaN in the sky.
+        shadow: (H, W) bool, the surface at the pixel centre gets no direct sunlight.
+    """
+
+    radiance: torch.Tensor
+    depth: torch.Tensor
+    shadow: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Where rays meet the terrain.
+
+    Attributes:
+        depth: (N,) ray parameter, inf where the ray leaves the terrain.
+        level: (N,) int64 index of the grid that was hit, -1 for none.
+    """
+
+    depth: torch.Tensor
+    level: torch.Tensor
+
+
+def trace(
+    terrain: Terrain,
+    origin: torch.Tensor,
+    direction: torch.Tensor,
+    limit: torch.Tensor | None = None,
+    from_surface: bool = False,
+) -> Hits:
+    """Return the first intersection of rays with the terrain.
+
+    Args:
+        terrain: The heightfield.
+        origin: (N, 3) or (3,) ray starts, world, metres.
+        direction: (N, 3) ray directions, world; any length, which is the unit of the depth.
+        limit: (N,) largest ray parameter to look at; None for the whole terrain.
+        from_surface: The rays start at the ground; only a hint for speed.
+    """
+    first_hit = _first_hit
+    if cpu_walk is not None and direction.device.type == 'cpu':
+        first_hit = _first_hit_compiled
+    mip = 1 if from_surface else 5
+    origin = origin.expand_as(direction)
+    count = direction.shape[0]
+    depth = torch.full((count,), math.inf, device=direction.device)
+    hit_level = torch.full((count,), -1, dtype=torch.int64, device=direction.device)
+    alive = torch.arange(count, device=direction.device)
+    start = torch.zeros(count, device=direction.device)
+    for index, level in enumerate(terrain.levels):
+        enter, leave = _square_span(level, origin[alive], direction[alive])
+        begin = torch.maximum(start[alive], enter)
+        end = leave if limit is None else torch.minimum(leave, limit[alive])
+        found = first_hit(level, origin[alive], direction[alive], begin, end, mip)
+        hit = torch.isfinite(found)
+        depth[alive[hit]] = found[hit]
+        hit_level[alive[hit]] = index
+        start[alive] = torch.maximum(begin, end)
+        alive = alive[~hit]
+        if alive.numel() == 0:
+            break
+    return Hits(depth, hit_level)
+
+
+def render(
+    terrain: Terrain,
+    view: View,
+    lighting: Lighting,
+    samples: int = 4,
+    rover: tuple[Box, ...] = (),
+    rover_pose: torch.Tensor | None = None,
+) -> Rendering:
+    """Return the image of one view.
+
+    Args:
+        terrain: The heightfield.
+        view: Camera, at the finest grid's place.
+        lighting: Sun, ambient light and reflectance.
+        samples: Rays a pixel for the radiance (1, 2 or 4); depth is always the centre's.
+        rover: Boxes that cast a shadow (they are not seen themselves).
+        rover_pose: (4, 4) world from rover frame; needed with `rover`.
+
+    Raises:
+        InputError: The camera is outside the finest grid or below the ground, the number of
+            samples is not offered, or a rover has no pose.
+    """
+    _check_view(terrain, view, samples, rover, rover_pose)
+    sun = torch.tensor(lighting.direction(), device=view.position_m.device)
+    shape = (view.height, view.width)
+    depth, shadow, radiance = None, None, torch.zeros(shape, device=sun.device)
+    for number, (dx, dy) in enumerate(_SAMPLE_OFFSETS[samples]):
+        rays = view.rays(dx, dy)
+        hits = trace(terrain, view.position_m, rays, None)
+        towards = _jittered_sun(sun, number, samples)
+        light, dark = _shade(terrain, view, rays, hits, lighting, towards, rover, rover_pose)
+        radiance += light.reshape(shape) / samples
+        if number == 0 and samples == 1:
+            depth, shadow = hits.depth.reshape(shape), dark.reshape(shape)
+    if depth is None or shadow is None:
+        rays = view.rays()
+        hits = trace(terrain, view.position_m, rays, None)
+        dark = _shade(terrain, view, rays, hits, lighting, sun, rover, rover_pose, False)[1]
+        depth, shadow = hits.depth.reshape(shape), dark.reshape(shape)
+    depth = torch.where(torch.isfinite(depth), depth, torch.full_like(depth, math.nan))
+    return Rendering(radiance, depth, shadow)
+
+
+def hidden_from(
+    terrain: Terrain, view: View, depth: torch.Tensor, other_center_m: torch.Tensor
+) -> torch.Tensor:
+    """Return (H, W) bool: the surface point of a pixel is not seen from another point.
+
+    Args:
+        terrain: The heightfield.
+        view: The camera that `depth` belongs to.
+        depth: (H, W) metres along the optical axis, NaN in the sky (reported as not hidden).
+        other_center_m: (3,) optical centre of the other camera, world, metres.
+    """
+    flat = depth.reshape(-1)
+    known = torch.isfinite(flat)
+    points = view.position_m + view.rays()[known] * flat[known, None]
+    lift = 0.02 * _cell_size_at(terrain, points)
+    points[:, 2] += lift
+    towards = other_center_m - points
+    limit = torch.full((points.shape[0],), 1.0, device=points.device)
+    hits = trace(terrain, points, towards, limit, True)
+    hidden = torch.zeros_like(known)
+    hidden[known] = torch.isfinite(hits.depth)
+    return hidden.reshape(depth.shape)
+
+
+_SAMPLE_OFFSETS: dict[int, tuple[tuple[float, float], ...]] = {
+    1: ((0.0, 0.0),),
+    2: ((0.25, -0.25), (-0.25, 0.25)),
+    # Rotated grid: four distinct rows and columns, which suits thin, nearly level edges.
+    4: ((-0.125, -0.375), (0.375, -0.125), (-0.375, 0.125), (0.125, 0.375)),
+}
+
+
+def _check_view(terrain, view, samples, rover, rover_pose) -> None:
+    x, y, z = (float(v) for v in view.position_m)
+    reach = terrain.levels[0].half_size_m
+    if max(abs(x), abs(y)) >= reach:
+        raise InputError(
+            f'camera is at x {x:.2f} m, y {y:.2f} m; the finest grid ends at {reach:.2f} m'
+        )
+    ground = float(terrain.height_at(view.position_m[:1], view.position_m[1:2])[0])
+    if z <= ground:
+        raise InputError(f'camera is at z {z:.2f} m, below the ground at {ground:.2f} m')
+    if samples not in _SAMPLE_OFFSETS:
+        raise InputError(f'{samples} samples a pixel; one of {sorted(_SAMPLE_OFFSETS)} is needed')
+    if rover and rover_pose is None:
+        raise InputError('a rover that casts a shadow needs its pose')
+
+
+def _jittered_sun(sun: torch.Tensor, number: int, samples: int) -> torch.Tensor:
+    """Return a direction inside the sun's disc: a different one per sample softens shadows."""
+    if samples == 1:
+        return sun
+    angle = 2 * math.pi * (number + 0.3) / samples
+    side = torch.linalg.cross(sun, sun.new_tensor([0.0, 0.0, 1.0]))
+    side = side / side.norm().clamp(min=1e-6)
+    up = torch.linalg.cross(side, sun)
+    radius = 0.6 * _SUN_RADIUS_RAD
+    shifted = sun + radius * (math.cos(angle) * side + math.sin(angle) * up)
+    return shifted / shifted.norm()
+
+
+def _square_span(level: GridLevel, origin: torch.Tensor, direction: torch.Tensor):
+    """Return the ray parameters at which rays enter and leave the square of a grid."""
+    half = level.half_size_m
+    safe = torch.where(direction.abs() < 1e-9, 1e-9, direction)[:, :2]
+    one = (-half - origin[:, :2]) / safe
+    two = (half - origin[:, :2]) / safe
+    enter = torch.minimum(one, two).amax(dim=1)
+    leave = torch.maximum(one, two).amin(dim=1)
+    return enter.clamp(min=0.0), leave
+
+
+@dataclass
+class _Walk:
+    """State of the rays that still walk, compacted from time to time."""
+
+    index: torch.Tensor
+    ox: torch.Tensor
+    oy: torch.Tensor
+    oz: torch.Tensor
+    dx: torch.Tensor
+    dy: torch.Tensor
+    dz: torch.Tensor
+    t: torch.Tensor
+    end: torch.Tensor
+    mip: torch.Tensor
+
+    def keep(self, mask: torch.Tensor) -> _Walk:
+        return _Walk(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
+
+
+def _first_hit(
+    level: GridLevel,
+    origin: torch.Tensor,
+    direction: torch.Tensor,
+    begin: torch.Tensor,
+    end: torch.Tensor,
+    start_mip: int,
+) -> torch.Tensor:
+    """Return the ray parameter of the first hit inside (begin, end) of one grid; inf for none."""
+    device = direction.device
+    result = torch.full((direction.shape[0],), math.inf, device=device)
+    top = len(level.offsets) - 1
+    tables = (
+        torch.tensor(level.offsets, device=device),
+        torch.tensor([level.cells >> m for m in range(top + 1)], device=device),
+    )
+    scale = 1.0 / level.cell_m
+    flat = torch.where(direction.abs() < 1e-7, 1e-7, direction)
+    walk = _Walk(
+        index=torch.arange(direction.shape[0], device=device),
+        ox=(origin[:, 0] - level.origin_m) * scale,
+        oy=(origin[:, 1] - level.origin_m) * scale,
+        oz=origin[:, 2].contiguous(),
+        dx=flat[:, 0] * scale,
+        dy=flat[:, 1] * scale,
+        dz=direction[:, 2].contiguous(),
+        t=begin,
+        end=end,
+        mip=torch.full((direction.shape[0],), min(start_mip, top), dtype=torch.int64, device=device),
+    )
+    lowest = walk.oz + torch.where(walk.dz < 0, end, begin) * walk.dz
+    walk = walk.keep((begin < end) & (lowest <= level.maxima[-1]))
+    for _ in range(_MAX_STEPS):
+        if walk.index.numel() == 0:
+            break
+        done = _step(level, walk, result, tables, top)
+        # Throwing finished rays out costs a copy: worth it when a tenth of them is finished.
+        if int(done.sum()) * 10 > done.numel():
+            walk = walk.keep(~done)
+    return result
+
+
+def _first_hit_compiled(
+    level: GridLevel,
+    origin: torch.Tensor,
+    direction: torch.Tensor,
+    begin: torch.Tensor,
+    end: torch.Tensor,
+    start_mip: int,
+) -> torch.Tensor:
+    """Do what `_first_hit` does with the compiled loop."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    found = cpu_walk.first_hit(
+        level.heights.numpy(),
+        level.maxima.numpy(),
+        np.array(level.offsets),
+        level.cells,
+        level.origin_m,
+        level.cell_m,
+        origin.contiguous().numpy(),
+        direction.contiguous().numpy(),
+        begin.contiguous().numpy(),
+        end.contiguous().numpy(),
+        start_mip,
+    )
+    return torch.from_numpy(found)
+
+
+def _step(
+    level: GridLevel, walk: _Walk, result: torch.Tensor, tables, top: int
+) -> torch.Tensor:
+    """Move every ray over one cell of its pyramid level, or down one level; return who is done."""
+    offsets, sizes = tables
+    size = (1 << walk.mip).float()
+    limit = sizes[walk.mip] - 1
+    right, up = walk.dx > 0, walk.dy > 0
+    # Nudged on both axes alike: along the ray, a nearly parallel border would never be passed.
+    px = walk.ox + walk.t * walk.dx + _NUDGE_CELLS * (2.0 * right - 1.0)
+    py = walk.oy + walk.t * walk.dy + _NUDGE_CELLS * (2.0 * up - 1.0)
+    cx = (px / size).long().clamp(min=0).minimum(limit)
+    cy = (py / size).long().clamp(min=0).minimum(limit)
+    tx = ((cx + right) * size - walk.ox) / walk.dx
+    ty = ((cy + up) * size - walk.oy) / walk.dy
+    leave = torch.maximum(torch.minimum(torch.minimum(tx, ty), walk.end), walk.t)
+    lowest = walk.oz + torch.where(walk.dz < 0, leave, walk.t) * walk.dz
+    over = lowest > level.maxima[offsets[walk.mip] + cy * (limit + 1) + cx]
+    leaf = (~over) & (walk.mip == 0)
+    done = torch.zeros_like(over)
+    at = leaf.nonzero()[:, 0]
+    if at.numel():
+        found = _cell_hit(level, walk, at, cx[at], cy[at], leave[at])
+        hit = torch.isfinite(found)
+        # A finished ray that has not been thrown out yet must keep its first result.
+        struck = at[hit]
+        result[walk.index[struck]] = torch.minimum(result[walk.index[struck]], found[hit])
+        done[struck] = True
+    crossed_x = tx < ty
+    parent = torch.where(crossed_x, (cx & 1) == right, (cy & 1) == up)
+    climb = (over & parent).long()
+    descend = (~over & ~leaf).long()
+    walk.mip = (walk.mip + climb - descend).clamp(max=top)
+    walk.t = torch.where(over | leaf, leave, walk.t)
+    done |= walk.t >= walk.end
+    # The end at the grid's border and the border itself may differ by a rounding error.
+    done |= (torch.minimum(px, py) < 0) | (torch.maximum(px, py) >= level.cells)
+    # A hit ray ends here even if it is thrown out only some steps later.
+    walk.t = torch.where(done, walk.end, walk.t)
+    return done
+
+
+def _cell_hit(
+    level: GridLevel,
+    walk: _Walk,
+    at: torch.Tensor,
+    cx: torch.Tensor,
+    cy: torch.Tensor,
+    leave: torch.Tensor,
+) -> torch.Tensor:
+    """Return where rays meet the bilinear patch of a cell between now and `leave`; inf if not."""
+    row = level.cells + 1
+    corner = cy * row + cx
+    h = level.heights
+    h00, h10, h01, h11 = h[corner], h[corner + 1], h[corner + row], h[corner + row + 1]
+    t = walk.t[at]
+    dx, dy, dz = walk.dx[at], walk.dy[at], walk.dz[at]
+    u, v = walk.ox[at] + t * dx - cx, walk.oy[at] + t * dy - cy
+    slope_u, slope_v, twist = h10 - h00, h01 - h00, h00 - h10 - h01 + h11
+    # Height above the patch along the ray: a s^2 + b s + c for s = parameter - t.
+    a = -twist * dx * dy
+    b = dz - slope_u * dx - slope_v * dy - twist * (u * dy + v * dx)
+    c = walk.oz[at] + t * dz - h00 - slope_u * u - slope_v * v - twist * u * v
+    root = torch.sqrt((b * b - 4 * a * c).clamp(min=0.0))
+    # First crossing from above: the derivative is negative there, hence this root.
+    s = 2 * c / (root - b).clamp(min=1e-12)
+    below = c <= 0
+    span = leave - t
+    crosses = (b * b >= 4 * a * c) & (root > b) & (s <= span * (1 + 1e-5) + 1e-9)
+    found = torch.where(crosses, t + s, torch.full_like(t, math.inf))
+    return torch.where(below, t, found)
+
+
+def _cell_size_at(terrain: Terrain, points: torch.Tensor) -> torch.Tensor:
+    reach = torch.maximum(points[:, 0].abs(), points[:, 1].abs())
+    size = torch.full_like(reach, terrain.levels[-1].cell_m)
+    for level in reversed(terrain.levels):
+        size = torch.where(reach <= level.half_size_m, size.new_tensor(level.cell_m), size)
+    return size
+
+
+def _shade(
+    terrain: Terrain,
+    view: View,
+    rays: torch.Tensor,
+    hits: Hits,
+    lighting: Lighting,
+    sun: torch.Tensor,
+    rover: tuple[Box, ...],
+    rover_pose: torch.Tensor | None,
+    with_radiance: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return radiance (N,) and the shadow mask (N,) of the points that rays have hit."""
+    seen = (hits.level >= 0).nonzero()[:, 0]
+    radiance = torch.zeros_like(hits.depth)
+    shadow = torch.zeros_like(hits.depth, dtype=torch.bool)
+    if seen.numel() == 0:
+        return radiance, shadow
+    ray, depth, grid = rays[seen], hits.depth[seen], hits.level[seen]
+    points = view.position_m + ray * depth[:, None]
+    length = ray.norm(dim=1)
+    to_camera = -ray / length[:, None]
+    slopes, albedo = _surface_at(terrain, points, grid)
+    footprint = depth / view.fx * torch.rsqrt(to_camera[:, 2].abs().clamp(min=0.02))
+    facing = sun[2] - slopes[:, 0] * sun[0] - slopes[:, 1] * sun[1]
+    lit = facing > 0
+    ask = lit.nonzero()[:, 0]
+    blocked = _sun_blocked(terrain, points[ask], grid[ask], sun, rover, rover_pose)
+    lit[ask[blocked]] = False
+    shadow[seen] = ~lit
+    if with_radiance:
+        slopes, grain = _add_micro(terrain, points, slopes, footprint)
+        radiance[seen] = _reflect(lighting, slopes, albedo * grain, sun, to_camera, lit)
+    return radiance, shadow
+
+
+def _sun_blocked(terrain, points, grid, sun, rover, rover_pose) -> torch.Tensor:
+    """Return (N,) bool: something is between the points and the sun."""
+    cells = torch.tensor([level.cell_m for level in terrain.levels], device=points.device)
+    start = points.clone()
+    # Lifted a little, or the facets of the surface would shade themselves at low sun.
+    start[:, 2] += 0.08 * cells[grid]
+    blocked = torch.isfinite(trace(terrain, start, sun.expand_as(start), None, True).depth)
+    if rover and rover_pose is not None:
+        blocked |= _behind_boxes(points, sun, rover, rover_pose.to(points))
+    return blocked
+
+
+def _behind_boxes(points, sun, rover, rover_pose) -> torch.Tensor:
+    """Return (N,) bool: the way from the points to the sun goes through a box of the rover."""
+    rotation, position = rover_pose[:3, :3], rover_pose[:3, 3]
+    local = (points - position) @ rotation
+    way = sun @ rotation
+    way = torch.where(way.abs() < 1e-6, 1e-6, way)
+    blocked = torch.zeros(points.shape[0], dtype=torch.bool, device=points.device)
+    for box in rover:
+        center, half = local.new_tensor(box.center_m), local.new_tensor(box.half_m)
+        one, two = (center - half - local) / way, (center + half - local) / way
+        enter = torch.minimum(one, two).amax(dim=1)
+        leave = torch.maximum(one, two).amin(dim=1)
+        blocked |= (leave > enter) & (leave > 0)
+    return blocked
+
+
+def _surface_at(terrain: Terrain, points: torch.Tensor, grid: torch.Tensor):
+    """Return slopes (N, 2) and relative albedo (N,) interpolated at surface points."""
+    values = torch.empty((points.shape[0], 4), device=points.device)
+    for index, level in enumerate(terrain.levels):
+        at = (grid == index).nonzero()[:, 0]
+        if at.numel() == 0:
+            continue
+        where = ((points[at, :2] - level.origin_m) / level.cell_m).clamp(0, level.cells)
+        whole = where.long().clamp(max=level.cells - 1)
+        part = where - whole
+        row = level.cells + 1
+        corner = whole[:, 1] * row + whole[:, 0]
+        fx, fy = part[:, :1], part[:, 1:]
+        table = level.surface
+        low = torch.lerp(table[corner], table[corner + 1], fx)
+        high = torch.lerp(table[corner + row], table[corner + row + 1], fx)
+        values[at] = torch.lerp(low, high, fy)
+    return values[:, 1:3], values[:, 3]
+
+
+# Layers of the fine texture: texel scale, rotation (rad) and slope gain. The second one goes on
+# where the first ends, for cameras close to the ground; rotation hides the periods.
+_MICRO_LAYERS = ((1.0, 0.0, 1.0), (0.23, 0.63, 1.25))
+
+
+def _add_micro(terrain: Terrain, points, slopes, footprint):
+    """Return slopes and albedo factor with the detail below the finest cell size.
+
+    It fades out where a pixel covers more ground than the detail's own size.
+    """
+    side = terrain.micro.shape[0]
+    albedo = torch.ones_like(footprint)
+    table = terrain.micro.reshape(-1, 3)
+    for scale, angle, gain in _MICRO_LAYERS:
+        texel = terrain.micro_texel_m * scale
+        weight = 1.0 / (1.0 + (footprint / (4 * texel)) ** 2)
+        near = (weight > 0.05).nonzero()[:, 0]
+        if near.numel() == 0:
+            continue
+        cos, sin = math.cos(angle), math.sin(angle)
+        x, y = points[near, 0] / texel, points[near, 1] / texel
+        detail = _periodic_bilinear(table, side, cos * x + sin * y, cos * y - sin * x)
+        strength = weight[near, None] * gain
+        turned = torch.stack(
+            [cos * detail[:, 0] - sin * detail[:, 1], sin * detail[:, 0] + cos * detail[:, 1]], 1
+        )
+        slopes = slopes.index_add(0, near, turned * strength)
+        albedo = albedo.index_put((near,), albedo[near] * (1 + strength[:, 0] * (detail[:, 2] - 1)))
+    return slopes, albedo
+
+
+def _periodic_bilinear(table, side: int, x, y) -> torch.Tensor:
+    x0, y0 = torch.floor(x), torch.floor(y)
+    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+    ix, iy = x0.long() % side, y0.long() % side
+    jx, jy = (ix + 1) % side, (iy + 1) % side
+    low = torch.lerp(table[iy * side + ix], table[iy * side + jx], fx)
+    high = torch.lerp(table[jy * side + ix], table[jy * side + jx], fx)
+    return torch.lerp(low, high, fy)
+
+
+def _reflect(lighting: Lighting, slopes, albedo, sun, to_camera, lit) -> torch.Tensor:
+    """Return the radiance (N,) of surface points with given slopes."""
+    inverse = torch.rsqrt(1 + slopes.square().sum(dim=1))
+    normal = torch.stack([-slopes[:, 0] * inverse, -slopes[:, 1] * inverse, inverse], dim=1)
+    cos_i = (normal @ sun).clamp(0.0, 1.0)
+    cos_e = (normal * to_camera).sum(dim=1).clamp(0.02, 1.0)
+    cos_g = (to_camera @ sun).clamp(-1.0, 1.0)
+    direct = hapke_reflectance(cos_i, cos_e, cos_g, lighting.hapke)
+    # Light from the sunlit ground comes from below the horizon, mostly opposite to the sun.
+    side = -(normal[:, 0] * sun[0] + normal[:, 1] * sun[1])
+    around = lighting.hapke.w * 0.25 * (
+        lighting.ambient * (0.5 + 0.5 * normal[:, 2])
+        + lighting.bounce * (0.5 + 0.5 * side).clamp(0.0, 1.0)
+    )
+    return albedo * (direct * lit + around)
+
+
+def hapke_reflectance(
+    cos_i: torch.Tensor, cos_e: torch.Tensor, cos_g: torch.Tensor, hapke: Hapke
+) -> torch.Tensor:
+    """Return Hapke's bidirectional reflectance with macroscopic roughness, per steradian * pi.
+
+    Hapke 1981 (isotropic multiple scattering, opposition surge) with the roughness correction
+    of Hapke 1984 and a double Henyey-Greenstein phase function.
+
+    Args:
+        cos_i, cos_e, cos_g: (N,) cosines of incidence, emission and phase angle.
+        hapke: Parameters of the ground.
+    """
+    cos_i, cos_e = cos_i.clamp(min=1e-4), cos_e.clamp(min=1e-4)
+    mu0, mu, shading = _rough_surface(cos_i, cos_e, cos_g, hapke.theta_bar_deg)
+    half_tangent = torch.sqrt(((1 - cos_g) / (1 + cos_g).clamp(min=1e-6)).clamp(min=0.0))
+    surge = hapke.B0 / (1 + half_tangent / hapke.h)
+    b, c = hapke.b, hapke.c
+    back = (1 - b * b) / (1 - 2 * b * cos_g + b * b).pow(1.5)
+    front = (1 - b * b) / (1 + 2 * b * cos_g + b * b).pow(1.5)
+    phase = 0.5 * (1 + c) * back + 0.5 * (1 - c) * front
+    gamma = math.sqrt(1 - hapke.w)
+
+    def multiple(x: torch.Tensor) -> torch.Tensor:
+        return (1 + 2 * x) / (1 + 2 * x * gamma)
+
+    scattered = (1 + surge) * phase + multiple(mu0) * multiple(mu) - 1
+    return hapke.w / 4 * mu0 / (mu0 + mu) * scattered * shading
+
+
+def _rough_surface(cos_i, cos_e, cos_g, theta_bar_deg: float):
+    """Return effective cosines of incidence and emission and the shadowing (Hapke 1984)."""
+    if theta_bar_deg < 0.1:
+        return cos_i, cos_e, torch.ones_like(cos_i)
+    tangent = math.tan(math.radians(theta_bar_deg))
+    chi = 1 / math.sqrt(1 + math.pi * tangent**2)
+    sin_i = torch.sqrt((1 - cos_i**2).clamp(min=1e-8))
+    sin_e = torch.sqrt((1 - cos_e**2).clamp(min=1e-8))
+    cos_psi = ((cos_g - cos_i * cos_e) / (sin_i * sin_e)).clamp(-1.0, 1.0)
+    psi = torch.acos(cos_psi)
+    half_sine2 = 0.5 * (1 - cos_psi)
+    far = torch.exp(-2 * torch.sqrt(half_sine2 / (1 - half_sine2).clamp(min=1e-6)))
+
+    def e1(cos, sin):
+        return torch.exp(-2 / (math.pi * tangent) * cos / sin)
+
+    def e2(cos, sin):
+        return torch.exp(-1 / (math.pi * tangent**2) * (cos / sin) ** 2)
+
+    e1_i, e1_e, e2_i, e2_e = (
+        e1(cos_i, sin_i), e1(cos_e, sin_e), e2(cos_i, sin_i), e2(cos_e, sin_e)
+    )
+    eta_i = chi * (cos_i + sin_i * tangent * e2_i / (2 - e1_i))
+    eta_e = chi * (cos_e + sin_e * tangent * e2_e / (2 - e1_e))
+    steeper_view = cos_i >= cos_e
+    share = psi / math.pi
+    first = 2 - e1_e - share * e1_i
+    second = 2 - e1_i - share * e1_e
+    mu0_a = cos_i + sin_i * tangent * (cos_psi * e2_e + half_sine2 * e2_i) / first
+    mu_a = cos_e + sin_e * tangent * (e2_e - half_sine2 * e2_i) / first
+    mu0_b = cos_i + sin_i * tangent * (e2_i - half_sine2 * e2_e) / second
+    mu_b = cos_e + sin_e * tangent * (cos_psi * e2_i + half_sine2 * e2_e) / second
+    mu0 = chi * torch.where(steeper_view, mu0_a, mu0_b)
+    mu = chi * torch.where(steeper_view, mu_a, mu_b)
+    ratio = torch.where(steeper_view, cos_i / eta_i, cos_e / eta_e)
+    shading = mu / eta_e * cos_i / eta_i * chi / (1 - far + far * chi * ratio)
+    return mu0.clamp(min=1e-4), mu.clamp(min=1e-4), shading

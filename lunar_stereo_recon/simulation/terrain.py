@@ -1,0 +1,567 @@
+"""Random lunar heightfields: nested grids, fractal regolith, craters and rocks.
+
+World frame: x east, y north, z up, metres. The grids are centred on the origin; the finest one
+holds the ground around the rover, each coarser one reaches farther, the last one the horizon.
+Neighbouring grids agree exactly on their common border, so that the surface has no cracks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+import torch
+import torch.nn.functional as nnf
+
+from lunar_stereo_recon.errors import InputError
+
+FloatGrid = NDArray[np.float32]
+
+# Width of the ring in which a grid passes over to the next coarser one, cells.
+_BLEND_CELLS = 24
+# A crater is drawn on the coarsest grid where its radius has this many cells; finer grids
+# inherit it by interpolation, which is far cheaper than drawing it again cell by cell.
+_HOME_RADIUS_CELLS = 20.0
+# Features below this radius (in cells of a grid) are left out there: they would only alias.
+_MIN_RADIUS_CELLS = 2.0
+# Wavelength above which the fractal ground grows more slowly (metres).
+_ROLL_OFF_M = 12.0
+_MICRO_TEXELS = 1024
+_MICRO_TEXEL_M = 0.0025
+
+
+@dataclass(frozen=True)
+class TerrainConfig:
+    """What a terrain is made of.
+
+    Attributes:
+        seed: Everything random follows from it.
+        hurst: Hurst exponent of the fractal ground, 0..1; larger is smoother at small scale.
+        roughness_m: Root mean square height difference of two points 1 m apart, metres.
+        crater_density: Craters as a fraction of the lunar equilibrium population.
+        crater_depth: Depth over diameter of the freshest craters (0.2 on the Moon).
+        rock_density: Rocks with a diameter above 0.1 m, per square metre.
+        rock_exponent: Exponent of the cumulative rock size distribution.
+        rock_max_m: Largest rock diameter, metres.
+        rock_brightness: Mean reflectance of rocks relative to the soil.
+        albedo_noise: Relative standard deviation of the soil's reflectance.
+        tilt_deg: Slope of the whole site, degrees.
+        cells: Cells along one side of each grid, finest first; powers of two.
+        cell_sizes_m: Cell size of each grid, finest first, metres. Each is an even multiple of
+            the one before, and each grid must fit inside the next.
+    """
+
+    seed: int
+    hurst: float = 0.8
+    roughness_m: float = 0.05
+    crater_density: float = 0.5
+    crater_depth: float = 0.16
+    rock_density: float = 0.2
+    rock_exponent: float = 2.3
+    rock_max_m: float = 1.5
+    rock_brightness: float = 1.2
+    albedo_noise: float = 0.06
+    tilt_deg: float = 2.0
+    cells: tuple[int, ...] = (2048, 2048, 1024, 512)
+    cell_sizes_m: tuple[float, ...] = (0.01, 0.04, 0.32, 2.56)
+
+    def __post_init__(self) -> None:
+        if len(self.cells) != len(self.cell_sizes_m) or not self.cells:
+            raise InputError(
+                f'terrain has {len(self.cells)} grid sizes and {len(self.cell_sizes_m)} cell '
+                'sizes; one of each per grid is needed'
+            )
+        for cells in self.cells:
+            if cells < 2 or cells & (cells - 1):
+                raise InputError(f'terrain grid has {cells} cells a side; a power of two is needed')
+        for k in range(len(self.cells) - 1):
+            ratio = self.cell_sizes_m[k + 1] / self.cell_sizes_m[k]
+            inner = self.cells[k] / ratio
+            if abs(ratio - round(ratio)) > 1e-6 or inner % 2 or inner >= self.cells[k + 1]:
+                raise InputError(
+                    f'terrain grid {k} ({self.cells[k]} cells of {self.cell_sizes_m[k]} m) does '
+                    f'not nest in grid {k + 1} ({self.cells[k + 1]} of {self.cell_sizes_m[k + 1]})'
+                )
+
+
+@dataclass(frozen=True)
+class GridLevel:
+    """One square grid of the terrain, in the form that the renderer walks through.
+
+    Attributes:
+        cells: Number of cells N along a side; there are N + 1 vertices.
+        cell_m: Cell size, metres.
+        origin_m: x and y of vertex (0, 0), metres.
+        heights: ((N + 1)^2,) vertex heights, metres, row (y) major.
+        surface: ((N + 1)^2, 4) height (m), dz/dx, dz/dy, relative albedo at each vertex.
+        maxima: Flat pyramid of the largest height under each cell: N^2, (N/2)^2, ... 1 values.
+        offsets: Start of each pyramid level in `maxima`.
+    """
+
+    cells: int
+    cell_m: float
+    origin_m: float
+    heights: torch.Tensor
+    surface: torch.Tensor
+    maxima: torch.Tensor
+    offsets: tuple[int, ...]
+
+    @property
+    def half_size_m(self) -> float:
+        """Return half of the side length, metres."""
+        return 0.5 * self.cells * self.cell_m
+
+    def to(self, device: torch.device | str) -> GridLevel:
+        """Return the same grid on another device."""
+        return GridLevel(
+            self.cells,
+            self.cell_m,
+            self.origin_m,
+            self.heights.to(device),
+            self.surface.to(device),
+            self.maxima.to(device),
+            self.offsets,
+        )
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """A heightfield as nested grids, finest first, with a fine texture below the finest cell.
+
+    Attributes:
+        levels: Grids, finest first, all centred on the origin.
+        micro: (T, T, 3) periodic texture of dz/dx, dz/dy and relative albedo; it only shades.
+        micro_texel_m: Texel size of `micro`, metres.
+    """
+
+    levels: tuple[GridLevel, ...]
+    micro: torch.Tensor
+    micro_texel_m: float = _MICRO_TEXEL_M
+
+    def to(self, device: torch.device | str) -> Terrain:
+        """Return the same terrain on another device."""
+        levels = tuple(level.to(device) for level in self.levels)
+        return Terrain(levels, self.micro.to(device), self.micro_texel_m)
+
+    def height_at(self, x_m: torch.Tensor, y_m: torch.Tensor) -> torch.Tensor:
+        """Return the surface height (metres) at points (N,); outside the last grid: NaN."""
+        height = torch.full_like(x_m, math.nan)
+        reach = torch.maximum(x_m.abs(), y_m.abs())
+        for level in reversed(self.levels):
+            inside = reach <= level.half_size_m
+            values = _bilinear(level, x_m[inside], y_m[inside])
+            height[inside] = values
+        return height
+
+
+def terrain_from_heights(
+    heights: list[FloatGrid],
+    cell_sizes_m: list[float],
+    albedo: list[FloatGrid] | None = None,
+    micro: torch.Tensor | None = None,
+) -> Terrain:
+    """Return a terrain made of given vertex heights, finest grid first.
+
+    Args:
+        heights: (N + 1, N + 1) vertex heights per grid, metres; N a power of two.
+        cell_sizes_m: Cell size per grid, metres.
+        albedo: Relative albedo per vertex; None is 1 everywhere.
+        micro: (T, T, 3) fine texture; None is flat and even.
+
+    Raises:
+        InputError: A grid is not square or its size is not a power of two plus one.
+    """
+    levels = []
+    for k, height in enumerate(heights):
+        cells = height.shape[0] - 1
+        if height.shape != (cells + 1, cells + 1) or cells < 2 or cells & (cells - 1):
+            raise InputError(f'grid has shape {height.shape}; (2^k + 1, 2^k + 1) is needed')
+        reflectance = np.ones_like(height) if albedo is None else albedo[k]
+        levels.append(_grid_level(height, reflectance, cell_sizes_m[k]))
+    if micro is None:
+        micro = torch.tensor([0.0, 0.0, 1.0]).repeat(8, 8, 1)
+    return Terrain(tuple(levels), micro)
+
+
+def make_terrain(config: TerrainConfig) -> Terrain:
+    """Return the terrain that follows from a configuration (the same for the same seed)."""
+    rng = np.random.default_rng([config.seed, 0x7E44A1])
+    heights: list[FloatGrid] = []
+    albedo: list[FloatGrid] = []
+    craters = _sample_craters(config, rng)
+    rocks = _sample_rocks(config, rng)
+    ground: FloatGrid | None = None
+    bright: FloatGrid | None = None
+    for k in reversed(range(len(config.cells))):
+        cell = config.cell_sizes_m[k]
+        ground = _inherit(ground, config, k) + _fractal(config, k, rng)
+        bright = _inherit(bright, config, k) + _albedo_noise(config, k, rng)
+        if k == len(config.cells) - 1:
+            ground = ground + _tilt(config, rng, ground.shape[0], cell)
+        _draw_home_craters(ground, bright, craters, config, k)
+        height, reflectance = ground.copy(), 1.0 + bright
+        _draw_small_craters(height, craters, config, k)
+        _draw_rocks(height, reflectance, rocks, cell, rng)
+        if heights:
+            _join(height, heights[0], config, k)
+            _join(reflectance, albedo[0], config, k)
+        heights.insert(0, height)
+        albedo.insert(0, np.clip(reflectance, 0.3, 2.5).astype(np.float32))
+    return terrain_from_heights(heights, list(config.cell_sizes_m), albedo, _micro(config, rng))
+
+
+def _bilinear(level: GridLevel, x_m: torch.Tensor, y_m: torch.Tensor) -> torch.Tensor:
+    gx = ((x_m - level.origin_m) / level.cell_m).clamp(0, level.cells)
+    gy = ((y_m - level.origin_m) / level.cell_m).clamp(0, level.cells)
+    ix = gx.long().clamp(max=level.cells - 1)
+    iy = gy.long().clamp(max=level.cells - 1)
+    fx, fy = gx - ix, gy - iy
+    row = level.cells + 1
+    at = iy * row + ix
+    h = level.heights
+    low = h[at] * (1 - fx) + h[at + 1] * fx
+    high = h[at + row] * (1 - fx) + h[at + row + 1] * fx
+    return low * (1 - fy) + high * fy
+
+
+def _grid_level(height: FloatGrid, albedo: FloatGrid, cell_m: float) -> GridLevel:
+    cells = height.shape[0] - 1
+    heights = torch.from_numpy(np.ascontiguousarray(height, dtype=np.float32))
+    slope_y, slope_x = torch.gradient(heights, spacing=cell_m)
+    surface = torch.stack(
+        [heights, slope_x, slope_y, torch.from_numpy(albedo.astype(np.float32))], dim=-1
+    )
+    tops = nnf.max_pool2d(heights[None, None], 2, stride=1)[0, 0]
+    pyramid, offsets, total = [], [], 0
+    while True:
+        offsets.append(total)
+        pyramid.append(tops.reshape(-1))
+        total += tops.numel()
+        if tops.shape[0] == 1:
+            break
+        tops = nnf.max_pool2d(tops[None, None], 2)[0, 0]
+    return GridLevel(
+        cells,
+        cell_m,
+        -0.5 * cells * cell_m,
+        heights.reshape(-1).contiguous(),
+        surface.reshape(-1, 4).contiguous(),
+        torch.cat(pyramid),
+        tuple(offsets),
+    )
+
+
+def _inherit(coarse: FloatGrid | None, config: TerrainConfig, k: int) -> FloatGrid:
+    """Return the coarser grid interpolated (bicubic) onto grid k; zeros for the last grid."""
+    side = config.cells[k] + 1
+    if coarse is None:
+        return np.zeros((side, side), np.float32)
+    return _resample(coarse, config, k, 'bicubic')
+
+
+def _resample(coarse: FloatGrid, config: TerrainConfig, k: int, mode: str) -> FloatGrid:
+    side = config.cells[k] + 1
+    ratio = round(config.cell_sizes_m[k + 1] / config.cell_sizes_m[k])
+    inner = config.cells[k] // ratio
+    start = (config.cells[k + 1] - inner) // 2
+    part = torch.from_numpy(coarse[start : start + inner + 1, start : start + inner + 1])
+    fine = nnf.interpolate(part[None, None], size=(side, side), mode=mode, align_corners=True)
+    return fine[0, 0].numpy()
+
+
+def _join(fine: FloatGrid, coarse: FloatGrid, config: TerrainConfig, k: int) -> None:
+    """Blend the outer ring of `fine` into the coarser grid's bilinear surface, in place."""
+    side = fine.shape[0]
+    index = np.arange(side)
+    inset = np.minimum(index, side - 1 - index)
+    band = min(_BLEND_CELLS, side // 4)
+    edge = np.clip(np.minimum(inset[:, None], inset[None, :]) / band, 0.0, 1.0)
+    weight = (edge * edge * (3 - 2 * edge)).astype(np.float32)
+    outer = _resample(coarse, config, k, 'bilinear')
+    fine[:] = outer + weight * (fine - outer)
+
+
+def _spectrum(config: TerrainConfig, wavenumber: torch.Tensor) -> torch.Tensor:
+    """Return the power spectral density of the fractal ground, m^4 (var = double integral)."""
+    hurst = config.hurst
+    integral = (
+        2.0 ** (-2 * hurst - 1) * math.gamma(1 - hurst) / (hurst * math.gamma(1 + hurst))
+    )
+    scale = config.roughness_m**2 / (4 * math.pi * integral)
+    corner = 2 * math.pi / _ROLL_OFF_M
+    k = wavenumber.clamp(min=1e-6)
+    steep = scale * k ** (-2 * hurst - 2)
+    # Beyond the corner wavelength real ground is flatter than the fractal law extrapolates.
+    return steep * (1 + (corner / k) ** 2) ** -(hurst - 0.15)
+
+
+def _filtered_noise(
+    side: int, cell_m: float, rng: np.random.Generator, density
+) -> torch.Tensor:
+    """Return (side, side) Gaussian noise with a given spectral density (periodic)."""
+    white = torch.from_numpy(rng.standard_normal((side, side), dtype=np.float32))
+    kx = 2 * math.pi * torch.fft.rfftfreq(side, cell_m)
+    ky = 2 * math.pi * torch.fft.fftfreq(side, cell_m)
+    k = torch.sqrt(kx[None, :] ** 2 + ky[:, None] ** 2)
+    gain = torch.sqrt(density(k)) * (2 * math.pi / cell_m)
+    gain[0, 0] = 0.0
+    return torch.fft.irfft2(torch.fft.rfft2(white) * gain, s=(side, side))
+
+
+def _band(config: TerrainConfig, k: int) -> tuple[float, float]:
+    """Return the wavenumbers (1/m) between which grid k adds detail to the coarser grids."""
+    highest = 2 * math.pi / (3.0 * config.cell_sizes_m[k])
+    if k == len(config.cells) - 1:
+        return 0.0, highest
+    return 2 * math.pi / (3.0 * config.cell_sizes_m[k + 1]), highest
+
+
+def _fractal(config: TerrainConfig, k: int, rng: np.random.Generator) -> FloatGrid:
+    low, high = _band(config, k)
+
+    def density(wavenumber: torch.Tensor) -> torch.Tensor:
+        inside = (wavenumber > low) & (wavenumber <= high)
+        return _spectrum(config, wavenumber) * inside
+
+    noise = _filtered_noise(config.cells[k], config.cell_sizes_m[k], rng, density)
+    return nnf.pad(noise[None, None], (0, 1, 0, 1), mode='circular')[0, 0].numpy()
+
+
+def _albedo_noise(config: TerrainConfig, k: int, rng: np.random.Generator) -> FloatGrid:
+    """Return reflectance noise with equal variance per octave from 1 cm to about 20 m."""
+    low, high = _band(config, k)
+    per_octave = config.albedo_noise**2 / 11.0 / (2 * math.pi * math.log(2.0))
+
+    def density(wavenumber: torch.Tensor) -> torch.Tensor:
+        inside = (wavenumber > max(low, 0.3)) & (wavenumber <= high)
+        return per_octave * wavenumber.clamp(min=1e-6) ** -2 * inside
+
+    noise = _filtered_noise(config.cells[k], config.cell_sizes_m[k], rng, density)
+    return nnf.pad(noise[None, None], (0, 1, 0, 1), mode='circular')[0, 0].numpy()
+
+
+def _tilt(
+    config: TerrainConfig, rng: np.random.Generator, side: int, cell_m: float
+) -> FloatGrid:
+    azimuth = rng.uniform(0, 2 * math.pi)
+    rise = math.tan(math.radians(config.tilt_deg))
+    along = (np.arange(side, dtype=np.float32) - (side - 1) / 2) * cell_m
+    return (
+        rise * (math.cos(azimuth) * along[None, :] + math.sin(azimuth) * along[:, None])
+    ).astype(np.float32)
+
+
+def _micro(config: TerrainConfig, rng: np.random.Generator) -> torch.Tensor:
+    """Return the periodic texture of slopes and albedo below the finest cell size."""
+    low = 2 * math.pi / (3.0 * config.cell_sizes_m[0])
+    high = 2 * math.pi / (3.0 * _MICRO_TEXEL_M)
+
+    def relief(wavenumber: torch.Tensor) -> torch.Tensor:
+        return _spectrum(config, wavenumber) * ((wavenumber > low) & (wavenumber <= high))
+
+    def mottle(wavenumber: torch.Tensor) -> torch.Tensor:
+        inside = (wavenumber > 0.5 * low) & (wavenumber <= high)
+        variance = config.albedo_noise**2 / 11.0 / (2 * math.pi * math.log(2.0))
+        return variance * wavenumber.clamp(min=1e-6) ** -2 * inside
+
+    height = _filtered_noise(_MICRO_TEXELS, _MICRO_TEXEL_M, rng, relief)
+    slope_x = (torch.roll(height, -1, 1) - torch.roll(height, 1, 1)) / (2 * _MICRO_TEXEL_M)
+    slope_y = (torch.roll(height, -1, 0) - torch.roll(height, 1, 0)) / (2 * _MICRO_TEXEL_M)
+    grain = 1.0 + _filtered_noise(_MICRO_TEXELS, _MICRO_TEXEL_M, rng, mottle)
+    return torch.stack([slope_x, slope_y, grain.clamp(0.5, 1.5)], dim=-1).contiguous()
+
+
+def _sample_sizes(
+    rng: np.random.Generator, count: int, smallest: float, largest: float, exponent: float
+) -> NDArray[np.float64]:
+    """Return sizes whose cumulative number falls as size^-exponent between two limits."""
+    u = rng.random(count)
+    low, high = smallest**-exponent, largest**-exponent
+    return (low - u * (low - high)) ** (-1.0 / exponent)
+
+
+def _sample_field(
+    config: TerrainConfig, rng: np.random.Generator, count_above, largest_m: float, exponent: float
+) -> NDArray[np.float64]:
+    """Return (N, 3) x, y, diameter of a power-law population, dense only where it is resolved.
+
+    Each grid's area gets the sizes that this grid resolves and the next coarser one does not.
+    """
+    fields = []
+    upper = largest_m
+    for k in reversed(range(len(config.cells))):
+        half = 0.5 * config.cells[k] * config.cell_sizes_m[k]
+        smallest = 2 * _MIN_RADIUS_CELLS * config.cell_sizes_m[k]
+        if smallest >= upper:
+            continue
+        mean = (count_above(smallest) - count_above(upper)) * (2 * half) ** 2
+        count = rng.poisson(max(mean, 0.0))
+        sizes = _sample_sizes(rng, count, smallest, upper, exponent)
+        fields.append(np.column_stack([rng.uniform(-half, half, (count, 2)), sizes]))
+        upper = smallest
+    return np.concatenate(fields) if fields else np.zeros((0, 3))
+
+
+def _sample_craters(config: TerrainConfig, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return (N, 8): x, y, radius, depth, rim height, rim width, phase, brightening."""
+
+    def count_above(diameter: float) -> float:
+        return config.crater_density * 0.0724 * diameter**-1.83
+
+    field = _sample_field(config, rng, count_above, 120.0, 1.83)
+    count = len(field)
+    # Small craters are worn down faster than large ones are made: most are shallow.
+    freshness = rng.beta(1.0, 2.2, count)
+    radius = 0.5 * field[:, 2]
+    depth = config.crater_depth * 2 * radius * (0.12 + 0.88 * freshness)
+    # The floor's size is limited: a deep, wide pit would swallow the whole site.
+    depth = np.minimum(depth, 0.25 * radius**0.8 + 0.02)
+    rim = depth * (0.10 + 0.15 * freshness)
+    width = 0.22 + 0.25 * (1 - freshness)
+    phase = rng.uniform(0, 2 * math.pi, count)
+    bright = 0.12 * freshness**3
+    return np.column_stack([field[:, :2], radius, depth, rim, width, phase, bright])
+
+
+def _draw_home_craters(
+    ground: FloatGrid,
+    bright: FloatGrid,
+    craters: NDArray[np.float64],
+    config: TerrainConfig,
+    k: int,
+) -> None:
+    """Draw the craters whose home is grid k, in place; finer grids inherit them."""
+    cell = config.cell_sizes_m[k]
+    last = k == len(config.cells) - 1
+    low = _HOME_RADIUS_CELLS * cell if k > 0 else _MIN_RADIUS_CELLS * cell
+    high = math.inf if last else _HOME_RADIUS_CELLS * config.cell_sizes_m[k + 1]
+    radius = craters[:, 2]
+    for crater in craters[(radius >= low) & (radius < high)]:
+        _draw_crater(ground, crater, cell, bright)
+
+
+def _draw_small_craters(
+    height: FloatGrid, craters: NDArray[np.float64], config: TerrainConfig, k: int
+) -> None:
+    """Draw the craters that are resolved on grid k but belong to a finer grid, in place."""
+    if k == 0:
+        return
+    cell = config.cell_sizes_m[k]
+    radius = craters[:, 2]
+    chosen = (radius >= _MIN_RADIUS_CELLS * cell) & (radius < _HOME_RADIUS_CELLS * cell)
+    for crater in craters[chosen]:
+        _draw_crater(height, crater, cell, None)
+
+
+def _patch(side: int, cell_m: float, x: float, y: float, reach: float):
+    """Return slices and coordinates relative to (x, y) of the grid part within `reach`."""
+    half = 0.5 * (side - 1) * cell_m
+    c0 = max(int(math.ceil((x - reach + half) / cell_m)), 0)
+    c1 = min(int(math.floor((x + reach + half) / cell_m)) + 1, side)
+    r0 = max(int(math.ceil((y - reach + half) / cell_m)), 0)
+    r1 = min(int(math.floor((y + reach + half) / cell_m)) + 1, side)
+    if c0 >= c1 or r0 >= r1:
+        return None
+    dx = (np.arange(c0, c1) * cell_m - half - x).astype(np.float32)
+    dy = (np.arange(r0, r1) * cell_m - half - y).astype(np.float32)
+    return slice(r0, r1), slice(c0, c1), dx[None, :], dy[:, None]
+
+
+def _draw_crater(
+    height: FloatGrid, crater: NDArray[np.float64], cell_m: float, bright: FloatGrid | None
+) -> None:
+    x, y, radius, depth, rim, width, phase, glow = crater
+    patch = _patch(height.shape[0], cell_m, x, y, 2.4 * radius)
+    if patch is None:
+        return
+    rows, columns, dx, dy = patch
+    squared = (dx * dx + dy * dy) / (radius * radius) + 1e-9
+    cos_phase, sin_phase = math.cos(phase), math.sin(phase)
+    # A lopsided rim: second harmonic of the direction, cheap without trigonometry.
+    lobe = ((dx * dx - dy * dy) * cos_phase + 2 * dx * dy * sin_phase) / (
+        radius * radius * squared
+    )
+    squared = squared * (1 + 0.16 * lobe)
+    distance = np.sqrt(squared)
+    bowl = -depth * np.clip(1 - squared, 0, None) ** 1.25
+    spread = np.where(distance < 1, 0.6 * width, 1.3 * width)
+    ring = rim * np.exp(-(((distance - 1) / spread) ** 2))
+    height[rows, columns] += (bowl + ring).astype(np.float32)
+    if bright is not None and glow > 0.01:
+        bright[rows, columns] += (glow * np.exp(-((distance / 1.2) ** 4))).astype(np.float32)
+
+
+def _sample_rocks(config: TerrainConfig, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return (N, 5): x, y, diameter, seed, brightness."""
+
+    def count_above(diameter: float) -> float:
+        return config.rock_density * (diameter / 0.1) ** -config.rock_exponent
+
+    field = _sample_field(config, rng, count_above, config.rock_max_m, config.rock_exponent)
+    count = len(field)
+    seeds = rng.integers(0, 2**31, count)
+    bright = config.rock_brightness * rng.lognormal(0.0, 0.12, count)
+    return np.column_stack([field, seeds, bright])
+
+
+def _draw_rocks(
+    height: FloatGrid,
+    albedo: FloatGrid,
+    rocks: NDArray[np.float64],
+    cell_m: float,
+    rng: np.random.Generator,
+) -> None:
+    """Put every rock that this grid resolves onto the surface, in place.
+
+    A rock is a convex body cut by random planes; its upper surface is the lowest of the planes.
+    """
+    side = height.shape[0]
+    half = 0.5 * (side - 1) * cell_m
+    for x, y, diameter, seed, bright in rocks[rocks[:, 2] >= 2 * _MIN_RADIUS_CELLS * cell_m]:
+        reach = 0.75 * diameter
+        patch = _patch(side, cell_m, x, y, reach)
+        if patch is None or abs(x) > half or abs(y) > half:
+            continue
+        rows, columns, dx, dy = patch
+        planes = _rock_planes(np.random.default_rng(int(seed)), diameter)
+        base = height[round((y + half) / cell_m), round((x + half) / cell_m)]
+        top = np.full((dy.shape[0], dx.shape[1]), np.inf, np.float32)
+        for px, py, offset in planes:
+            np.minimum(top, offset + px * dx + py * dy, out=top)
+        top += base
+        ground = height[rows, columns]
+        inside = top > ground
+        ground[inside] = top[inside]
+        albedo[rows, columns][inside] = bright
+
+
+def _rock_planes(rng: np.random.Generator, diameter: float) -> list[tuple[float, float, float]]:
+    """Return planes z = offset + px * dx + py * dy of a partly buried angular rock, metres."""
+    sides = int(rng.integers(5, 9))
+    squash = rng.uniform(0.55, 1.0)
+    azimuth = rng.uniform(0, 2 * math.pi)
+    tall = rng.uniform(0.3, 0.75) * diameter
+    angles = (np.arange(sides) + rng.uniform(-0.35, 0.35, sides)) * 2 * math.pi / sides
+    planes = []
+    for angle in angles:
+        # Distance of the face from the axis: an ellipse, so that rocks are longer than wide.
+        radius = 0.5 * diameter * rng.uniform(0.8, 1.05)
+        radius *= math.hypot(math.cos(angle), squash * math.sin(angle))
+        steep = math.tan(math.radians(rng.uniform(55, 82)))
+        direction = angle + azimuth
+        planes.append(
+            (-steep * math.cos(direction), -steep * math.sin(direction), steep * radius)
+        )
+    for _ in range(int(rng.integers(3, 7))):
+        direction = rng.uniform(0, 2 * math.pi)
+        slope = math.tan(math.radians(rng.uniform(3, 42)))
+        planes.append(
+            (
+                -slope * math.cos(direction),
+                -slope * math.sin(direction),
+                tall * rng.uniform(0.75, 1.1),
+            )
+        )
+    return planes
