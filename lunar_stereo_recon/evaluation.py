@@ -21,6 +21,7 @@ DEPTH_CAP_M = 80.0
 MIN_DISPARITY_PX = 0.01
 DELTA_RATIO = 1.05
 CURVE_POINTS = 101
+CONFIDENCE_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,15 @@ class PairScore:
         sums: For each subset: pixels, estimated, sum of errors, counts of errors above 0.5, 1
             and 2 px, sum of relative depth errors, count of depth ratios below 1.05.
         ause: Area under the sparsification error, 0 oracle to 1 random; None without confidence.
+        reliability: (3, bins) sums over the estimated pixels in each bin of confidence: pixels,
+            confidence, correct within 1 px; None without confidence.
         milliseconds: Time of the pair; None where unknown.
     """
 
     tag: str
     sums: dict[str, NDArray[np.float64]]
     ause: float | None = None
+    reliability: NDArray[np.float64] | None = None
     milliseconds: float | None = None
 
 
@@ -132,11 +136,12 @@ def score_pair(
             [mask.sum(), *_sums(error[chosen], disparity, truth, chosen, focal_times_baseline)]
         )
     chosen = truth.valid & estimated
-    area = None
-    if confidence is not None:
-        kept = np.asarray(confidence, np.float64)[chosen]
-        area = ause(error[chosen], np.where(np.isfinite(kept), kept, -np.inf))
-    return PairScore(tag, sums, area, milliseconds)
+    if confidence is None:
+        return PairScore(tag, sums, milliseconds=milliseconds)
+    kept = np.asarray(confidence, np.float64)[chosen]
+    area = ause(error[chosen], np.where(np.isfinite(kept), kept, -np.inf))
+    bins = reliability(np.nan_to_num(kept, nan=0.0), error[chosen] < 1.0)
+    return PairScore(tag, sums, area, bins, milliseconds)
 
 
 def _sums(error, disparity, truth, chosen, focal_times_baseline) -> list[float]:
@@ -154,7 +159,11 @@ def _sums(error, disparity, truth, chosen, focal_times_baseline) -> list[float]:
 
 
 def summarise(scores: Sequence[PairScore]) -> dict[str, dict]:
-    """Return the figures of each tag and 'overall': a dict per subset, `ause`, `ms_median`."""
+    """Return the figures of each tag and 'overall'.
+
+    A dict for each subset, and `ause` (mean over pairs), `ece` (pooled over pixels), `ms_median`,
+    `pairs`; None where no pair has confidence or times.
+    """
     tags = sorted({score.tag for score in scores if score.tag})
     groups = {'overall': list(scores)}
     groups |= {tag: [score for score in scores if score.tag == tag] for tag in tags}
@@ -183,6 +192,8 @@ def _figures(scores: list[PairScore]) -> dict:
     areas = [score.ause for score in scores if score.ause is not None]
     times = [score.milliseconds for score in scores if score.milliseconds is not None]
     figures['ause'] = float(np.mean(areas)) if areas else None
+    bins = [score.reliability for score in scores if score.reliability is not None]
+    figures['ece'] = calibration_error_of(sum(bins)) if bins else None
     figures['ms_median'] = float(np.median(times)) if times else None
     figures['pairs'] = len(scores)
     return figures
@@ -259,7 +270,7 @@ def _area(values: NDArray, positions: NDArray) -> float:
 
 
 def expected_calibration_error(
-    confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = 15
+    confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = CONFIDENCE_BINS
 ) -> float:
     """Return the mean gap of confidence and accuracy over equal-width bins, weighted by pixels.
 
@@ -268,11 +279,26 @@ def expected_calibration_error(
         correct: (N,) bool, whether the error was below one pixel.
         bins: Number of bins.
     """
-    index = np.minimum((np.asarray(confidence) * bins).astype(int), bins - 1)
-    count = np.bincount(index, minlength=bins)
-    confidence_sum = np.bincount(index, weights=confidence, minlength=bins)
-    correct_sum = np.bincount(index, weights=correct, minlength=bins)
-    return float(np.abs(confidence_sum - correct_sum).sum() / max(count.sum(), 1))
+    return calibration_error_of(reliability(confidence, correct, bins))
+
+
+def reliability(
+    confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = CONFIDENCE_BINS
+) -> NDArray[np.float64]:
+    """Return (3, bins): pixels, summed confidence and number correct in each bin."""
+    index = np.clip((np.asarray(confidence) * bins).astype(int), 0, bins - 1)
+    return np.stack(
+        [
+            np.bincount(index, minlength=bins).astype(np.float64),
+            np.bincount(index, weights=confidence, minlength=bins),
+            np.bincount(index, weights=correct, minlength=bins),
+        ]
+    )
+
+
+def calibration_error_of(sums: NDArray[np.float64]) -> float:
+    """Return the expected calibration error of `reliability`'s sums."""
+    return float(np.abs(sums[1] - sums[2]).sum() / max(sums[0].sum(), 1))
 
 
 def _unpacked(mask: NDArray, height: int, width: int) -> NDArray[np.bool_]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.errors import ModelError
+
+Loader = Callable[[Path, 'Sequence[str] | None', int], Backend]
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / 'weights' / 'flight.onnx'
 
@@ -40,27 +42,19 @@ def _load_onnx(model_path: Path, providers: Sequence[str] | None, threads: int) 
     return OnnxBackend(model_path, providers=providers, threads=threads)
 
 
-def _load_sgbm(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
-    from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
+def _load_classical(method: str) -> Loader:
+    def load(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
+        from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
 
-    return ClassicalBackend('sgbm')
+        return ClassicalBackend(method)
 
-
-def _load_sgbm_hh(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
-    from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
-
-    return ClassicalBackend('sgbm_hh')
+    return load
 
 
-def _load_bm(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
-    from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
-
-    return ClassicalBackend('bm')
-
-
-BACKENDS = {
+BACKENDS: dict[str, Loader] = {
     'onnx': _load_onnx,
-    'sgbm': _load_sgbm,
-    'sgbm_hh': _load_sgbm_hh,
-    'bm': _load_bm,
+    'sgbm': _load_classical('sgbm'),
+    'sgbm_hh': _load_classical('sgbm_hh'),
+    'bm': _load_classical('bm'),
+    'bm_padded': _load_classical('bm_padded'),
 }

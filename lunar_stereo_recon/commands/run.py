@@ -45,7 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments from which `reconstructor` builds; for every command that has one."""
     group = parser.add_argument_group('reconstruction')
-    group.add_argument('--backend', default='onnx', help='onnx, sgbm, sgbm_hh or bm')
+    group.add_argument(
+        '--backend', default='onnx', help='onnx, or a classical one: sgbm, sgbm_hh, bm, bm_padded'
+    )
     group.add_argument('--model', type=Path, help='model file (default: the shipped student)')
     group.add_argument(
         '--provider', action='append', help='cpu, cuda, tensorrt, openvino; in turn'

@@ -91,7 +91,7 @@ def test_unknown_names_list_the_known(model_maker):
         load_backend('onnx', model_maker(), providers=['abacus'])
 
 
-@pytest.mark.parametrize('name', ['sgbm', 'sgbm_hh', 'bm'])
+@pytest.mark.parametrize('name', ['sgbm', 'sgbm_hh', 'bm_padded'])
 def test_classical_matchers_find_a_slope(name, slope_pair, slope_disparity):
     prediction = BACKENDS[name](None, None, 0).predict(slope_pair.left, slope_pair.right)
     found = np.isfinite(prediction.disparity)
@@ -109,6 +109,8 @@ def test_padded_border_leaves_no_blind_columns():
     shifted = np.roll(image, -3, axis=1)
     prediction = ClassicalBackend('sgbm').predict(image, shifted)
     assert np.isfinite(prediction.disparity[:, 10:100]).mean() > 0.8
+    blind = ClassicalBackend('bm').predict(image, shifted)
+    assert not np.isfinite(blind.disparity[:, :100]).any()
 
 
 def test_unusable_search_range_is_refused():

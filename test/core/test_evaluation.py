@@ -92,6 +92,18 @@ def test_calibration_error():
     assert expected_calibration_error(np.full(100, 1.0), np.arange(100) < 60) == pytest.approx(0.4)
 
 
+def test_calibration_error_is_pooled_over_pixels(truth):
+    disparity = np.where(np.arange(8).reshape(2, 4) < 4, 10.0, 15.0)
+    sure = np.full((2, 4), 0.9)
+    split = np.where(disparity < 12, 1.0, 0.0)
+    scores = [score_pair(disparity, truth, FOCAL_TIMES_BASELINE, c) for c in (sure, split)]
+    # Three of seven pixels are right: 0.9 against 3/7 once, exactly right the other time.
+    assert summarise(scores[:1])['overall']['ece'] == pytest.approx(0.9 - 3 / 7)
+    assert summarise(scores[1:])['overall']['ece'] == pytest.approx(0.0)
+    without = score_pair(disparity, truth, FOCAL_TIMES_BASELINE)
+    assert summarise([without])['overall']['ece'] is None
+
+
 def test_ground_truth_file_round_trip(tmp_path):
     valid = np.random.default_rng(0).random((6, 10)) > 0.5
     arrays = {
