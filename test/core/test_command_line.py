@@ -226,7 +226,7 @@ def test_bench_sets_the_student_beside_the_matchers(files, model_maker, capsys):
     assert '2 pairs, 96x64' in printed and '### student' in printed
     document = json.loads(figures.read_text())
     results = {name: summary['overall'] for name, summary in document['results'].items()}
-    assert results['BM + fill']['all']['density'] == 1.0
-    assert results['BM + fill']['all']['epe_px'] < results['student']['all']['epe_px']
+    assert results['BM padded + fill']['all']['density'] == 1.0
+    assert results['BM padded + fill']['all']['epe_px'] < results['student']['all']['epe_px']
     assert results['student + refinement']['ece'] is not None
     assert results['SGBM 3WAY']['ece'] is None and results['SGBM 3WAY']['ms_median'] > 0
