@@ -1,0 +1,153 @@
+"""Sets of four messages, what is counted, and what is said when nothing comes out."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+
+from lunar_stereo_recon.messages import StereoTopics
+from lunar_stereo_recon.ros.stereo_sync import explain_no_pairs, StereoSynchronizer, SyncStatistics
+
+TOPICS = StereoTopics('/l/image', '/r/image', '/l/info', '/r/info')
+MS = 1_000_000
+
+
+def message(stamp_ms):
+    seconds, nanoseconds = divmod(round(stamp_ms * MS), 1_000_000_000)
+    return SimpleNamespace(
+        header=SimpleNamespace(stamp=SimpleNamespace(sec=seconds, nanosec=nanoseconds))
+    )
+
+
+@pytest.fixture
+def sync():
+    return StereoSynchronizer()
+
+
+def test_set_has_the_newest_infos(sync):
+    old, new, right_info = message(0), message(100), message(0)
+    sync.add_info('left', old)
+    sync.add_info('right', right_info)
+    sync.add_info('left', new)
+    assert sync.add_image('left', message(100)) == []
+    (messages,) = sync.add_image('right', message(100))
+    assert messages.left_info is new
+    assert messages.right_info is right_info
+    assert messages.stamp_ns == 100 * MS
+    assert sync.statistics.pairs == 1
+
+
+def test_pair_waits_for_a_late_camera_info(sync):
+    sync.add_image('left', message(0))
+    sync.add_image('right', message(0))
+    assert sync.add_info('left', message(0)) == []
+    assert len(sync.add_info('right', message(0))) == 1
+    assert sync.statistics.drops == {}
+
+
+def test_newest_pair_waits_older_ones_are_counted(sync):
+    for stamp in (0, 100, 200):
+        sync.add_image('left', message(stamp))
+        sync.add_image('right', message(stamp))
+    sync.add_info('left', message(0))
+    (messages,) = sync.add_info('right', message(0))
+    assert messages.stamp_ns == 200 * MS
+    assert sync.statistics.drops == {'pair no_camera_info': 2}
+
+
+def test_drops_are_counted_by_side_and_reason(sync):
+    for stamp in range(0, 800, 100):
+        sync.add_image('left', message(stamp))
+    sync.add_image('right', message(701))
+    assert sync.statistics.drops == {'left queue_full': 3, 'left unmatched': 5}
+    assert sync.statistics.images == {'left': 8, 'right': 1}
+    assert sync.statistics.last_gap_ns == 1 * MS
+
+
+def test_clear_forgets_messages_but_not_counts(sync):
+    sync.add_image('left', message(0))
+    sync.add_info('left', message(0))
+    sync.clear()
+    assert sync.add_image('right', message(0)) == []
+    assert sync.statistics.images['left'] == 1
+
+
+def explanation(sync, before=None, **options):
+    before = before or SyncStatistics()
+    return explain_no_pairs(before, sync.statistics, TOPICS, 0, **options)
+
+
+def test_silent_side_is_named(sync):
+    for stamp in range(0, 12000, 100):
+        sync.add_image('left', message(stamp))
+    assert explanation(sync) == 'left 120 images, right 0: is /r/image published?'
+
+
+def test_nothing_at_all(sync):
+    text = explanation(sync)
+    assert text == 'left 0 images, right 0: are /l/image and /r/image published?'
+
+
+def test_only_the_silent_time_counts(sync):
+    sync.add_image('right', message(0))
+    before = copy.deepcopy(sync.statistics)
+    sync.add_image('left', message(0))
+    assert 'left 1 images, right 0' in explanation(sync, before)
+
+
+def test_publisher_that_is_not_heard_points_at_qos(sync):
+    text = explanation(sync, publishers={'/l/image': 1, '/r/image': 0})
+    assert '/l/image has a publisher, but nothing comes' in text
+    assert 'QoS' in text
+
+
+def test_missing_camera_info(sync):
+    sync.add_info('left', message(0))
+    sync.add_image('left', message(0))
+    sync.add_image('right', message(0))
+    text = explanation(sync)
+    assert text == 'left 1 images, right 1, but no camera_info: is /r/info published?'
+
+
+def test_stamps_that_differ_name_gap_and_parameter(sync):
+    sync.add_info('left', message(0))
+    sync.add_info('right', message(0))
+    for stamp in range(0, 500, 100):
+        sync.add_image('left', message(stamp))
+        sync.add_image('right', message(stamp + 31))
+    text = explanation(sync)
+    assert 'left 5 images, right 5: left and right stamps differ by 31 ms, 0 ms allowed' in text
+    assert 'approximate_sync' in text
+
+
+def test_pairs_are_those_of_message_filters():
+    """The same arrivals through ROS' own TimeSynchronizer, where it can be imported."""
+    message_filters = pytest.importorskip('message_filters')
+    arrivals = []
+    for index in range(60):
+        if index % 7:
+            arrivals.append(('left', 100 * index))
+        if index % 5:
+            arrivals.append(('right', 100 * index))
+
+    def run(feed):
+        for side, stamp in arrivals:
+            feed(side, message(stamp))
+
+    expected = []
+    filters = {side: message_filters.SimpleFilter() for side in ('left', 'right')}
+    theirs = message_filters.TimeSynchronizer([filters['left'], filters['right']], 10)
+    theirs.registerCallback(lambda left, right: expected.append(left.header.stamp.nanosec))
+    run(lambda side, item: filters[side].signalMessage(item))
+
+    ours = StereoSynchronizer(queue_size=10)
+    ours.add_info('left', message(0))
+    ours.add_info('right', message(0))
+    got = []
+    run(
+        lambda side, item: got.extend(
+            messages.left.header.stamp.nanosec for messages in ours.add_image(side, item)
+        )
+    )
+    assert got == expected
+    assert len(got) == sum(1 for index in range(60) if index % 7 and index % 5)
