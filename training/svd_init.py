@@ -14,6 +14,9 @@ import re
 from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.models.flight import FlightStudent
+from lunar_stereo_recon.models.mast3r import Mast3r
+from lunar_stereo_recon.models.paper_students import PaperStudent
 from training.decoder_source import CalibrationTokens, DecoderLayout
 from training.init_plan import (
     decoder_depth,
@@ -53,6 +56,22 @@ class SvdInit:
             raise ModelError(
                 f'unknown initialisation {self.method!r}; known: {", ".join(METHODS)}'
             )
+
+
+def decoder_layout(model: nn.Module) -> DecoderLayout:
+    """Return heads, prefix, bands and position order of a model's decoder.
+
+    Raises:
+        ModelError: The model has no decoder of the MASt3R kind.
+    """
+    if isinstance(model, PaperStudent):
+        return DecoderLayout(model.config.decoder_heads, column_first=model.spec.column_first)
+    if isinstance(model, Mast3r):
+        return DecoderLayout(model.config.decoder_heads)
+    if isinstance(model, FlightStudent):
+        config = model.config
+        return DecoderLayout(config.decoder_heads, 'decoder.', config.band_rows)
+    raise ModelError(f'{type(model).__name__} has no decoder that can start from a teacher')
 
 
 def initialise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent
 from lunar_stereo_recon.models.heads import HeadConfig
 from lunar_stereo_recon.models.mast3r import Mast3r, Mast3rConfig
+from lunar_stereo_recon.models.paper_students import paper_student_config, PaperStudent
 from training.decoder_source import CalibrationTokens, DecoderLayout
 from training.init_plan import format_plan, layer_mapping
 from training.reduction import (
@@ -26,7 +28,7 @@ from training.reduction import (
     truncate_matrix,
 )
 from training.shared_basis import shared_basis
-from training.svd_init import initialise, SvdInit, truncate
+from training.svd_init import decoder_layout, initialise, SvdInit, truncate
 from training.svd_study import GRID, measure, PatchStereo, Size, starts, synthetic_pairs, TEACHER
 
 REFERENCE = Path(__file__).resolve().parents[3] / 'shared' / 'fixtures'
@@ -398,7 +400,8 @@ def test_flight_decoder_and_its_readers_are_reproduced():
     teacher, student = FlightStudent(config).eval(), FlightStudent(config).eval()
     shake(teacher)
     left, right = torch.rand(2, 1, 64, 96), torch.rand(2, 1, 64, 96)
-    layout = DecoderLayout(2, prefix='decoder.', band_rows=2)
+    layout = decoder_layout(teacher)
+    assert layout == DecoderLayout(2, prefix='decoder.', band_rows=config.band_rows)
     teacher.double(), student.double()
     with torch.no_grad():
         views = left.double(), right.double()
@@ -448,6 +451,15 @@ def test_column_first_positions_are_swapped():
         )
     mapped = found[0][2] @ result.stream_basis.T
     torch.testing.assert_close(mapped, wanted[0][2], atol=1e-5, rtol=0)
+
+
+def test_layouts_of_the_models():
+    assert decoder_layout(make_mast3r()) == DecoderLayout(3)
+    student = paper_student_config('S1')
+    small = dataclasses.replace(student, decoder_width=16, decoder_depth=1, head=HEAD)
+    assert decoder_layout(PaperStudent(small)) == DecoderLayout(4, column_first=True)
+    with pytest.raises(ModelError, match='Linear has no decoder'):
+        decoder_layout(torch.nn.Linear(1, 1))
 
 
 def test_one_shared_decoder_serves_both_ways():
