@@ -20,7 +20,7 @@ RUNTIME = [
     'opencv-python-headless>=4.6,<6',
     'onnxruntime>=1.17,<2',
     'pyyaml>=6.0,<7',
-    'rosbags>=0.10.11,<0.12',
+    'rosbags>=0.10.10,<0.12',  # 0.10.9 gives no message of the mcap bags written here
     'rosbags-image>=0.10,<0.12',
     'tqdm>=4.66,<5',
 ]
