@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 
 from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage
-from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.errors import InputError, ModelError
 
 SGBM_MODES = {'sgbm': cv2.StereoSGBM_MODE_SGBM_3WAY, 'sgbm_hh': cv2.StereoSGBM_MODE_HH}
 FIXED_POINT_SCALE = 16.0
+BM_BLOCK = 15
 # Share of answers with an error below 1 px on lunar rover pairs; the matchers grade none of them.
 ANSWER_CONFIDENCE = 0.97
 
@@ -52,7 +53,16 @@ class ClassicalBackend:
         self._matcher = _matcher(method, num_disparities)
 
     def predict(self, left: FloatImage, right: FloatImage) -> DisparityPrediction:
-        """Match two images (H, W) float32 in [0, 1]; NaN where the matcher has no answer."""
+        """Match two images (H, W) float32 in [0, 1]; NaN where the matcher has no answer.
+
+        Raises:
+            InputError: The images are smaller than a matching block.
+        """
+        if min(left.shape) < BM_BLOCK and self.name in ('bm', 'bm_padded'):
+            raise InputError(
+                f'images are {left.shape[1]}x{left.shape[0]}; block matching needs at least '
+                f'{BM_BLOCK} pixels each way'
+            )
         padding = self._padding
         left_8, right_8 = (
             cv2.copyMakeBorder(_to_uint8(image), 0, 0, padding, 0, cv2.BORDER_REPLICATE)
@@ -68,7 +78,7 @@ class ClassicalBackend:
 
 def _matcher(method: str, num_disparities: int) -> Any:
     if method in ('bm', 'bm_padded'):
-        return cv2.StereoBM_create(numDisparities=num_disparities, blockSize=15)
+        return cv2.StereoBM_create(numDisparities=num_disparities, blockSize=BM_BLOCK)
     if method not in SGBM_MODES:
         known = ', '.join(['bm', 'bm_padded', *SGBM_MODES])
         raise ModelError(f"unknown classical matcher '{method}'; known are {known}")

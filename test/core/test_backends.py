@@ -118,3 +118,9 @@ def test_unusable_search_range_is_refused():
         ClassicalBackend('sgbm', 100)
     with pytest.raises(ModelError, match='sgbm_hh'):
         ClassicalBackend('semi')
+
+
+def test_images_smaller_than_a_block_are_refused():
+    tiny = np.zeros((8, 16), np.float32)
+    with pytest.raises(InputError, match='16x8'):
+        ClassicalBackend('bm').predict(tiny, tiny)
