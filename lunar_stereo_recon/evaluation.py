@@ -193,7 +193,7 @@ def _figures(scores: list[PairScore]) -> dict:
     times = [score.milliseconds for score in scores if score.milliseconds is not None]
     figures['ause'] = float(np.mean(areas)) if areas else None
     bins = [score.reliability for score in scores if score.reliability is not None]
-    figures['ece'] = calibration_error_of(sum(bins)) if bins else None
+    figures['ece'] = calibration_error_of(np.sum(bins, axis=0)) if bins else None
     figures['ms_median'] = float(np.median(times)) if times else None
     figures['pairs'] = len(scores)
     return figures
