@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -21,7 +22,13 @@ _FIXED = {
 
 
 class ImageSubscription:
-    """One input topic. Call `refresh` a few times a second."""
+    """One input topic. Call `refresh` a few times a second.
+
+    Attributes:
+        topic: Name as given.
+        resolved: Full name after remapping.
+        lost: Messages that DDS says never arrived.
+    """
 
     def __init__(
         self,
@@ -49,6 +56,7 @@ class ImageSubscription:
         self._depth = depth
         self._subscription: Any = None
         self._current: ReliabilityPolicy | None = None
+        self.lost = 0
         self.topic = topic
         self.resolved = node.resolve_topic_name(topic)
 
@@ -66,6 +74,7 @@ class ImageSubscription:
             qos_overriding_options=QoSOverridingOptions(
                 (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
             ),
+            event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
         )
         self._current = wanted
         self._node.get_logger().debug(f'{self.resolved}: subscribed {wanted.name}')
@@ -80,6 +89,9 @@ class ImageSubscription:
     def publisher_count(self) -> int:
         """Return how many publishers the topic has."""
         return self._node.count_publishers(self.topic)
+
+    def _on_lost(self, event: Any) -> None:
+        self.lost += event.total_count_change
 
     def _offered(self) -> ReliabilityPolicy | None:
         """Return the strongest reliability that every publisher offers; None without one."""

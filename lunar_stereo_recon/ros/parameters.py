@@ -13,6 +13,7 @@ import math
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -279,7 +280,7 @@ def declare_parameters(node: Node, kind: type[_Parameters]) -> _Parameters:
         default = _default(item)
         try:
             declared = node.declare_parameter(item.name, default, _descriptor(item))
-        except (ValueError, TypeError, RuntimeError) as error:
+        except ParameterException as error:
             raise InputError(f'parameter {item.name}: {error}') from error
         values[item.name] = _checked(item, declared.value)
     return kind(**values)

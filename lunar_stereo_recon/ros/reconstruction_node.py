@@ -398,6 +398,9 @@ class ReconstructionNode(LifecycleNode):
             return
         self._worker.check()
         sync, frames = self._sync.statistics, self._frames.snapshot()
+        for item in self._inputs:
+            if item.lost:
+                sync.drops[f'lost on the way: {item.topic}'] = item.lost
         self._report.publishers = {item.resolved: item.publisher_count for item in self._inputs}
         limit_s = self.parameters.silence_warning
         reason = self._report.silence(sync, frames, limit_s, self._idle)

@@ -60,8 +60,8 @@ class SyncStatistics:
 class StereoSynchronizer:
     """Collects the four streams of a rig.
 
-    Images are matched by stamp. A camera_info serves from its arrival on until the next one
-    comes: drivers publish it with each image, simulators often late or only once.
+    Images are matched by stamp. A pair takes the camera_infos with its own stamps where the driver
+    publishes them with each image; elsewhere (simulators, latched infos) the newest ones serve.
     """
 
     def __init__(self, tolerance_ns: int = 0, queue_size: int = 5) -> None:
@@ -69,16 +69,19 @@ class StereoSynchronizer:
         self.statistics = SyncStatistics()
         self._queue: PairQueue[Any] = PairQueue(tolerance_ns, queue_size, self._count_drop)
         self._infos: dict[Side, Any] = {}
-        self._waiting_for_info: tuple[Any, Any] | None = None
+        self._info_with_each_image: dict[Side, bool] = {'left': False, 'right': False}
+        self._waiting: tuple[Any, Any] | None = None
 
     def add_image(self, side: Side, message: Any) -> list[StereoMessages]:
         """Add an image and return the sets that it completes, oldest first."""
         self.statistics.images[side] += 1
         complete = []
         for pair in self._queue.add(side, stamp_ns(message), message):
-            if self._waiting_for_info is not None:
+            # A camera_info that has not come by now is lost: the newest one has to do.
+            complete += self._complete(wait_for_own_infos=False)
+            if self._waiting is not None:
                 self.statistics.drops['pair no_camera_info'] += 1
-            self._waiting_for_info = pair
+            self._waiting = pair
             complete += self._complete()
         return complete
 
@@ -92,15 +95,25 @@ class StereoSynchronizer:
         """Forget waiting images and infos; the statistics stay."""
         self._queue.clear()
         self._infos.clear()
-        self._waiting_for_info = None
+        self._waiting = None
 
-    def _complete(self) -> list[StereoMessages]:
-        if self._waiting_for_info is None or len(self._infos) < 2:
+    def _complete(self, wait_for_own_infos: bool = True) -> list[StereoMessages]:
+        """Return the waiting pair with its infos once they are there."""
+        if self._waiting is None or len(self._infos) < 2:
             return []
-        left, right = self._waiting_for_info
-        self._waiting_for_info = None
+        images = dict(zip(OTHER, self._waiting, strict=True))
+        has_own = {
+            side: stamp_ns(self._infos[side]) == stamp_ns(image) for side, image in images.items()
+        }
+        if wait_for_own_infos and any(
+            self._info_with_each_image[side] and not has_own[side] for side in OTHER
+        ):
+            return []
+        self._info_with_each_image = has_own
+        self._waiting = None
         self.statistics.pairs += 1
-        return [StereoMessages(left, right, self._infos['left'], self._infos['right'])]
+        infos = self._infos
+        return [StereoMessages(images['left'], images['right'], infos['left'], infos['right'])]
 
     def _count_drop(self, unpaired: Unpaired) -> None:
         self.statistics.drops[f'{unpaired.side} {unpaired.reason}'] += 1

@@ -24,17 +24,52 @@ def sync():
     return StereoSynchronizer()
 
 
-def test_set_has_the_newest_infos(sync):
-    old, new, right_info = message(0), message(100), message(0)
-    sync.add_info('left', old)
-    sync.add_info('right', right_info)
-    sync.add_info('left', new)
-    assert sync.add_image('left', message(100)) == []
-    (messages,) = sync.add_image('right', message(100))
-    assert messages.left_info is new
-    assert messages.right_info is right_info
-    assert messages.stamp_ns == 100 * MS
-    assert sync.statistics.pairs == 1
+def test_set_has_the_newest_infos_where_they_come_once(sync):
+    infos = {'left': message(0), 'right': message(0)}
+    for side, info in infos.items():
+        sync.add_info(side, info)
+    for stamp in (100, 200, 300):
+        assert sync.add_image('left', message(stamp)) == []
+        (messages,) = sync.add_image('right', message(stamp))
+        assert messages.left_info is infos['left']
+        assert messages.right_info is infos['right']
+        assert messages.stamp_ns == stamp * MS
+    assert sync.statistics.pairs == 3
+
+
+def feed(sync, stamp, *order):
+    """Add images ('left') and infos ('left info') of one stamp in an order; return the sets."""
+    complete = []
+    for name in order:
+        side, _, kind = name.partition(' ')
+        add = sync.add_info if kind else sync.add_image
+        complete += add(side, message(stamp))
+    return complete
+
+
+@pytest.mark.parametrize(
+    'order',
+    [
+        ('left info', 'right info', 'left', 'right'),
+        ('left', 'right', 'left info', 'right info'),
+        ('left', 'left info', 'right', 'right info'),
+    ],
+)
+def test_set_has_its_own_infos_where_they_come_with_each_image(sync, order):
+    for stamp in (0, 100, 200):
+        (messages,) = feed(sync, stamp, *order)
+        assert messages.left_info.header.stamp.nanosec == stamp * MS
+        assert messages.right_info.header.stamp.nanosec == stamp * MS
+
+
+def test_lost_info_is_replaced_by_the_newest_when_the_next_pair_comes(sync):
+    order = ('left info', 'right info', 'left', 'right')
+    feed(sync, 0, *order)
+    assert feed(sync, 100, 'left info', 'left', 'right') == []
+    (first, second) = feed(sync, 200, *order)
+    assert first.stamp_ns == 100 * MS
+    assert second.right_info.header.stamp.nanosec == 200 * MS
+    assert sync.statistics.drops == {}
 
 
 def test_pair_waits_for_a_late_camera_info(sync):

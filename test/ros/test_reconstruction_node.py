@@ -1,0 +1,387 @@
+"""The reconstruction node over real DDS: this process plays the cameras, another one the node."""
+
+import signal
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+pytestmark = pytest.mark.ros
+
+from lunar_stereo_recon.messages import decode_image, stamp_ns  # noqa: E402
+from lunar_stereo_recon.ros.conversions import make_message  # noqa: E402
+
+NODE = 'reconstruction_node'
+OPTIONS = {'backend': 'sgbm', 'threads': 1}
+OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
+
+
+def start(processes, cameras, *topics, **options):
+    """Start the node with everything subscribed, and wait until it hears the cameras."""
+    cameras.advertise()
+    cameras.listen(*topics)
+    process = processes.start(NODE, **{**OPTIONS, **options})
+    cameras.wait_until_heard()
+    return process
+
+
+def cloud_values(cloud):
+    return np.frombuffer(cloud.data, '<f4').reshape(cloud.height, cloud.width, 5)
+
+
+def test_results_have_the_form_that_ros_expects(running):
+    stamp = running.publish()
+    cloud = running.result('points2', stamp)
+    assert [(f.name, f.offset, f.datatype, f.count) for f in cloud.fields] == [
+        ('x', 0, 7, 1),
+        ('y', 4, 7, 1),
+        ('z', 8, 7, 1),
+        ('rgb', 12, 7, 1),
+        ('confidence', 16, 7, 1),
+    ]
+    assert (cloud.height, cloud.width, cloud.point_step, cloud.row_step) == (64, 96, 20, 1920)
+    assert not cloud.is_dense
+    assert not cloud.is_bigendian
+    assert cloud.header.frame_id == 'left_optical'
+    values = cloud_values(cloud)
+    valid = np.isfinite(values[..., 2])
+    assert valid.mean() > 0.5
+    assert np.median(values[valid][:, 2]) == pytest.approx(2.0, rel=0.01)
+    columns = np.broadcast_to(np.arange(96), (64, 96))[valid]
+    x = (columns - 47.5) / 60.0 * values[valid][:, 2]
+    np.testing.assert_allclose(values[valid][:, 0], x, atol=1e-4)
+
+    confidence = decode_image(running.result('confidence', stamp), 'confidence')
+    np.testing.assert_array_equal(confidence, values[..., 4])
+    assert 0 <= confidence.min() <= confidence.max() <= 1
+    depth = running.result('depth/image', stamp)
+    assert depth.encoding == '32FC1'
+    np.testing.assert_array_equal(decode_image(depth, 'depth'), values[..., 2])
+    info = running.result('depth/camera_info', stamp)
+    assert list(info.p) == [60, 0, 47.5, 0, 0, 60, 31.5, 0, 0, 0, 1, 0]
+    disparity = running.result('disparity', stamp)
+    assert disparity.f == pytest.approx(60.0)
+    assert disparity.t == pytest.approx(0.2)
+    assert disparity.min_disparity == 0.0
+    assert disparity.max_disparity > 6.0
+    found = decode_image(disparity.image, 'disparity')
+    np.testing.assert_allclose(found[valid], 60.0 * 0.2 / values[valid][:, 2], rtol=1e-5)
+
+    status = running.answer(stamp)
+    assert (status.level, status.message) == (OK, 'published')
+    stages = {entry.key: float(entry.value) for entry in status.values}
+    assert 0 < stages['inference [ms]'] < stages['latency [ms]']
+    assert stages['valid share'] == pytest.approx(valid.mean(), abs=1e-4)
+
+
+def test_any_reliability_on_either_side(processes, cameras):
+    """The node follows what its publishers offer, also when that changes."""
+    processes.start(NODE, **OPTIONS)
+    topic = cameras.node.resolve_topic_name('left/image_rect')
+    for reliable_cameras in (True, False):
+        cameras.advertise(reliable=reliable_cameras)
+        for reliable_listener in (True, False):
+            cameras.listen('points2', reliable=reliable_listener)
+            cameras.wait_until_heard()
+            expected = 'RELIABLE' if reliable_cameras else 'BEST_EFFORT'
+            (subscriber,) = cameras.node.get_subscriptions_info_by_topic(topic)
+            assert subscriber.qos_profile.reliability.name == expected
+            # A best-effort message may be lost: send until one gets through.
+            cameras.received['points2'].clear()
+            cameras.spin_until(lambda: cameras.publish() and cameras.received['points2'])
+            cameras.stop_listening('points2')
+        cameras.withdraw()
+
+
+def test_reliability_that_does_not_fit_is_explained(processes, cameras):
+    cameras.advertise(reliable=False)
+    cameras.listen('points2')
+    processes.start(NODE, **OPTIONS, input_reliability='reliable', silence_warning=1.0)
+
+    def said():
+        cameras.publish()
+        return 'has a publisher, but nothing comes' in processes.log(NODE)
+
+    cameras.spin_until(said)
+    assert 'QoS' in processes.log(NODE)
+
+
+def test_lazy_node_subscribes_only_while_somebody_listens(processes, cameras):
+    cameras.advertise()
+    cameras.listen('frame_status')
+    cameras.listen_diagnostics()
+    process = processes.start(NODE, **OPTIONS)
+    cameras.spin_until(lambda: any('idle' in s.message for s in cameras.received['diagnostics']))
+    assert cameras.publishers['left image'].get_subscription_count() == 0
+    cameras.listen('points2')
+    cameras.wait_until_heard()
+    assert cameras.answer(cameras.publish()).message == 'published'
+    cameras.stop_listening('points2')
+    cameras.spin_until(lambda: cameras.publishers['left image'].get_subscription_count() == 0)
+    assert 'WARN' not in processes.log(NODE)
+    cameras.set_parameters(lazy=False)
+    cameras.wait_until_heard()
+    assert cameras.answer(cameras.publish()).message == 'published'
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) == 0
+
+
+def test_only_what_is_selected_is_published(running):
+    running.set_parameters(outputs=['depth', 'points2'])
+    stamp = running.publish()
+    assert running.answer(stamp).message == 'published'
+    running.result('depth/image', stamp)
+    running.result('points2', stamp)
+    running.spin_for(0.3)
+    assert running.received['disparity'] == running.received['confidence'] == []
+
+
+def test_parameters_act_on_the_next_frame_and_bad_values_are_refused(running):
+    before = cloud_values(running.result('points2', running.publish()))
+    assert np.isfinite(before[..., 2]).any()
+
+    (result,) = running.set_parameters(max_range=1.5)
+    assert result.successful
+    near = cloud_values(running.result('points2', running.publish()))
+    assert np.isnan(near[..., :3]).all()  # The wall is at 2 m.
+    np.testing.assert_array_equal(near[..., 4], before[..., 4])
+
+    assert running.set_parameters(max_range=0.0, min_range=1.0)[0].successful
+    again = cloud_values(running.result('points2', running.publish()))
+    np.testing.assert_array_equal(again, before)
+
+    assert running.set_parameters(confidence_threshold=1.0)[0].successful
+    strict = cloud_values(running.result('points2', running.publish()))
+    assert np.isfinite(strict[..., 2]).sum() < np.isfinite(before[..., 2]).sum()
+
+    for values, reason in (
+        ({'confidence_threshold': 1.5}, 'range'),
+        ({'max_range': 0.5}, 'min_range_m is 1.0 and max_range_m 0.5'),
+        ({'outputs': ['cloud']}, "outputs is 'cloud'; one of points2"),
+        ({'backend': 'bm'}, 'read-only'),
+        ({'confidence_threshold': 'high'}, 'type'),
+    ):
+        (result,) = running.set_parameters(**values)
+        assert not result.successful
+        assert reason in result.reason.lower().replace('read only', 'read-only')
+
+
+def test_target_rate_drops_pairs_with_that_reason(running):
+    running.set_parameters(target_rate=5.0)
+    answers = [running.answer(running.publish()).message for _ in range(6)]
+    assert answers in (['published', 'target_rate'] * 3, ['target_rate', 'published'] * 3)
+
+
+def test_newest_pair_wins_and_every_pair_is_answered(running):
+    running.answer(running.publish())
+    stamps = [running.publish() for _ in range(4)]
+    answers = [running.answer(stamp).message for stamp in stamps]
+    assert set(answers) <= {'published', 'superseded'}
+    assert answers[-1] == 'published'
+
+
+def test_missing_baseline_is_said_and_the_parameter_mends_it(running, node_log):
+    status = running.answer(running.publish(right_tx=0.0))
+    assert status.level == ERROR
+    assert 'right/camera_info: P[3] is 0' in status.message
+    assert "'baseline'" in status.message
+    refused = running.spin_until(
+        lambda: [s for s in running.received['diagnostics'] if s.level == ERROR]
+    )
+    assert refused[0].name == 'reconstruction_node: output'
+    assert "'baseline'" in refused[0].message
+    assert "'baseline'" in node_log()
+
+    running.set_parameters(baseline=0.4)
+    cloud = cloud_values(running.result('points2', running.publish(right_tx=0.0)))
+    assert np.nanmedian(cloud[..., 2]) == pytest.approx(4.0, rel=0.01)
+    # Where P[3] does say something else, the parameter still rules, with a warning.
+    running.answer(running.publish())
+    assert "the parameter 'baseline' is 0.4 m, but P[3]" in node_log()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'encoding': 'mono7'}, "unknown image encoding 'mono7'"),
+        ({'right': np.zeros((64, 80), np.uint8)}, 'right/image_rect is 80x64'),
+        ({side: np.zeros((40, 96), np.uint8) for side in ('left', 'right')}, '96x40'),
+    ],
+)
+def test_bad_pairs_are_answered_with_the_reason(running, changes, words):
+    status = running.answer(running.publish(**changes))
+    assert status.level == ERROR
+    assert words in status.message
+    assert running.answer(running.publish()).message == 'published'
+
+
+def test_truncated_image_is_answered_with_the_reason(running):
+    from lunar_stereo_recon.result_messages import image_message
+
+    stamp = 77_000_000_000
+    short = image_message(make_message, np.zeros((64, 96), np.uint8), 'mono8', stamp, 'left')
+    short.data = short.data[:1000]
+    status = running.answer(running.publish(stamp, left_message=short))
+    assert 'truncated' in status.message
+
+
+def test_black_images_are_a_result_without_points(running):
+    black = np.zeros((64, 96), np.uint8)
+    cloud = cloud_values(running.result('points2', running.publish(left=black, right=black)))
+    assert np.isnan(cloud[..., :3]).all()
+    assert cloud[..., 4].max() < 0.5
+
+
+def test_compressed_images(processes, cameras):
+    cameras.advertise(image='CompressedImage', suffix='/compressed')
+    cameras.listen('points2', 'frame_status')
+    processes.start(NODE, **OPTIONS, input_transport='compressed')
+    cameras.wait_until_heard()
+    from lunar_stereo_recon.result_messages import header
+
+    messages = {}
+    for side, values in cameras.views().items():
+        data = cv2.imencode('.png', values)[1].reshape(-1)
+        messages[f'{side}_message'] = make_message(
+            'sensor_msgs/msg/CompressedImage',
+            header=header(make_message, 5_000_000_000, 'left_optical'),
+            format='mono8; png compressed mono8',
+            data=data,
+        )
+    cloud = cloud_values(cameras.result('points2', cameras.publish(5_000_000_000, **messages)))
+    assert np.nanmedian(cloud[..., 2]) == pytest.approx(2.0, rel=0.01)
+
+
+def test_silent_camera_is_named_in_log_and_diagnostics(running, node_log):
+    running.set_parameters(silence_warning=1.0)
+
+    def said():
+        running.publish(sides=('left',))
+        return 'right 0: is /' in node_log()
+
+    running.spin_until(said)
+    assert 'right/image_rect published?' in node_log()
+    warned = [s for s in running.received['diagnostics'] if s.name.endswith(': input')]
+    assert any(s.level == WARN and 'right 0' in s.message for s in warned)
+
+
+def test_stamps_that_differ_are_explained_and_the_tolerance_helps(running, node_log):
+    running.set_parameters(silence_warning=1.0)
+
+    def said():
+        running.publish(right_offset_ns=31_000_000)
+        return 'left and right stamps differ by 31 ms' in node_log()
+
+    running.spin_until(said)
+    assert 'approximate_sync' in node_log()
+    assert running.received['points2'] == []
+
+
+def test_approximate_synchronization(processes, cameras):
+    options = {'approximate_sync': True, 'approximate_sync_tolerance_seconds': 0.02}
+    start(processes, cameras, 'points2', 'frame_status', **options)
+    stamps = [cameras.publish(right_offset_ns=7_000_000) for _ in range(3)]
+    cloud = cameras.result('points2', stamps[-1])
+    assert stamp_ns(cloud) == stamps[-1]
+
+
+def test_camera_info_that_comes_late(processes, cameras):
+    start(processes, cameras, 'points2', 'frame_status')
+    cameras.publish(infos=False)
+    cameras.spin_for(0.3)
+    assert cameras.received['frame_status'] == []
+    stamp = cameras.publish()
+    assert cameras.answer(stamp).message == 'published'
+
+
+def test_stamps_that_jump_back_are_a_new_start(running):
+    for _ in range(2):
+        for index in range(3):
+            stamp = (100 + index) * 1_000_000_000
+            running.received['frame_status'].clear()
+            assert running.answer(running.publish(stamp)).message == 'published'
+
+
+def test_lifecycle_is_obeyed(processes, cameras):
+    from lifecycle_msgs.srv import ChangeState, GetState
+
+    cameras.advertise()
+    cameras.listen('points2', 'frame_status')
+    process = processes.start(NODE, **OPTIONS, autostart=False)
+    change = cameras.node.create_client(ChangeState, f'{NODE}/change_state')
+    state = cameras.node.create_client(GetState, f'{NODE}/get_state')
+    cameras.spin_until(lambda: change.service_is_ready() and state.service_is_ready())
+
+    def call(client, request):
+        future = client.call_async(request)
+        cameras.spin_until(future.done)
+        return future.result()
+
+    def transition(label):
+        request = ChangeState.Request()
+        request.transition.label = label
+        return call(change, request).success
+
+    def label():
+        return call(state, GetState.Request()).current_state.label
+
+    assert label() == 'unconfigured'
+    assert transition('configure')
+    assert label() == 'inactive'
+    cameras.spin_for(1.0)
+    assert cameras.publishers['left image'].get_subscription_count() == 0
+    assert transition('activate')
+    cameras.wait_until_heard()
+    assert cameras.answer(cameras.publish()).message == 'published'
+    assert transition('deactivate')
+    cameras.spin_until(lambda: cameras.publishers['left image'].get_subscription_count() == 0)
+    assert transition('activate')
+    cameras.wait_until_heard()
+    assert cameras.answer(cameras.publish()).message == 'published'
+    assert transition('deactivate')
+    assert transition('cleanup')
+    assert label() == 'unconfigured'
+    assert transition('configure')
+    assert transition('shutdown')
+    assert label() == 'finalized'
+    assert process.poll() is None
+
+
+def test_a_node_that_cannot_start_says_why_and_ends_with_status_1(processes):
+    attempts = [
+        ({'backend': 'onnx', 'model': '/nowhere/model.onnx'}, '/nowhere/model.onnx'),
+        ({'backend': 'magic'}, "backend is 'magic'; one of onnx"),
+        ({'confidence_threshold': 2.0}, 'confidence_threshold'),
+        ({'min_range': 5.0, 'max_range': 2.0}, 'min_range_m is 5.0'),
+        ({'queue_size': '"many"'}, 'queue_size'),
+    ]
+    started = [
+        (processes.start(NODE, **{**OPTIONS, **options}), processes.logs[NODE], words)
+        for options, words in attempts
+    ]
+    for process, log, words in started:
+        assert process.wait(60) == 1
+        assert words in log.read_text()
+        assert 'Traceback' not in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_thousand_frames_leave_no_memory_behind(processes, cameras):
+    process = start(processes, cameras, 'points2', 'frame_status')
+
+    def resident_kib():
+        with open(f'/proc/{process.pid}/status', encoding='ascii') as file:
+            line = next(line for line in file if line.startswith('VmRSS'))
+        return int(line.split()[1])
+
+    def send(count):
+        for _ in range(count):
+            assert cameras.answer(cameras.publish()).message == 'published'
+            for messages in cameras.received.values():
+                messages.clear()
+
+    send(200)
+    before = resident_kib()
+    send(1000)
+    assert resident_kib() - before < 8 * 1024
