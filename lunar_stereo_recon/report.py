@@ -296,6 +296,7 @@ class _FusedFrames:
         return {
             'points': count,
             'frames': self._frames,
+            'posed': self._posed,
             'frame_id': self._frame_id,
             'voxel_m': self._settings.voxel_m,
             'min_confidence': self._settings.min_confidence,

@@ -280,14 +280,19 @@ def format_summary(summary: dict[str, Any]) -> str:
         lines.append(f'latency           p50 {latency["p50"]:.0f} ms, p95 {latency["p95"]:.0f} ms')
     lines += [
         f'machine           {machine["processor"]}, {machine["cores"]} cores',
-        f'fused cloud       {summary["cloud"]["points"]:,} points of '
-        f'{summary["cloud"]["frames"]} frames, voxels of '
-        f'{100 * summary["cloud"]["voxel_m"]:.0f} cm',
+        f'fused cloud       {_cloud_text(summary["cloud"])}',
         '',
         *_accuracy_table(summary['accuracy'], summary['backend']),
         '',
     ]
     return '\n'.join(lines)
+
+
+def _cloud_text(cloud: dict[str, Any]) -> str:
+    source = (
+        f'{cloud["frames"]} frames' if cloud['posed'] else 'one frame, as the bag has no poses'
+    )
+    return f'{cloud["points"]:,} points of {source}, voxels of {100 * cloud["voxel_m"]:.0f} cm'
 
 
 def _accuracy_table(accuracy: dict[str, Any], backend: str) -> list[str]:

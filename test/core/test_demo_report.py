@@ -190,7 +190,7 @@ def test_latencies_and_table_say_what_was_recorded():
         'frames': {'in': 4, 'out': 3, 'dropped': 1, 'reasons': {'superseded': 1}},
         'rate_hz': 7.5,
         'accuracy': {'image_density': 0.5},
-        'cloud': {'points': 1234, 'frames': 3, 'voxel_m': 0.01},
+        'cloud': {'points': 1234, 'frames': 3, 'posed': True, 'voxel_m': 0.01},
         'machine': {'processor': 'a processor', 'cores': 2},
         **figures,
     }
@@ -199,6 +199,7 @@ def test_latencies_and_table_say_what_was_recorded():
     assert 'p50 110 ms, p95 191 ms' in table
     assert '7.5 Hz' in table
     assert 'no ground truth' in table
+    assert '1,234 points of 3 frames, voxels of 1 cm' in table
 
 
 def ply_points(path: Path) -> np.ndarray:
