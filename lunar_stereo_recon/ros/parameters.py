@@ -221,6 +221,11 @@ class ReplayParameters:
         0.0, 'Skip this much of the beginning', unit='s', minimum=0.0, maximum=1e9
     )
     topics: list[str] = parameter([''], 'Topics to publish; empty is all')
+    rename_rig: bool = parameter(
+        False,
+        "Publish the rig's topics as left/image_rect, left/camera_info, right/... in the node's "
+        'namespace, whatever their names in the bag',
+    )
     clock: bool = parameter(False, 'Publish /clock with the recording time')
     clock_rate: float = parameter(
         100.0, 'Rate of /clock between messages', unit='Hz', minimum=1.0, maximum=1000.0

@@ -7,6 +7,7 @@ parameter cannot be used; 2 frames stayed unanswered; 3 nobody subscribed in tim
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import sys
 import threading
 import time
@@ -122,8 +123,22 @@ class ReplayNode(Node):
             qos = QoSProfile(depth=10)
             if topic.endswith('tf_static'):
                 qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
-            publishers[topic] = self.create_publisher(kind, topic, qos)
+            publishers[topic] = self.create_publisher(kind, self._output_name(topic), qos)
         return publishers
+
+    def _output_name(self, topic: str) -> str:
+        """Return the name under which a topic of the bag is published."""
+        if not self.settings.rename_rig:
+            return topic
+        names = dict(
+            zip(
+                dataclasses.astuple(self._reader.topics),
+                dataclasses.astuple(StereoTopics()),
+                strict=True,
+            )
+        )
+        compressed = self._reader.all_topics[topic].endswith('CompressedImage')
+        return names.get(topic, topic) + ('/compressed' if compressed and topic in names else '')
 
     def _wait_for_subscribers(self) -> bool:
         """Wait until the images have their subscribers; discovery takes up to some seconds."""
