@@ -60,6 +60,18 @@ def test_message_on_the_wire_is_that_of_the_bag(reconstruction, build):
     assert cdr_stamp_ns(on_wire) == 5_000_000_007
 
 
+def test_cloud_is_read_by_sensor_msgs_py(reconstruction):
+    """ROS' own reader, where it can be imported, finds the points and skips invalid ones."""
+    point_cloud2 = pytest.importorskip('sensor_msgs_py.point_cloud2')
+    reconstruction.points[2, 3] = np.nan
+    cloud = point_cloud_message(make_message, reconstruction)
+    points = point_cloud2.read_points(cloud).reshape(6, 8)
+    assert points.dtype.names == ('x', 'y', 'z', 'rgb', 'confidence')
+    np.testing.assert_array_equal(points['y'], reconstruction.points[..., 1])
+    np.testing.assert_array_equal(points['confidence'], reconstruction.confidence)
+    assert len(point_cloud2.read_points(cloud, skip_nans=True)) == 47
+
+
 def test_image_and_infos_make_a_pair(reconstruction):
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     image = image_message(make_message, grey, 'mono8', 9, 'left_optical')

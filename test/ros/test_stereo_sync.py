@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lunar_stereo_recon.messages import StereoTopics
+from lunar_stereo_recon.messages import stamp_ns, StereoTopics
 from lunar_stereo_recon.ros.stereo_sync import explain_no_pairs, StereoSynchronizer, SyncStatistics
 
 TOPICS = StereoTopics('/l/image', '/r/image', '/l/info', '/r/info')
@@ -155,33 +155,43 @@ def test_stamps_that_differ_name_gap_and_parameter(sync):
     assert 'approximate_sync' in text
 
 
-def test_pairs_are_those_of_message_filters():
-    """The same arrivals through ROS' own TimeSynchronizer, where it can be imported."""
+@pytest.mark.parametrize('tolerance_ms', [0, 20])
+def test_pairs_are_those_of_message_filters(tolerance_ms):
+    """The same arrivals through ROS' own synchronizers, where they can be imported."""
     message_filters = pytest.importorskip('message_filters')
+    from lunar_stereo_recon.result_messages import header
+    from lunar_stereo_recon.ros.conversions import make_message
+
     arrivals = []
     for index in range(60):
+        jitter_ms = (index * 7 % 11) if tolerance_ms else 0
         if index % 7:
             arrivals.append(('left', 100 * index))
         if index % 5:
-            arrivals.append(('right', 100 * index))
+            arrivals.append(('right', 100 * index + jitter_ms))
 
     def run(feed):
         for side, stamp in arrivals:
-            feed(side, message(stamp))
+            feed(side, SimpleNamespace(header=header(make_message, stamp * MS, '')))
 
     expected = []
     filters = {side: message_filters.SimpleFilter() for side in ('left', 'right')}
-    theirs = message_filters.TimeSynchronizer([filters['left'], filters['right']], 10)
-    theirs.registerCallback(lambda left, right: expected.append(left.header.stamp.nanosec))
+    if tolerance_ms:
+        theirs = message_filters.ApproximateTimeSynchronizer(
+            list(filters.values()), 10, tolerance_ms * 1e-3
+        )
+    else:
+        theirs = message_filters.TimeSynchronizer(list(filters.values()), 10)
+    theirs.registerCallback(lambda *pair: expected.append(tuple(map(stamp_ns, pair))))
     run(lambda side, item: filters[side].signalMessage(item))
 
-    ours = StereoSynchronizer(queue_size=10)
+    ours = StereoSynchronizer(tolerance_ms * MS, queue_size=10)
     ours.add_info('left', message(0))
     ours.add_info('right', message(0))
     got = []
     run(
         lambda side, item: got.extend(
-            messages.left.header.stamp.nanosec for messages in ours.add_image(side, item)
+            (stamp_ns(each.left), stamp_ns(each.right)) for each in ours.add_image(side, item)
         )
     )
     assert got == expected
