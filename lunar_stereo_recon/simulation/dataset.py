@@ -7,7 +7,7 @@ a seed and split is always the same, so that a stopped run goes on where it was.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 import json
 import math
@@ -33,6 +33,7 @@ from lunar_stereo_recon.simulation.camera import (
 from lunar_stereo_recon.simulation.renderer import (
     Box,
     Hapke,
+    hapke_reflectance,
     hidden_from,
     Lighting,
     render,
@@ -277,18 +278,40 @@ def write_dataset(
     Raises:
         InputError: The split is unknown.
     """
+    started, done = time.monotonic(), 0
+    for written in write_pairs(out, range(count), seed, split, size, workers, samples):
+        done += written
+        if written:
+            rate = done / (time.monotonic() - started)
+            print(f'{done} pairs written, {rate:.2f} a second', flush=True)
+
+
+def write_pairs(
+    out: Path,
+    indices: Iterable[int],
+    seed: int,
+    split: str = 'train',
+    size: tuple[int, int] | None = (384, 256),
+    workers: int = 1,
+    samples: int = 2,
+) -> Iterator[int]:
+    """Write chosen pairs of a seed and split as `NNNNNN.npz`; existing files are kept.
+
+    Yields:
+        How many were written, each time that the pairs of one terrain are done.
+
+    Raises:
+        InputError: The split is unknown.
+    """
     if split not in SPLITS:
         raise InputError(f'split is {split!r}; one of {sorted(SPLITS)} is needed')
     out.mkdir(parents=True, exist_ok=True)
-    groups = range((count + VIEWS_PER_TERRAIN - 1) // VIEWS_PER_TERRAIN)
-    jobs = [(out, count, seed, split, size, samples, group) for group in groups]
-    started, done = time.monotonic(), 0
+    groups: dict[int, list[int]] = {}
+    for index in indices:
+        groups.setdefault(index // VIEWS_PER_TERRAIN, []).append(index)
+    jobs = [(out, wanted, seed, split, size, samples, group) for group, wanted in groups.items()]
     with multiprocessing.get_context('spawn').Pool(workers, _start_worker) as pool:
-        for written in pool.imap_unordered(_write_group, jobs):
-            done += written
-            if written:
-                rate = done / (time.monotonic() - started)
-                print(f'{done} pairs written, {rate:.2f} a second', flush=True)
+        yield from pool.imap_unordered(_write_group, jobs)
 
 
 def _start_worker() -> None:
@@ -296,9 +319,7 @@ def _start_worker() -> None:
 
 
 def _write_group(job: tuple) -> int:
-    out, count, seed, split, size, samples, group = job
-    first = group * VIEWS_PER_TERRAIN
-    wanted = range(first, min(first + VIEWS_PER_TERRAIN, count))
+    out, wanted, seed, split, size, samples, group = job
     missing = [i for i in wanted if not (out / f'{i:06d}.npz').exists()]
     if not missing:
         return 0
@@ -514,9 +535,7 @@ def _take_pictures(scene, window, seen_left, seen_right, rng):
 
 
 def _flat_ground_radiance(scene: SceneConfig) -> float:
-    """Return the radiance of level sunlit ground half a metre in front of the horizon."""
-    from lunar_stereo_recon.simulation.renderer import hapke_reflectance
-
+    """Return the radiance of level sunlit ground seen ahead, 20 degrees below the horizon."""
     sun = torch.tensor(scene.lighting.direction())
     heading = math.radians(scene.heading_deg)
     down = math.radians(20.0)
@@ -591,9 +610,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (width.isdigit() and height.isdigit()):
         parser.error(f'--size is {args.size!r}; WIDTHxHEIGHT is needed, for example 384x256')
     size = None if args.full else (int(width), int(height))
-    write_dataset(
-        args.out, args.count, args.seed, args.split, size, args.workers, args.samples
-    )
+    write_dataset(args.out, args.count, args.seed, args.split, size, args.workers, args.samples)
     return 0
 
 
