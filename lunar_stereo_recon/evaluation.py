@@ -1,12 +1,14 @@
 """Scores of disparity maps and confidences against ground truth; ratios pooled over pixels.
 
 Only pixels with ground truth count (terrain or rock, never sky). `density` is estimated / valid;
-EPE, bad-k, AbsRel and delta are over estimated pixels; `bad2_all` counts missing as bad.
+EPE, bad-k, AbsRel and delta are over estimated pixels; `bad05_all`, `bad1_all` and `bad2_all`
+count missing as bad. The slope error is the angle between the planes that patches of the true and
+of the estimated disparity lie on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import zipfile
@@ -14,14 +16,24 @@ import zipfile
 import numpy as np
 from numpy.typing import NDArray
 
+from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
 
 SUBSETS = ('all', 'noc', 'lit', 'shadow')
+RANGES_M = {'2-5 m': (2, 5), '5-10 m': (5, 10), '10-20 m': (10, 20), '20-40 m': (20, 40)}
+DETAILED_SUBSETS = (*SUBSETS, 'occluded', *RANGES_M)
+LIMITS_PX = (0.5, 1.0, 2.0)
 DEPTH_CAP_M = 80.0
 MIN_DISPARITY_PX = 0.01
 DELTA_RATIO = 1.05
 CURVE_POINTS = 101
 CONFIDENCE_BINS = 15
+# Slopes are compared on square patches of ground within the range that a rover drives through,
+# where the true patch is nearly plane.
+PATCH_PX = 16
+PATCH_SHARE = 0.75
+PATCH_DEPTH_M = 10.0
+PATCH_RESIDUAL_PX = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,12 +55,16 @@ class GroundTruth:
     occlusion: NDArray[np.integer]
 
     def subset(self, name: str) -> NDArray[np.bool_]:
-        """Return the pixels of one of `SUBSETS`."""
+        """Return the pixels of one of `DETAILED_SUBSETS`."""
+        if name in RANGES_M:
+            near, far = RANGES_M[name]
+            return self.valid & (self.depth >= near) & (self.depth < far)
         masks = {
-            'all': np.ones_like(self.valid),
+            'all': self.valid,
             'noc': self.occlusion == 0,
             'lit': ~self.shadow,
             'shadow': self.shadow,
+            'occluded': self.occlusion != 0,
         }
         return self.valid & masks[name]
 
@@ -61,6 +77,7 @@ class PairScore:
         tag: Group of the pair.
         sums: For each subset: pixels, estimated, sum of errors, counts of errors above 0.5, 1
             and 2 px, sum of relative depth errors, count of depth ratios below 1.05.
+        slope: Patches compared, sum of their slope errors in degrees; None without calibration.
         ause: Area under the sparsification error, 0 oracle to 1 random; None without confidence.
         reliability: (3, bins) sums over the estimated pixels in each bin of confidence: pixels,
             confidence, correct within 1 px; None without confidence.
@@ -72,6 +89,7 @@ class PairScore:
     ause: float | None = None
     reliability: NDArray[np.float64] | None = None
     milliseconds: float | None = None
+    slope: NDArray[np.float64] | None = None
 
 
 def load_ground_truth(path: Path, height: int, width: int) -> GroundTruth:
@@ -107,6 +125,9 @@ def score_pair(
     confidence: NDArray[np.floating] | None = None,
     tag: str = '',
     milliseconds: float | None = None,
+    subsets: Iterable[str] = SUBSETS,
+    masks: Mapping[str, NDArray[np.bool_]] | None = None,
+    calibration: StereoCalibration | None = None,
 ) -> PairScore:
     """Score one disparity map.
 
@@ -117,6 +138,9 @@ def score_pair(
         confidence: (H, W), higher is better; NaN counts as least.
         tag: Group of the pair.
         milliseconds: Time of the pair.
+        subsets: Names of `DETAILED_SUBSETS`.
+        masks: Further subsets: (H, W) masks by name.
+        calibration: Of the left image; gives the slope error too.
 
     Raises:
         InputError: The map has another size than the ground truth.
@@ -127,42 +151,94 @@ def score_pair(
             f'disparity has shape {disparity.shape}, ground truth {truth.disparity.shape}'
         )
     estimated = np.isfinite(disparity) & (disparity > 0)
-    error = np.abs(np.where(estimated, disparity, 0) - truth.disparity.astype(np.float64))
-    sums = {}
-    for name in SUBSETS:
-        mask = truth.subset(name)
-        chosen = mask & estimated
-        sums[name] = np.array(
-            [mask.sum(), *_sums(error[chosen], disparity, truth, chosen, focal_times_baseline)]
-        )
     chosen = truth.valid & estimated
+    error = np.abs(disparity[chosen] - truth.disparity[chosen].astype(np.float64))
+    chosen_masks = {name: truth.subset(name) for name in subsets}
+    chosen_masks |= {name: truth.valid & mask for name, mask in (masks or {}).items()}
+    terms = _terms(error, disparity[chosen], truth.depth[chosen], focal_times_baseline)
+    sums = {
+        name: np.concatenate([[mask.sum()], terms @ mask[chosen].astype(np.float64)])
+        for name, mask in chosen_masks.items()
+    }
+    slope = None if calibration is None else slope_errors(disparity, truth, calibration)
+    slope_sums = None if slope is None else np.array([slope.size, slope.sum()])
     if confidence is None:
-        return PairScore(tag, sums, milliseconds=milliseconds)
+        return PairScore(tag, sums, None, None, milliseconds, slope_sums)
     kept = np.asarray(confidence, np.float64)[chosen]
-    area = ause(error[chosen], np.where(np.isfinite(kept), kept, -np.inf))
-    bins = reliability(np.nan_to_num(kept, nan=0.0), error[chosen] < 1.0)
-    return PairScore(tag, sums, area, bins, milliseconds)
+    area = ause(error, np.where(np.isfinite(kept), kept, -np.inf))
+    bins = reliability(np.nan_to_num(kept, nan=0.0), error < 1.0)
+    return PairScore(tag, sums, area, bins, milliseconds, slope_sums)
 
 
-def _sums(error, disparity, truth, chosen, focal_times_baseline) -> list[float]:
-    depth = focal_times_baseline / np.maximum(disparity[chosen], MIN_DISPARITY_PX)
+def _terms(error, disparity, true_depth, focal_times_baseline) -> NDArray[np.float64]:
+    """Return (7, N): what `PairScore.sums` adds up over the estimated pixels."""
+    depth = focal_times_baseline / np.maximum(disparity, MIN_DISPARITY_PX)
     depth = np.minimum(depth, DEPTH_CAP_M)
-    true_depth = truth.depth[chosen].astype(np.float64)
+    true_depth = true_depth.astype(np.float64)
     ratio = np.maximum(depth / true_depth, true_depth / depth)
-    return [
-        error.size,
-        error.sum(),
-        *((error > limit).sum() for limit in (0.5, 1.0, 2.0)),
-        (np.abs(depth - true_depth) / true_depth).sum(),
-        (ratio < DELTA_RATIO).sum(),
-    ]
+    return np.stack(
+        [
+            np.ones_like(error),
+            error,
+            *((error > limit).astype(np.float64) for limit in LIMITS_PX),
+            np.abs(depth - true_depth) / true_depth,
+            (ratio < DELTA_RATIO).astype(np.float64),
+        ]
+    )
+
+
+def slope_errors(
+    disparity: NDArray[np.floating], truth: GroundTruth, calibration: StereoCalibration
+) -> NDArray[np.float64]:
+    """Return the angles, degrees, between true and estimated ground on the patches of an image.
+
+    A plane in space is a plane in disparity, and there its error is even; so planes are fitted to
+    disparity by least squares, on the pixels that have both truth and estimate. Patches count
+    where those are three quarters of the pixels, the ground is within 10 m and nearly plane.
+
+    Args:
+        disparity: (H, W) pixels; NaN or not positive is missing.
+        truth: Ground truth of the pair.
+        calibration: Of the left image.
+    """
+    weight = truth.valid & np.isfinite(disparity) & (disparity > 0)
+    true_disparity = np.where(weight, truth.disparity, 0).astype(np.float64)
+    columns = np.arange(calibration.width)[None, :] - calibration.cx
+    rows = np.arange(calibration.height)[:, None] - calibration.cy
+    plane = [np.broadcast_to(axis, weight.shape) * weight for axis in (columns, rows, 1.0)]
+    basis = np.stack([_patches(axis) for axis in plane], axis=-1)  # (patches, pixels, 3)
+    near_px = calibration.fx * calibration.baseline_m / PATCH_DEPTH_M
+    true_patches = _patches(true_disparity)
+    count = basis[..., 2].sum(axis=1)
+    usable = count >= PATCH_SHARE * PATCH_PX**2
+    usable &= true_patches.sum(axis=1) >= near_px * np.maximum(count, 1)
+    basis, true_patches, count = basis[usable], true_patches[usable], count[usable]
+    estimated = _patches(np.where(weight, disparity, 0.0))[usable]
+    transposed = basis.transpose(0, 2, 1)
+    values = np.stack([true_patches, estimated], axis=-1)
+    coefficients = np.linalg.solve(transposed @ basis, transposed @ values)  # (patches, 3, 2)
+    residual = true_patches - (basis @ coefficients[..., :1])[..., 0]
+    smooth = (residual**2).sum(axis=1) <= PATCH_RESIDUAL_PX**2 * count
+    normals = coefficients[smooth] * np.array([[calibration.fx], [calibration.fy], [1.0]])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    # Not the arc cosine of their product, which loses small angles to rounding.
+    gap = np.linalg.norm(normals[..., 0] - normals[..., 1], axis=1)
+    return np.degrees(2 * np.arcsin(np.clip(gap / 2, 0, 1)))
+
+
+def _patches(image: NDArray) -> NDArray[np.float64]:
+    """Return (patches, PATCH_PX**2): the whole square patches of an image (H, W)."""
+    down, across = (size // PATCH_PX for size in image.shape)
+    cut = image[: down * PATCH_PX, : across * PATCH_PX]
+    blocks = cut.reshape(down, PATCH_PX, across, PATCH_PX).swapaxes(1, 2)
+    return blocks.reshape(down * across, PATCH_PX**2).astype(np.float64)
 
 
 def summarise(scores: Sequence[PairScore]) -> dict[str, dict]:
     """Return the figures of each tag and 'overall'.
 
-    A dict for each subset, and `ause` (mean over pairs), `ece` (pooled over pixels), `ms_median`,
-    `pairs`; None where no pair has confidence or times.
+    A dict for each subset, and `ause` (mean over pairs), `ece` (pooled over pixels), `slope_deg`
+    (mean over patches), `ms_median`, `ms_p95`, `pairs`; None where no pair has such a value.
     """
     tags = sorted({score.tag for score in scores if score.tag})
     groups = {'overall': list(scores)}
@@ -171,32 +247,42 @@ def summarise(scores: Sequence[PairScore]) -> dict[str, dict]:
 
 
 def _figures(scores: list[PairScore]) -> dict:
-    figures: dict = {}
-    for subset in SUBSETS:
-        pixels, estimated, error, bad05, bad1, bad2, absrel, delta = sum(
-            (score.sums[subset] for score in scores), np.zeros(8)
-        )
-        count = max(estimated, 1)
-        missing = pixels - estimated
-        figures[subset] = {
-            'pixels': int(pixels),
-            'density': _rounded(estimated / max(pixels, 1)),
-            'epe_px': _rounded(error / count),
-            'bad05': _rounded(bad05 / count),
-            'bad1': _rounded(bad1 / count),
-            'bad2': _rounded(bad2 / count),
-            'bad2_all': _rounded((bad2 + missing) / max(pixels, 1)),
-            'absrel': _rounded(absrel / count),
-            'delta105': _rounded(delta / count),
-        }
+    figures: dict = {
+        subset: subset_figures(sum((score.sums[subset] for score in scores), np.zeros(8)))
+        for subset in (scores[0].sums if scores else SUBSETS)
+    }
     areas = [score.ause for score in scores if score.ause is not None]
     times = [score.milliseconds for score in scores if score.milliseconds is not None]
+    slopes = [score.slope for score in scores if score.slope is not None]
+    patches, degrees = np.sum(slopes, axis=0) if slopes else (0, 0.0)
     figures['ause'] = float(np.mean(areas)) if areas else None
     bins = [score.reliability for score in scores if score.reliability is not None]
     figures['ece'] = calibration_error_of(np.sum(bins, axis=0)) if bins else None
+    figures['slope_deg'] = _rounded(degrees / patches) if patches else None
     figures['ms_median'] = float(np.median(times)) if times else None
+    figures['ms_p95'] = float(np.percentile(times, 95)) if times else None
     figures['pairs'] = len(scores)
     return figures
+
+
+def subset_figures(sums: NDArray[np.float64]) -> dict[str, float]:
+    """Return the figures of one subset from the sums of a `PairScore`, or of several added."""
+    pixels, estimated, error, bad05, bad1, bad2, absrel, delta = sums
+    count = max(estimated, 1)
+    missing = pixels - estimated
+    return {
+        'pixels': int(pixels),
+        'density': _rounded(estimated / max(pixels, 1)),
+        'epe_px': _rounded(error / count),
+        'bad05': _rounded(bad05 / count),
+        'bad1': _rounded(bad1 / count),
+        'bad2': _rounded(bad2 / count),
+        'bad05_all': _rounded((bad05 + missing) / max(pixels, 1)),
+        'bad1_all': _rounded((bad1 + missing) / max(pixels, 1)),
+        'bad2_all': _rounded((bad2 + missing) / max(pixels, 1)),
+        'absrel': _rounded(absrel / count),
+        'delta105': _rounded(delta / count),
+    }
 
 
 def _rounded(value: float) -> float:

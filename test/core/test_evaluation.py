@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
 
+from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation import (
     ause,
+    DETAILED_SUBSETS,
     expected_calibration_error,
     format_table,
     GroundTruth,
     load_ground_truth,
     score_pair,
+    slope_errors,
     summarise,
 )
 
@@ -40,6 +43,8 @@ def test_known_errors_give_known_figures(truth):
     assert everything['bad2'] == pytest.approx(1 / 5)
     assert everything['bad2_all'] == pytest.approx(3 / 7, abs=1e-5)
     assert everything['delta105'] == pytest.approx(2 / 5)
+    assert everything['bad05_all'] == pytest.approx(5 / 7, abs=1e-5)
+    assert everything['bad1_all'] == pytest.approx(4 / 7, abs=1e-5)
     relative = [abs(10 / d - 1) for d in (10.3, 10.6, 11.5, 13.0, 10.0)]
     assert everything['absrel'] == pytest.approx(np.mean(relative), abs=1e-5)
     assert figures['shadow']['density'] == pytest.approx(1 / 2)
@@ -65,6 +70,58 @@ def test_pairs_are_pooled_by_pixels_and_by_tag(truth):
     assert summary['overall']['ms_median'] == 30.0
     table = format_table('both', summary)
     assert '| hard | all | 42.86 | 10.000 | 100.00 |' in table
+
+
+def test_subsets_by_range_occlusion_and_given_mask(truth):
+    disparity = np.full((2, 4), 10.0)
+    disparity[1, 3] = 12.5
+    given = {'first row': np.array([[True] * 4, [False] * 4])}
+    score = score_pair(
+        disparity, truth, FOCAL_TIMES_BASELINE, subsets=DETAILED_SUBSETS, masks=given
+    )
+    figures = summarise([score])['overall']
+    assert figures['2-5 m']['pixels'] == 7  # all at 4 m
+    assert figures['5-10 m']['pixels'] == figures['20-40 m']['pixels'] == 0
+    assert figures['occluded']['pixels'] == 1 and figures['occluded']['epe_px'] == 2.5
+    assert figures['first row']['pixels'] == 3 and figures['first row']['epe_px'] == 0.0
+
+
+def plane_disparity(normal, calibration, distance_m=3.0):
+    """Return the disparity of the plane normal . point = distance_m."""
+    columns = (np.arange(calibration.width) - calibration.cx) / calibration.fx
+    rows = (np.arange(calibration.height) - calibration.cy) / calibration.fy
+    along = normal[0] * columns[None, :] + normal[1] * rows[:, None] + normal[2]
+    return calibration.fx * calibration.baseline_m * along / distance_m
+
+
+def test_slope_error_is_the_angle_between_planes():
+    calibration = StereoCalibration(90.0, 95.0, 40.0, 30.0, 40.0, 0.2, 96, 64)
+    tilt = np.radians(7.0)
+    level = plane_disparity((0.0, 0.6, 0.8), calibration)
+    # The same plane turned by 7 degrees about the camera's x axis.
+    normal = (0, 0.6 * np.cos(tilt) + 0.8 * np.sin(tilt), 0.8 * np.cos(tilt) - 0.6 * np.sin(tilt))
+    valid = level > 0
+    depth = np.where(valid, 90 * 0.2 / np.where(valid, level, 1), np.nan)
+    truth = GroundTruth(level, depth, valid, ~valid, np.zeros((64, 96), np.uint8))
+    angles = slope_errors(plane_disparity(normal, calibration), truth, calibration)
+    assert len(angles) == 24
+    assert angles == pytest.approx(7.0, abs=1e-6)
+    assert slope_errors(level, truth, calibration) == pytest.approx(0.0, abs=1e-5)
+    half = level.copy()
+    half[:, :48] = np.nan
+    assert len(slope_errors(half, truth, calibration)) == 12
+    score = score_pair(plane_disparity(normal, calibration), truth, 18.0, calibration=calibration)
+    assert summarise([score])['overall']['slope_deg'] == pytest.approx(7.0, abs=1e-4)
+
+
+def test_slope_needs_near_and_nearly_plane_ground():
+    calibration = StereoCalibration(90.0, 95.0, 40.0, 30.0, 40.0, 0.2, 96, 64)
+    far = np.full((64, 96), 1.5)  # 12 m
+    edge = np.where(np.arange(96) % 16 < 8, 6.0, 9.0) * np.ones((64, 1))
+    for disparity in (far, edge):
+        valid = np.ones((64, 96), bool)
+        truth = GroundTruth(disparity, 18 / disparity, valid, ~valid, np.zeros((64, 96), np.uint8))
+        assert slope_errors(disparity, truth, calibration).size == 0
 
 
 def test_other_size_is_refused(truth):
