@@ -1,12 +1,16 @@
-"""Ray-marched images of a lunar heightfield: exact depth, sun shadows, Hapke reflectance.
+"""Ray-traced images of a lunar heightfield: exact depth, sun shadows, Hapke reflectance.
 
-Rays walk through a pyramid of maximum heights and end on the exact intersection with the
-bilinear surface of a cell, so that depth has no step size. World frame: x east, y north, z up;
-camera frame: x right, y down, z forward; a ray's parameter is the depth along the camera's z.
+Batched torch code for CUDA and CPU; on a CPU the compiled loops of `compiled.py` take over where
+numba is installed (the `sim` extra has it). Rays walk through a pyramid of maximum heights and
+end on the exact intersection with the bilinear surface of a cell, so that depth has no step
+size. World frame: x east, y north, z up; camera frame: x right, y down, z forward; a ray's
+parameter is the depth along the camera's z.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 import math
 
@@ -17,11 +21,9 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.simulation.terrain import GridLevel, Terrain
 
 try:
-    import numba
-
-    from lunar_stereo_recon.simulation import cpu_walk
+    from lunar_stereo_recon.simulation import compiled
 except ImportError:  # numba is optional: without it the CPU uses the batched walk, as CUDA does.
-    cpu_walk = None  # type: ignore[assignment]
+    compiled = None  # type: ignore[assignment]
 
 # A ray is pushed over cell borders by this much (cells), so that it cannot stay on one.
 _NUDGE_CELLS = 1e-3
@@ -115,9 +117,11 @@ class View:
 
     def rays(self, dx_px: float = 0.0, dy_px: float = 0.0) -> torch.Tensor:
         """Return (H * W, 3) ray directions in the world, of length 1 along the camera's z."""
-        kind = {'dtype': torch.float64, 'device': self.position_m.device}
-        u = (torch.arange(self.width, **kind) + dx_px - self.cx) / self.fx
-        v = (torch.arange(self.height, **kind) + dy_px - self.cy) / self.fy
+        device = self.position_m.device
+        columns = torch.arange(self.width, dtype=torch.float64, device=device)
+        rows = torch.arange(self.height, dtype=torch.float64, device=device)
+        u = (columns + dx_px - self.cx) / self.fx
+        v = (rows + dy_px - self.cy) / self.fy
         v, u = torch.meshgrid(v, u, indexing='ij')
         camera = torch.stack([u, v, torch.ones_like(u)], dim=-1).reshape(-1, 3)
         return (camera @ self.rotation.T.double()).float()
@@ -168,11 +172,10 @@ def trace(
         limit: (N,) largest ray parameter to look at; None for the whole terrain.
         from_surface: The rays start at the ground; only a hint for speed.
     """
-    first_hit = _first_hit
-    if cpu_walk is not None and direction.device.type == 'cpu':
-        first_hit = _first_hit_compiled
     mip = 1 if from_surface else 5
     origin = origin.expand_as(direction)
+    if _is_compiled(direction.device):
+        return _trace_compiled(terrain, origin, direction, limit, mip)
     count = direction.shape[0]
     depth = torch.full((count,), math.inf, device=direction.device)
     hit_level = torch.full((count,), -1, dtype=torch.int64, device=direction.device)
@@ -182,7 +185,7 @@ def trace(
         enter, leave = _square_span(level, origin[alive], direction[alive])
         begin = torch.maximum(start[alive], enter)
         end = leave if limit is None else torch.minimum(leave, limit[alive])
-        found = first_hit(level, origin[alive], direction[alive], begin, end, mip)
+        found = _first_hit(level, origin[alive], direction[alive], begin, end, mip)
         hit = torch.isfinite(found)
         depth[alive[hit]] = found[hit]
         hit_level[alive[hit]] = index
@@ -216,6 +219,8 @@ def render(
             samples is not offered, or a rover has no pose.
     """
     _check_view(terrain, view, samples, rover, rover_pose)
+    if _is_compiled(view.position_m.device):
+        return _render_compiled(terrain, view, lighting, samples, rover, rover_pose)
     sun = torch.tensor(lighting.direction(), device=view.position_m.device)
     shape = (view.height, view.width)
     depth, shadow, radiance = None, None, torch.zeros(shape, device=sun.device)
@@ -355,7 +360,7 @@ def _first_hit(
         dz=direction[:, 2].contiguous(),
         t=begin,
         end=end,
-        mip=torch.full((direction.shape[0],), min(start_mip, top), dtype=torch.int64, device=device),
+        mip=torch.full_like(begin, min(start_mip, top), dtype=torch.int64),
     )
     lowest = walk.oz + torch.where(walk.dz < 0, end, begin) * walk.dz
     walk = walk.keep((begin < end) & (lowest <= level.maxima[-1]))
@@ -369,35 +374,101 @@ def _first_hit(
     return result
 
 
-def _first_hit_compiled(
-    level: GridLevel,
+def _is_compiled(device: torch.device) -> bool:
+    return compiled is not None and device.type == 'cpu'
+
+
+def _grids(terrain: Terrain) -> tuple:
+    """Return the terrain as the compiled loops take it."""
+    levels = terrain.levels
+    return (
+        tuple(level.heights.numpy() for level in levels),
+        tuple(level.maxima.numpy() for level in levels),
+        tuple(np.array(level.offsets) for level in levels),
+        tuple(level.cells for level in levels),
+        tuple(level.origin_m for level in levels),
+        tuple(level.cell_m for level in levels),
+    )
+
+
+def _trace_compiled(
+    terrain: Terrain,
     origin: torch.Tensor,
     direction: torch.Tensor,
-    begin: torch.Tensor,
-    end: torch.Tensor,
-    start_mip: int,
-) -> torch.Tensor:
-    """Do what `_first_hit` does with the compiled loop."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    found = cpu_walk.first_hit(
-        level.heights.numpy(),
-        level.maxima.numpy(),
-        np.array(level.offsets),
-        level.cells,
-        level.origin_m,
-        level.cell_m,
-        origin.contiguous().numpy(),
-        direction.contiguous().numpy(),
-        begin.contiguous().numpy(),
-        end.contiguous().numpy(),
-        start_mip,
+    limit: torch.Tensor | None,
+    mip: int,
+) -> Hits:
+    if limit is None:
+        limit = torch.full((direction.shape[0],), math.inf)
+    grids = _grids(terrain)
+    arrays = [array.contiguous().numpy() for array in (origin, direction, limit)]
+    depth = np.empty(len(direction), np.float32)
+    level = np.empty(len(direction), np.int64)
+
+    def trace_part(first: int, last: int) -> None:
+        part = slice(first, last)
+        start, way, farthest = (array[part] for array in arrays)
+        compiled.trace_rays(grids, start, way, farthest, mip, depth[part], level[part])
+
+    _in_threads(trace_part, len(direction))
+    return Hits(torch.from_numpy(depth), torch.from_numpy(level))
+
+
+def _in_threads(work: Callable[[int, int], None], count: int) -> None:
+    """Call work(first, last) for parts of 0..count on as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    if threads == 1 or count < 2 * threads:
+        work(0, count)
+        return
+    # More parts than threads: sky rows cost nothing, near ground costs most.
+    bounds = np.linspace(0, count, 4 * threads + 1).astype(int)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, bounds[:-1], bounds[1:]))
+
+
+def _render_compiled(
+    terrain: Terrain,
+    view: View,
+    lighting: Lighting,
+    samples: int,
+    rover: tuple[Box, ...],
+    rover_pose: torch.Tensor | None,
+) -> Rendering:
+    sun = torch.tensor(lighting.direction())
+    suns = [_jittered_sun(sun, number, samples) for number in range(samples)] + [sun]
+    hapke = lighting.hapke
+    scene = (
+        _grids(terrain),
+        tuple(level.surface.numpy() for level in terrain.levels),
+        terrain.micro.numpy(),
+        terrain.micro_texel_m,
+        np.array(_MICRO_LAYERS),
+        np.array([(*box.center_m, *box.half_m) for box in rover]).reshape(-1, 6),
+        np.eye(4) if rover_pose is None else rover_pose.double().numpy(),
+        (hapke.w, hapke.b, hapke.c, hapke.B0, hapke.h, hapke.theta_bar_deg),
+        lighting.ambient,
+        lighting.bounce,
+        view.fx,
     )
-    return torch.from_numpy(found)
+    place = tuple(float(v) for v in view.position_m)
+    camera = (*place, float(view.fx), float(view.fy), float(view.cx), float(view.cy))
+    rotation = view.rotation.double().numpy()
+    offsets = np.array(_SAMPLE_OFFSETS[samples])
+    towards = torch.stack(suns).double().numpy()
+    radiance = np.zeros((view.height, view.width), np.float32)
+    depth = np.full_like(radiance, np.inf)
+    shadow = np.zeros(radiance.shape, np.bool_)
+
+    def render_part(first: int, last: int) -> None:
+        outputs = [image[first:last] for image in (radiance, depth, shadow)]
+        compiled.render_rows(scene, camera, rotation, offsets, towards, first, *outputs)
+
+    _in_threads(render_part, view.height)
+    depth[~np.isfinite(depth)] = np.nan
+    return Rendering(torch.from_numpy(radiance), torch.from_numpy(depth), torch.from_numpy(shadow))
 
 
-def _step(
-    level: GridLevel, walk: _Walk, result: torch.Tensor, tables, top: int
-) -> torch.Tensor:
+def _step(level: GridLevel, walk: _Walk, result: torch.Tensor, tables, top: int) -> torch.Tensor:
     """Move every ray over one cell of its pyramid level, or down one level; return who is done."""
     offsets, sizes = tables
     size = (1 << walk.mip).float()
@@ -586,7 +657,8 @@ def _add_micro(terrain: Terrain, points, slopes, footprint):
             [cos * detail[:, 0] - sin * detail[:, 1], sin * detail[:, 0] + cos * detail[:, 1]], 1
         )
         slopes = slopes.index_add(0, near, turned * strength)
-        albedo = albedo.index_put((near,), albedo[near] * (1 + strength[:, 0] * (detail[:, 2] - 1)))
+        grain = 1 + strength[:, 0] * (detail[:, 2] - 1)
+        albedo = albedo.index_put((near,), albedo[near] * grain)
     return slopes, albedo
 
 
@@ -610,11 +682,9 @@ def _reflect(lighting: Lighting, slopes, albedo, sun, to_camera, lit) -> torch.T
     direct = hapke_reflectance(cos_i, cos_e, cos_g, lighting.hapke)
     # Light from the sunlit ground comes from below the horizon, mostly opposite to the sun.
     side = -(normal[:, 0] * sun[0] + normal[:, 1] * sun[1])
-    around = lighting.hapke.w * 0.25 * (
-        lighting.ambient * (0.5 + 0.5 * normal[:, 2])
-        + lighting.bounce * (0.5 + 0.5 * side).clamp(0.0, 1.0)
-    )
-    return albedo * (direct * lit + around)
+    sky = lighting.ambient * (0.5 + 0.5 * normal[:, 2])
+    ground = lighting.bounce * (0.5 + 0.5 * side).clamp(0.0, 1.0)
+    return albedo * (direct * lit + lighting.hapke.w * 0.25 * (sky + ground))
 
 
 def hapke_reflectance(
@@ -665,9 +735,8 @@ def _rough_surface(cos_i, cos_e, cos_g, theta_bar_deg: float):
     def e2(cos, sin):
         return torch.exp(-1 / (math.pi * tangent**2) * (cos / sin) ** 2)
 
-    e1_i, e1_e, e2_i, e2_e = (
-        e1(cos_i, sin_i), e1(cos_e, sin_e), e2(cos_i, sin_i), e2(cos_e, sin_e)
-    )
+    e1_i, e1_e = e1(cos_i, sin_i), e1(cos_e, sin_e)
+    e2_i, e2_e = e2(cos_i, sin_i), e2(cos_e, sin_e)
     eta_i = chi * (cos_i + sin_i * tangent * e2_i / (2 - e1_i))
     eta_e = chi * (cos_e + sin_e * tangent * e2_e / (2 - e1_e))
     steeper_view = cos_i >= cos_e

@@ -75,7 +75,7 @@ class TerrainConfig:
             )
         for cells in self.cells:
             if cells < 2 or cells & (cells - 1):
-                raise InputError(f'terrain grid has {cells} cells a side; a power of two is needed')
+                raise InputError(f'terrain grid has {cells} cells; a power of two is needed')
         for k in range(len(self.cells) - 1):
             ratio = self.cell_sizes_m[k + 1] / self.cell_sizes_m[k]
             inner = self.cells[k] / ratio
@@ -286,9 +286,7 @@ def _join(fine: FloatGrid, coarse: FloatGrid, config: TerrainConfig, k: int) -> 
 def _spectrum(config: TerrainConfig, wavenumber: torch.Tensor) -> torch.Tensor:
     """Return the power spectral density of the fractal ground, m^4 (var = double integral)."""
     hurst = config.hurst
-    integral = (
-        2.0 ** (-2 * hurst - 1) * math.gamma(1 - hurst) / (hurst * math.gamma(1 + hurst))
-    )
+    integral = 2.0 ** (-2 * hurst - 1) * math.gamma(1 - hurst) / (hurst * math.gamma(1 + hurst))
     scale = config.roughness_m**2 / (4 * math.pi * integral)
     corner = 2 * math.pi / _ROLL_OFF_M
     k = wavenumber.clamp(min=1e-6)
@@ -297,9 +295,7 @@ def _spectrum(config: TerrainConfig, wavenumber: torch.Tensor) -> torch.Tensor:
     return steep * (1 + (corner / k) ** 2) ** -(hurst - 0.15)
 
 
-def _filtered_noise(
-    side: int, cell_m: float, rng: np.random.Generator, density
-) -> torch.Tensor:
+def _filtered_noise(side: int, cell_m: float, rng: np.random.Generator, density) -> torch.Tensor:
     """Return (side, side) Gaussian noise with a given spectral density (periodic)."""
     white = torch.from_numpy(rng.standard_normal((side, side), dtype=np.float32))
     kx = 2 * math.pi * torch.fft.rfftfreq(side, cell_m)
@@ -342,9 +338,7 @@ def _albedo_noise(config: TerrainConfig, k: int, rng: np.random.Generator) -> Fl
     return nnf.pad(noise[None, None], (0, 1, 0, 1), mode='circular')[0, 0].numpy()
 
 
-def _tilt(
-    config: TerrainConfig, rng: np.random.Generator, side: int, cell_m: float
-) -> FloatGrid:
+def _tilt(config: TerrainConfig, rng: np.random.Generator, side: int, cell_m: float) -> FloatGrid:
     azimuth = rng.uniform(0, 2 * math.pi)
     rise = math.tan(math.radians(config.tilt_deg))
     along = (np.arange(side, dtype=np.float32) - (side - 1) / 2) * cell_m
@@ -551,9 +545,7 @@ def _rock_planes(rng: np.random.Generator, diameter: float) -> list[tuple[float,
         radius *= math.hypot(math.cos(angle), squash * math.sin(angle))
         steep = math.tan(math.radians(rng.uniform(55, 82)))
         direction = angle + azimuth
-        planes.append(
-            (-steep * math.cos(direction), -steep * math.sin(direction), steep * radius)
-        )
+        planes.append((-steep * math.cos(direction), -steep * math.sin(direction), steep * radius))
     for _ in range(int(rng.integers(3, 7))):
         direction = rng.uniform(0, 2 * math.pi)
         slope = math.tan(math.radians(rng.uniform(3, 42)))

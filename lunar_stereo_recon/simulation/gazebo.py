@@ -1,0 +1,296 @@
+"""Writes a terrain as a Gazebo world: meshes, textures, SDF, and a description for launch files.
+
+The world's frame is the renderer's (x east, y north, z up, metres), so that ground truth of one
+holds in the other. Gazebo Harmonic is the target; the file is SDF 1.9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.simulation.collada import write_collada
+from lunar_stereo_recon.simulation.terrain import Terrain
+from lunar_stereo_recon.simulation.terrain_mesh import (
+    height_differences,
+    terrain_patches,
+    TerrainPatch,
+)
+from lunar_stereo_recon.simulation.terrain_textures import patch_textures
+
+WORLD_NAME = 'lunar'
+WORLD_FILE = 'world.sdf'
+DESCRIPTION_FILE = 'world.json'
+LUNAR_GRAVITY_MS2 = 1.62
+# Gazebo's cameras have no exposure control. Soil is painted brighter than the Moon's 0.12 so that
+# 8 bits hold its shades, and the sun's intensity is set as an exposure control would.
+_SOIL_REFLECTANCE = 0.45
+_GROUND_BRIGHTNESS = 0.22
+_MAX_SUN_INTENSITY = 5.0
+# Reach of the rover around its centre, and where a good place to stand is looked for.
+_FOOTPRINT_M = 0.6
+_SEARCH_M = 4.0
+_DROP_M = 0.02
+
+
+@dataclass(frozen=True)
+class WorldOptions:
+    """How a terrain becomes a Gazebo world.
+
+    Attributes:
+        sun_elevation_deg: Height of the sun above the horizon, degrees.
+        sun_azimuth_deg: Direction to the sun, counterclockwise from +x, degrees.
+        cells: Cells along a side of the finest patch, a power of two.
+        texels: Side of the textures of the finest patch; the others get half as many.
+    """
+
+    sun_elevation_deg: float = 25.0
+    sun_azimuth_deg: float = 120.0
+    cells: int = 512
+    texels: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sun_elevation_deg <= 90:
+            raise InputError(
+                f'sun elevation is {self.sun_elevation_deg} degrees; more than 0 and at most 90 '
+                'are needed'
+            )
+        if self.texels < 16:
+            raise InputError(f'textures of {self.texels} texels; at least 16 are needed')
+
+    def sun_direction(self) -> tuple[float, float, float]:
+        """Return the unit vector towards the sun."""
+        elevation = math.radians(self.sun_elevation_deg)
+        azimuth = math.radians(self.sun_azimuth_deg)
+        return (
+            math.cos(elevation) * math.cos(azimuth),
+            math.cos(elevation) * math.sin(azimuth),
+            math.sin(elevation),
+        )
+
+    def sun_intensity(self) -> float:
+        """Return the light's intensity at which level ground has a middle brightness."""
+        level_ground = _SOIL_REFLECTANCE * math.sin(math.radians(self.sun_elevation_deg))
+        return min(_GROUND_BRIGHTNESS / level_ground, _MAX_SUN_INTENSITY)
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """Where the rover starts: a point on the ground below it and its heading in the world."""
+
+    x_m: float
+    y_m: float
+    z_m: float
+    yaw_rad: float
+
+
+def export_world(
+    terrain: Terrain,
+    folder: Path,
+    options: WorldOptions | None = None,
+    about: dict[str, Any] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Write a world that `gz sim` loads, and return the path of its SDF file.
+
+    Args:
+        terrain: The ground.
+        folder: Folder to write to; made where it is missing.
+        options: Sun and resolution.
+        about: What the world came from (JSON types), for the description.
+        progress: Called with what is being written.
+
+    Raises:
+        InputError: The folder cannot be written, or an option does not fit the terrain.
+    """
+    options = options or WorldOptions()
+    patches = terrain_patches(terrain, options.cells)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for patch in patches:
+            progress(f'ground to {patch.half_size_m:g} m')
+            _write_patch(terrain, patch, folder, options)
+        (folder / WORLD_FILE).write_text(world_sdf(patches, options), encoding='utf-8')
+        description = _description(terrain, patches, options, about or {})
+        # Last, because its presence says that the world is complete.
+        (folder / DESCRIPTION_FILE).write_text(
+            json.dumps(description, indent=2) + '\n', encoding='utf-8'
+        )
+    except OSError as error:
+        raise InputError(f'cannot write the world to {folder}: {error.strerror}') from error
+    return folder / WORLD_FILE
+
+
+def find_spawn(terrain: Terrain, yaw_rad: float = 0.0) -> Spawn:
+    """Return the most level place near the terrain's centre to put the rover down."""
+    step = 0.1
+    reach = min(_SEARCH_M + _FOOTPRINT_M, terrain.levels[-1].half_size_m)
+    axis = torch.arange(-reach, reach + step / 2, step)
+    y, x = torch.meshgrid(axis, axis, indexing='ij')
+    heights = terrain.height_at(x.reshape(-1), y.reshape(-1)).reshape(x.shape).cpu().numpy()
+    window = 2 * round(_FOOTPRINT_M / step) + 1
+    square = np.ones((window, window), np.uint8)
+    highest, lowest = cv2.dilate(heights, square), cv2.erode(heights, square)
+    uneven = highest - lowest
+    inside = slice(window // 2, len(axis) - window // 2)
+    best = np.argmin(uneven[inside, inside])
+    row, column = np.unravel_index(best, uneven[inside, inside].shape)
+    row, column = row + window // 2, column + window // 2
+    return Spawn(
+        round(float(axis[column]), 3),
+        round(float(axis[row]), 3),
+        round(float(highest[row, column]) + _DROP_M, 3),
+        yaw_rad,
+    )
+
+
+def world_sdf(patches: list[TerrainPatch], options: WorldOptions) -> str:
+    """Return the text of the SDF world: sun, black sky, lunar gravity, and the ground."""
+    to_sun = options.sun_direction()
+    direction = ' '.join(f'{-value:.6f}' for value in to_sun)
+    intensity = options.sun_intensity()
+    ground = '\n'.join(_patch_sdf(patch) for patch in patches)
+    return f"""<?xml version="1.0"?>
+<sdf version="1.9">
+  <world name="{WORLD_NAME}">
+    <gravity>0 0 -{LUNAR_GRAVITY_MS2}</gravity>
+    <magnetic_field>0 0 0</magnetic_field>
+    <physics name="lunar" type="ode">
+      <max_step_size>0.004</max_step_size>
+      <real_time_factor>1.0</real_time_factor>
+    </physics>
+    <plugin filename="gz-sim-physics-system" name="gz::sim::systems::Physics"/>
+    <plugin filename="gz-sim-user-commands-system" name="gz::sim::systems::UserCommands"/>
+    <plugin filename="gz-sim-scene-broadcaster-system" name="gz::sim::systems::SceneBroadcaster"/>
+    <plugin filename="gz-sim-imu-system" name="gz::sim::systems::Imu"/>
+    <plugin filename="gz-sim-sensors-system" name="gz::sim::systems::Sensors">
+      <render_engine>ogre2</render_engine>
+      <background_color>0 0 0 1</background_color>
+      <ambient_light>0 0 0 1</ambient_light>
+    </plugin>
+    <scene>
+      <ambient>0 0 0 1</ambient>
+      <background>0 0 0 1</background>
+      <shadows>true</shadows>
+      <grid>false</grid>
+      <origin_visual>false</origin_visual>
+    </scene>
+    <light name="sun" type="directional">
+      <cast_shadows>true</cast_shadows>
+      <pose>0 0 100 0 0 0</pose>
+      <diffuse>1 1 1 1</diffuse>
+      <specular>0 0 0 1</specular>
+      <intensity>{intensity:.4f}</intensity>
+      <direction>{direction}</direction>
+    </light>
+    <model name="terrain">
+      <static>true</static>
+      <link name="ground">
+{ground}
+      </link>
+    </model>
+  </world>
+</sdf>
+"""
+
+
+def _patch_sdf(patch: TerrainPatch) -> str:
+    name = _patch_name(patch)
+    return f"""        <collision name="{name}_collision">
+          <geometry>
+            <mesh>
+              <uri>{name}.dae</uri>
+            </mesh>
+          </geometry>
+          <surface>
+            <friction>
+              <ode>
+                <mu>0.8</mu>
+                <mu2>0.8</mu2>
+              </ode>
+            </friction>
+          </surface>
+        </collision>
+        <visual name="{name}_visual">
+          <geometry>
+            <mesh>
+              <uri>{name}.dae</uri>
+            </mesh>
+          </geometry>
+          <material>
+            <diffuse>1 1 1 1</diffuse>
+            <specular>0 0 0 1</specular>
+            <pbr>
+              <metal>
+                <albedo_map>{name}_albedo.png</albedo_map>
+                <normal_map>{name}_normal.png</normal_map>
+                <roughness>1.0</roughness>
+                <metalness>0.0</metalness>
+              </metal>
+            </pbr>
+          </material>
+        </visual>"""
+
+
+def _patch_name(patch: TerrainPatch) -> str:
+    return f'terrain_{patch.level}'
+
+
+def _write_patch(
+    terrain: Terrain, patch: TerrainPatch, folder: Path, options: WorldOptions
+) -> None:
+    name = _patch_name(patch)
+    write_collada(
+        folder / f'{name}.dae',
+        patch.vertices,
+        patch.normals,
+        patch.texture_coordinates,
+        patch.triangles,
+    )
+    texels = options.texels if patch.level == 0 else options.texels // 2
+    albedo, normals = patch_textures(terrain, patch, texels, _SOIL_REFLECTANCE)
+    for kind, image in (('albedo', albedo), ('normal', normals)):
+        path = folder / f'{name}_{kind}.png'
+        if not cv2.imwrite(str(path), image[..., ::-1]):
+            raise InputError(f'cannot write {path}')
+
+
+def _description(
+    terrain: Terrain, patches: list[TerrainPatch], options: WorldOptions, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a launch file or a user wants to know about the world (JSON types)."""
+    spawn = find_spawn(terrain)
+    return {
+        'world': WORLD_FILE,
+        'name': WORLD_NAME,
+        **about,
+        'gravity_ms2': LUNAR_GRAVITY_MS2,
+        'sun_elevation_deg': options.sun_elevation_deg,
+        'sun_azimuth_deg': options.sun_azimuth_deg,
+        'spawn': {'x': spawn.x_m, 'y': spawn.y_m, 'z': spawn.z_m, 'yaw': spawn.yaw_rad},
+        'patches': [_patch_description(terrain, patch) for patch in patches],
+    }
+
+
+def _patch_description(terrain: Terrain, patch: TerrainPatch) -> dict[str, Any]:
+    differences = np.abs(height_differences(terrain, patch))
+    return {
+        'mesh': f'{_patch_name(patch)}.dae',
+        'half_size_m': patch.half_size_m,
+        'cell_m': patch.cell_m,
+        'triangles': len(patch.triangles),
+        'height_difference_m': {
+            'median': round(float(np.median(differences)), 5),
+            'p99': round(float(np.percentile(differences, 99)), 5),
+            'max': round(float(differences.max()), 5),
+        },
+    }
