@@ -58,7 +58,9 @@ def terrain_patches(terrain: Terrain, cells: int) -> list[TerrainPatch]:
         InputError: `cells` is not a power of two of at least 4.
     """
     if cells < 4 or cells & (cells - 1):
-        raise InputError(f'a terrain mesh of {cells} cells a side; a power of two from 4 is needed')
+        raise InputError(
+            f'a terrain mesh of {cells} cells a side; a power of two from 4 is needed'
+        )
     patches: list[TerrainPatch] = []
     inner: GridLevel | None = None
     for k, level in enumerate(terrain.levels):

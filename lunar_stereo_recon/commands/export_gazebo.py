@@ -1,0 +1,97 @@
+"""`lunar-stereo export-gazebo`: a Gazebo world of the ground that the renderer renders."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the sub-command."""
+    parser = subparsers.add_parser(
+        'export-gazebo', help='write a lunar terrain as a Gazebo world (SDF, meshes, textures)'
+    )
+    parser.add_argument('--out', type=Path, required=True, help='folder to write')
+    parser.add_argument('--preset', default='mare', help='kind of ground (default: mare)')
+    parser.add_argument('--seed', type=int, default=1, help='everything random follows from it')
+    parser.add_argument(
+        '--sun-elevation', type=float, help="degrees above the horizon (default: the preset's)"
+    )
+    parser.add_argument(
+        '--sun-azimuth',
+        type=float,
+        default=120.0,
+        help='degrees counterclockwise from +x (default: 120)',
+    )
+    parser.add_argument(
+        '--cells',
+        type=int,
+        default=512,
+        help='mesh cells along a side of the ground near the rover, a power of two (default: 512)',
+    )
+    parser.add_argument(
+        '--texels', type=int, default=4096, help='side of the textures there (default: 4096)'
+    )
+    parser.add_argument(
+        '--reuse', action='store_true', help='keep a world that was written with the same options'
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the terrain, write the world and say what was written."""
+    from lunar_stereo_recon.simulation.gazebo import DESCRIPTION_FILE, export_world, WorldOptions
+    from lunar_stereo_recon.simulation.presets import site_preset
+    from lunar_stereo_recon.simulation.terrain import make_terrain
+
+    preset = site_preset(args.preset)
+    elevation = preset.sun_elevation_deg if args.sun_elevation is None else args.sun_elevation
+    options = WorldOptions(elevation, args.sun_azimuth, args.cells, args.texels)
+    about = {
+        'preset': args.preset,
+        'seed': args.seed,
+        'cells': args.cells,
+        'texels': args.texels,
+        'sun_elevation_deg': elevation,
+        'sun_azimuth_deg': args.sun_azimuth,
+    }
+    written = args.out / DESCRIPTION_FILE
+    if args.reuse and _is_same(written, about):
+        print(f'{args.out} has this world already')
+        return 0
+    written.unlink(missing_ok=True)
+    _say(f'terrain {args.preset}, seed {args.seed}')
+    terrain = make_terrain(preset.terrain_config(args.seed))
+    world = export_world(terrain, args.out, options, about, _say)
+    _print_summary(world, json.loads(written.read_text(encoding='utf-8')))
+    return 0
+
+
+def _is_same(written: Path, about: dict[str, Any]) -> bool:
+    """Return whether a complete world with these options is there."""
+    try:
+        description = json.loads(written.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return False
+    return all(description.get(name) == value for name, value in about.items())
+
+
+def _say(text: str) -> None:
+    print(f'{text} ...', file=sys.stderr, flush=True)
+
+
+def _print_summary(world: Path, description: dict[str, Any]) -> None:
+    print(f'{"ground":>12} {"cell":>8} {"triangles":>10}   mesh against terrain between vertices')
+    for patch in description['patches']:
+        difference = patch['height_difference_m']
+        print(
+            f'{"+-%g m" % patch["half_size_m"]:>12} {"%g m" % patch["cell_m"]:>8} '
+            f'{patch["triangles"]:>10}   median {1e3 * difference["median"]:.1f} mm, '
+            f'99 % below {1e3 * difference["p99"]:.0f} mm'
+        )
+    spawn = description['spawn']
+    print(f'rover starts at x {spawn["x"]} y {spawn["y"]} z {spawn["z"]} m')
+    print(f'gz sim {world}')
