@@ -24,8 +24,8 @@ WIDTH, HEIGHT, DISPARITY_PX = 96, 64, 6
 CALIBRATION = StereoCalibration(60.0, 60.0, 47.5, 31.5, 47.5, 0.2, WIDTH, HEIGHT)
 START_NS, PERIOD_NS = 1_000_000_000_000, 100_000_000
 FRAME_ID = 'left_optical'
-# Discovery between processes takes seconds on a busy machine.
-PATIENCE_S = 40.0
+# Starting Python and discovery take seconds, on a busy machine far more.
+PATIENCE_S = 120.0
 DOMAIN = random.randint(1, 101)
 
 
@@ -81,7 +81,7 @@ class Processes:
                 process.send_signal(signal.SIGINT)
         for process in self._running:
             try:
-                process.wait(15)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -126,20 +126,26 @@ class Cameras:
         self.node.destroy_node()
         self._context.try_shutdown()
 
-    def advertise(self, reliable: bool = True, image: str = 'Image', suffix: str = '') -> None:
-        """Make the four input publishers."""
+    def advertise(
+        self,
+        reliable: bool = True,
+        image: str = 'Image',
+        suffix: str = '',
+        names: dict[str, str] | None = None,
+    ) -> None:
+        """Make the four input publishers; `names` gives each side's namespace."""
         from rclpy.qos import QoSProfile, ReliabilityPolicy
 
         from lunar_stereo_recon.ros.conversions import message_class
 
         policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=10, reliability=policy)
-        for side in ('left', 'right'):
+        for side, name in (names or {'left': 'left', 'right': 'right'}).items():
             self.publishers[f'{side} image'] = self.node.create_publisher(
-                message_class(f'sensor_msgs/msg/{image}'), f'{side}/image_rect{suffix}', qos
+                message_class(f'sensor_msgs/msg/{image}'), f'{name}/image_rect{suffix}', qos
             )
             self.publishers[f'{side} info'] = self.node.create_publisher(
-                message_class('sensor_msgs/msg/CameraInfo'), f'{side}/camera_info', qos
+                message_class('sensor_msgs/msg/CameraInfo'), f'{name}/camera_info', qos
             )
 
     def listen(self, *topics: str, reliable: bool = True) -> None:
