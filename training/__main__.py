@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import sys
 
 from lunar_stereo_recon.errors import ReconError
-from training import calibrate, convert, export, teacher, train
+from training import adapt, calibrate, convert, curves, export, smoke, teacher, train
 
-COMMANDS = (train, export, calibrate, teacher, convert)
+COMMANDS = (train, adapt, export, calibrate, curves, teacher, convert, smoke)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

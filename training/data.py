@@ -1,4 +1,4 @@
-"""Batches of stereo pairs with ground truth, a pure function of (seed, step).
+"""Batches of stereo pairs, a pure function of (seed, step).
 
 Because nothing depends on what was drawn before, a resumed run sees exactly the batches that an
 uninterrupted one would have seen, with any number of loader processes.
@@ -6,6 +6,7 @@ uninterrupted one would have seen, with any number of loader processes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 import logging
 from pathlib import Path
@@ -21,6 +22,14 @@ from lunar_stereo_recon.errors import InputError
 from training.recipe import DataRecipe
 
 LOG = logging.getLogger(__name__)
+ARRAYS = ('left', 'right', 'disparity', 'shadow', 'occlusion')
+# What only some sets hold: pairs with labels from a teacher have its confidence.
+OPTIONAL_ARRAYS = ('confidence', 'intrinsics')
+SEEN, OUT_OF_FRAME = 0, 2
+
+
+class UnsuitablePairError(InputError):
+    """A filter of the recipe leaves the pair out."""
 
 
 def read_sample(path: Path) -> dict[str, np.ndarray]:
@@ -29,17 +38,17 @@ def read_sample(path: Path) -> dict[str, np.ndarray]:
     Returns:
         `left`, `right` (H, W) float32 in [0, 1]; `disparity` (H, W) float32 px, NaN in the sky;
         `shadow` (H, W) bool; `occlusion` (H, W) uint8: 0 seen, 1 hidden, 2 outside the right
-        image.
+        image; where the file has them `confidence` (H, W) float32 in [0, 1] of the disparity
+        and `intrinsics` (3, 3) px.
 
     Raises:
         InputError: The file cannot be read, or an array is missing.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            sample = {
-                name: arrays[name]
-                for name in ('left', 'right', 'disparity', 'shadow', 'occlusion')
-            }
+            sample = {name: arrays[name] for name in ARRAYS}
+            optional = [name for name in OPTIONAL_ARRAYS if name in arrays]
+            sample |= {name: arrays[name].astype(np.float32) for name in optional}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f'{path}: not a readable rendered pair: {error}') from error
     scale = 1.0 / np.iinfo(sample['left'].dtype).max
@@ -76,8 +85,80 @@ def shift_rows(image: np.ndarray, offset_px: float) -> np.ndarray:
     )
 
 
-class RenderedPairs(Dataset):
-    """Item `step` is that step's batch (this process's share of it)."""
+class StepBatches(Dataset):
+    """Item `step` is that step's batch (this process's share of it).
+
+    Attributes:
+        entries: What an item is read from.
+        unreadable: Entries that could not be read, so far.
+        unsuitable: Entries that a filter of the recipe left out, so far.
+    """
+
+    def __init__(
+        self,
+        recipe: DataRecipe,
+        entries: Sequence,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.recipe, self.entries, self.seed = recipe, entries, seed
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.unreadable: set = set()
+        self.unsuitable: set = set()
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        """Return a batch: `left`, `right` (B, C, H, W), the rest as `read` gives it."""
+        items = range(self.rank, self.batch_size, self.world_size)
+        return stack([self.item(step * self.batch_size + number) for number in items])
+
+    def item(self, number: int) -> dict[str, np.ndarray]:
+        """Return item `number` of the endless stream, cropped and varied."""
+        epoch, place = divmod(number, len(self.entries))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.entries))
+        for shift in range(len(self.entries)):
+            index = int(order[(place + shift) % len(self.entries)])
+            rng = np.random.default_rng(self._crop_seed(number, epoch, index))
+            try:
+                return self.read(self.entries[index], rng)
+            except UnsuitablePairError:
+                self.unsuitable.add(self.entries[index])
+            except InputError as error:
+                self._count_unreadable(self.entries[index], error)
+        raise InputError(
+            f'none of {len(self.entries)} pairs can be used: {len(self.unreadable)} are not '
+            f'readable, {len(self.unsuitable)} do not pass the filters of the recipe'
+        )
+
+    def _crop_seed(self, number: int, epoch: int, index: int) -> list[int]:
+        if self.recipe.fixed_crops:
+            return [self.seed, 2, index, epoch % self.recipe.fixed_crops]
+        return [self.seed, 1, number]
+
+    def _count_unreadable(self, entry, error: InputError) -> None:
+        if entry not in self.unreadable:
+            self.unreadable.add(entry)
+            LOG.warning('left out: %s', error)
+        limit = self.recipe.max_unreadable_fraction * len(self.entries)
+        if len(self.unreadable) > limit:
+            raise InputError(
+                f'{len(self.unreadable)} of {len(self.entries)} pairs cannot be read, '
+                f'data.max_unreadable_fraction allows {limit:.1f}; last: {entry}: {error}'
+            ) from error
+
+    @abstractmethod
+    def read(self, entry, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return one item.
+
+        Raises:
+            UnsuitablePairError: A filter of the recipe leaves it out.
+            InputError: It cannot be read.
+        """
+
+
+class RenderedPairs(StepBatches):
+    """Pairs of .npz files, rendered or labelled by a teacher."""
 
     def __init__(
         self,
@@ -92,39 +173,19 @@ class RenderedPairs(Dataset):
         Raises:
             InputError: A folder holds no pairs.
         """
-        self.recipe, self.seed = recipe, seed
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.paths = list_samples(recipe.train)
-        self.unreadable: set[Path] = set()
+        entries = list_samples(recipe.train)
+        super().__init__(recipe, entries, seed, batch_size, rank, world_size)
 
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        """Return `left`, `right` (B, 1, H, W) and `disparity`, `shadow`, `occlusion` (B, H, W)."""
-        items = range(self.rank, self.batch_size, self.world_size)
-        return stack([self.item(step * self.batch_size + number) for number in items])
+    def read(self, entry: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return `left`, `right`, `disparity`, `shadow`, `occlusion` (H, W), and more.
 
-    def item(self, number: int) -> dict[str, np.ndarray]:
-        """Return item `number` of the endless stream, cropped and varied."""
-        epoch, place = divmod(number, len(self.paths))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.paths))
-        rng = np.random.default_rng([self.seed, 1, number])
-        for shift in range(len(self.paths)):
-            path = self.paths[order[(place + shift) % len(self.paths)]]
-            try:
-                return self.crop_and_vary(read_sample(path), rng)
-            except InputError as error:
-                self._count_unreadable(path, error)
-        raise InputError(f'none of {len(self.paths)} pairs could be read')
-
-    def _count_unreadable(self, path: Path, error: InputError) -> None:
-        if path not in self.unreadable:
-            self.unreadable.add(path)
-            LOG.warning('left out: %s', error)
-        limit = self.recipe.max_unreadable_fraction * len(self.paths)
-        if len(self.unreadable) > limit:
-            raise InputError(
-                f'{len(self.unreadable)} of {len(self.paths)} pairs cannot be read, '
-                f'data.max_unreadable_fraction allows {limit:.1f}; last: {path}: {error}'
-            ) from error
+        With `data.matches` also `matches1`, `matches2` (N, 2) and `matches_valid` (N,); what else
+        the file has, see `read_sample`.
+        """
+        item = self.crop_and_vary(read_sample(entry), rng)
+        if self.recipe.matches:
+            item |= sample_matches(item['disparity'], item['occlusion'], self.recipe.matches, rng)
+        return item
 
     def crop_and_vary(
         self, sample: dict[str, np.ndarray], rng: np.random.Generator
@@ -143,15 +204,58 @@ class RenderedPairs(Dataset):
         crop = {
             name: np.ascontiguousarray(array[top : top + height, start : start + width])
             for name, array in sample.items()
+            if name != 'intrinsics'
         }
+        if 'intrinsics' in sample:
+            crop['intrinsics'] = sample['intrinsics'].copy()
+            crop['intrinsics'][:2, 2] -= start, top
         seen_left_of_crop = crop['disparity'] > np.arange(width)
-        crop['occlusion'] = np.where(seen_left_of_crop, np.uint8(2), crop['occlusion'])
+        crop['occlusion'] = np.where(seen_left_of_crop, np.uint8(OUT_OF_FRAME), crop['occlusion'])
+        if self.recipe.fixed_crops:
+            return crop
         if self.recipe.max_vertical_offset_px:
             limit = self.recipe.max_vertical_offset_px
             crop['right'] = shift_rows(crop['right'], rng.uniform(-limit, limit))
         if self.recipe.photometric:
             crop['left'], crop['right'] = vary_light(crop['left'], crop['right'], rng)
         return crop
+
+
+def sample_matches(
+    disparity: np.ndarray, occlusion: np.ndarray, count: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Return `matches1`, `matches2` (count, 2) int64 pixels x, y and `matches_valid` (count,).
+
+    Drawn among pixels that both views see; where there are fewer, the rest is not valid.
+
+    Args:
+        disparity: (H, W) px, NaN unknown.
+        occlusion: (H, W), 0 where both views see the pixel.
+        count: How many.
+        rng: Draws them.
+    """
+    seen = np.isfinite(disparity) & (occlusion == SEEN)
+    rows, columns = np.nonzero(seen)
+    right_columns = np.rint(columns - disparity[rows, columns]).astype(np.int64)
+    inside = (right_columns >= 0) & (right_columns < disparity.shape[1])
+    left = np.stack([columns, rows], axis=1)[inside]
+    right = np.stack([right_columns, rows], axis=1)[inside]
+    return drawn_matches(left, right, count, rng)
+
+
+def drawn_matches(
+    left: np.ndarray, right: np.ndarray, count: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Return `count` of the matching pixels left, right (N, 2), as `sample_matches` does."""
+    chosen = rng.permutation(len(left))[:count]
+    matches = {
+        'matches1': np.zeros((count, 2), np.int64),
+        'matches2': np.zeros((count, 2), np.int64),
+        'matches_valid': np.arange(count) < len(chosen),
+    }
+    matches['matches1'][: len(chosen)] = left[chosen]
+    matches['matches2'][: len(chosen)] = right[chosen]
+    return matches
 
 
 def list_samples(folders: Sequence[str | Path]) -> list[Path]:
@@ -172,11 +276,25 @@ def list_samples(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-    """Return samples as one batch of tensors; images get a channel dimension."""
+    """Return samples as one batch of tensors; grey images get a channel dimension.
+
+    Where only some pairs have a confidence, the others' is 1.
+
+    Raises:
+        InputError: The samples hold different arrays.
+    """
+    if any('confidence' in sample for sample in samples):
+        for sample in samples:
+            sample.setdefault('confidence', np.ones(sample['left'].shape, np.float32))
+    names = {frozenset(sample) for sample in samples}
+    if len(names) > 1:
+        lacking = sorted(frozenset.union(*names) - frozenset.intersection(*names))
+        raise InputError(f'only some pairs of a batch have {", ".join(lacking)}')
     batch = {
         name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
         for name in samples[0]
     }
     for view in ('left', 'right'):
-        batch[view] = batch[view][:, None]
+        image = batch[view]
+        batch[view] = image[:, None] if image.ndim == 3 else image.permute(0, 3, 1, 2).contiguous()
     return batch

@@ -12,13 +12,14 @@ import warnings
 import numpy as np
 import onnx
 import onnxruntime
+from safetensors.torch import save_file
 import torch
 from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.models.checkpoints import save_model
 from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent
-from training.checkpoint import load_checkpoint
-from training.trainer import flight_config
+from training.checkpoint import FLIGHT_KIND, load_network
 
 FORMAT_VERSION = '1'
 OPSET = 18
@@ -42,25 +43,24 @@ class ExportedStudent(nn.Module):
         return tuple(output[name] for name in OUTPUTS)
 
 
-def load_student(path: Path | str) -> tuple[FlightStudent, dict]:
-    """Return the averaged student of a checkpoint, in evaluation mode, and the checkpoint.
+def load_student(path: Path | str, name: str = '') -> tuple[FlightStudent, dict]:
+    """Return the averaged flight student of a checkpoint, in evaluation mode, and the checkpoint.
+
+    Args:
+        path: `.pt` of a run.
+        name: Which student, where there are several.
 
     Raises:
-        ModelError: The checkpoint is damaged or its weights do not fit its configuration.
+        ModelError: The checkpoint is damaged, its weights do not fit its configuration, or the
+            student is of another kind.
     """
-    content = load_checkpoint(path)
-    student = FlightStudent(flight_config(content['config']))
-    prefix = 'module.'
-    weights = {
-        key.removeprefix(prefix): value
-        for key, value in content['average'].items()
-        if key.startswith(prefix)
-    }
-    try:
-        student.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ModelError(f'{path}: {error}') from error
-    return student.eval(), content
+    student, content = load_network(path, name)
+    if not isinstance(student, FlightStudent):
+        raise ModelError(
+            f'{path}: {name or "its student"} is a {type(student).__name__}; only flight '
+            'students are exported to ONNX, others to .safetensors'
+        )
+    return student, content
 
 
 def weights_digest(student: nn.Module) -> str:
@@ -129,24 +129,56 @@ def metadata_of(student: FlightStudent, content: dict, confidence: dict | None) 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declare the sub-command."""
-    parser = subparsers.add_parser('export', help='write a checkpoint as ONNX')
+    parser = subparsers.add_parser('export', help='write a checkpoint as ONNX or .safetensors')
     parser.add_argument('checkpoint', type=Path)
-    parser.add_argument('onnx', type=Path)
+    parser.add_argument(
+        'target',
+        type=Path,
+        help='.onnx for the rover, .safetensors to train on or for a student of the paper',
+    )
+    parser.add_argument('--student', default='', metavar='NAME', help='of a run with several')
     parser.add_argument('--confidence', type=Path, help='JSON of the confidence calibration')
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, then check the file against torch at two sizes."""
-    student, content = load_student(args.checkpoint)
-    confidence = json.loads(args.confidence.read_text()) if args.confidence else None
-    export_onnx(student, args.onnx, metadata_of(student, content, confidence))
+    """Write the file."""
+    if args.target.suffix == '.safetensors':
+        write_safetensors(args.checkpoint, args.target, args.student)
+    else:
+        write_onnx(args.checkpoint, args.target, args.confidence, args.student)
+    return 0
+
+
+def write_onnx(
+    checkpoint: Path, target: Path, calibration: Path | None = None, name: str = ''
+) -> None:
+    """Export, then check the file against torch at two sizes.
+
+    Raises:
+        ModelError: The file does not agree with torch.
+    """
+    student, content = load_student(checkpoint, name)
+    confidence = json.loads(calibration.read_text()) if calibration else None
+    export_onnx(student, target, metadata_of(student, content, confidence))
     for size in ((480, 640), (224, 352)):
-        share = parity(student, args.onnx, size)
+        share = parity(student, target, size)
         if share > PARITY_SHARE:
             raise ModelError(
-                f'{args.onnx}: at {size[1]}x{size[0]}, {100 * share:.2f} % of the disparities '
+                f'{target}: at {size[1]}x{size[0]}, {100 * share:.2f} % of the disparities '
                 f'differ from torch by over {PARITY_PX} px; at most {100 * PARITY_SHARE} % may'
             )
-    print(f'{args.onnx}: {args.onnx.stat().st_size / 2**20:.1f} MiB, agrees with torch')
-    return 0
+    print(f'{target}: {target.stat().st_size / 2**20:.1f} MiB, agrees with torch')
+
+
+def write_safetensors(checkpoint: Path, target: Path, name: str = '') -> None:
+    """Write a student's weights, its configuration in the metadata."""
+    student, content = load_network(checkpoint, name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(student, FlightStudent):
+        state = {key: value.contiguous() for key, value in student.state_dict().items()}
+        metadata = metadata_of(student, content, None) | {'kind': FLIGHT_KIND}
+        save_file(state, target, metadata)
+    else:
+        save_model(student, target)
+    print(f'{target}: {target.stat().st_size / 2**20:.1f} MiB')

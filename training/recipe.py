@@ -1,6 +1,8 @@
 """A training run as data: one YAML file a run, checked against these dataclasses.
 
-Unknown keys and wrong types are errors. `--set section.key=value` overrides single values.
+A run is one recipe with a named list of students, which share the data and one forward pass of
+the teacher. Unknown keys and wrong types are errors; `--set section.key=value` overrides single
+values.
 """
 
 from __future__ import annotations
@@ -15,27 +17,49 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lunar_stereo_recon.errors import InputError
 
+DATA_KINDS = ('rendered', 'stereolunar')
+STUDENT_KINDS = ('flight', 'lunar_teacher', 'mast3r', 'S1', 'S2', 'S3', 'S4')
+TARGETS = ('ground_truth', 'teacher')
+START_METHODS = ('random', 'shared_basis', 'truncate', 'direct')
+AMP = ('off', 'bf16')
+# Losses of the flight student that compare with the teacher.
+TEACHER_TERMS = ('soft_bins', 'encoder_features', 'decoder_features')
+
 
 @dataclass
 class DataRecipe:
     """Where the pairs come from and how they are varied.
 
     Attributes:
-        train: Folders of rendered pairs (`lunar_stereo_recon.simulation.dataset`).
-        validation: Folder of full frames, never trained on; '' for none.
-        crop_height, crop_width: Random crop, pixels; multiples of 32.
+        kind: 'rendered' (pairs of `lunar_stereo_recon.simulation.dataset`, or of
+            `python -m training adapt`) or 'stereolunar' (folders of `.jpg`, `.exr`, `.npz`).
+        train: Folders.
+        validation: Folder of rendered full frames, never trained on; '' for none.
+        crop_height, crop_width: Random crop, pixels; multiples of 32. StereoLunar views are
+            scaled to cover it and cut about the centre.
+        fixed_crops: Each pair is cut in so many ways and no more, and its light is not varied,
+            so that a cache of teacher outputs serves every epoch; 0: a new crop each time.
         photometric: Vary exposure, gain, gamma and noise on top of the rendered camera.
         max_vertical_offset_px: Largest random shift of the right rows, pixels.
+        matches: Correspondences drawn a pair, for the matching loss; 0 for none.
+        min_overlap: StereoLunar: pairs are left out where a smaller share of the left view is
+            seen in the right one.
+        max_frame_distance: StereoLunar: views further apart in the sequence make no pair.
         workers: Loader processes.
         max_unreadable_fraction: The run stops when more of the files than this cannot be read.
     """
 
+    kind: str = 'rendered'
     train: list[str] = field(default_factory=list)
     validation: str = ''
     crop_height: int = 256
     crop_width: int = 384
+    fixed_crops: int = 0
     photometric: bool = True
     max_vertical_offset_px: float = 0.3
+    matches: int = 0
+    min_overlap: float = 0.3
+    max_frame_distance: int = 1
     workers: int = 1
     max_unreadable_fraction: float = 0.01
 
@@ -53,6 +77,9 @@ class LossRecipe:
         correlation: Cross entropy of the raw correlation, on pixels seen in both views.
         match: Cross entropy of the matching at stride 2, on pixels seen in both views.
         confidence: Binary cross entropy of "error below one pixel"; sky counts as wrong.
+        soft_bins: Divergence of the bins from the teacher's.
+        encoder_features, decoder_features: Cosine-margin alignment with the teacher's tokens.
+        feature_margin: Cosine from which a feature counts as aligned.
     """
 
     disparity: float = 1.0
@@ -63,16 +90,89 @@ class LossRecipe:
     correlation: float = 0.3
     match: float = 0.3
     confidence: float = 0.3
+    soft_bins: float = 0.0
+    encoder_features: float = 0.0
+    decoder_features: float = 0.0
+    feature_margin: float = 0.9
+
+
+@dataclass
+class TeacherRecipe:
+    """A frozen network that the students learn from.
+
+    Attributes:
+        checkpoint: '' for none; `.pt` of a run that trained a flight network (the lunar teacher)
+            or a MASt3R; `.pth` or `.safetensors` of an official MASt3R, MOONSt3R.
+        student: Name of the network in a `.pt` that holds several.
+        cache: Folder where outputs are kept by content of network and images; '' for none.
+        amp: 'off' or 'bf16'; the paper's teacher runs in full precision.
+    """
+
+    checkpoint: str = ''
+    student: str = ''
+    cache: str = ''
+    amp: str = 'off'
+
+
+@dataclass
+class StartRecipe:
+    """What a student's weights are before the first step.
+
+    Attributes:
+        method: Of the decoder and the heads: 'random', or from the teacher by 'shared_basis',
+            'truncate' or 'direct' (see `training.svd_init`).
+        mapping: Teacher blocks of the student's: 'uniform', 'last_k' or 'first_k'.
+        ridge: Strength of the refit of 'shared_basis'.
+        pairs: Training pairs whose tokens 'shared_basis' is fitted to.
+        encoder: File of published encoder weights (DINOv2, ViT-Tiny, MobileNetV3); '' for none.
+        checkpoint: Go on from a trained student, `.pt` or `.safetensors`, whose configuration
+            takes the place of kind and model; '' for none.
+    """
+
+    method: str = 'random'
+    mapping: str = 'uniform'
+    ridge: float = 0.1
+    pairs: int = 4
+    encoder: str = ''
+    checkpoint: str = ''
+
+
+@dataclass
+class StudentRecipe:
+    """One student of a run.
+
+    Attributes:
+        kind: 'flight', 'lunar_teacher' (the same at a larger size), 'mast3r', or S1 to S4 of the
+            paper.
+        model: Overrides of its configuration.
+        freeze_encoder: Train all but the encoder.
+        start: Weights before the first step.
+        target: 'ground_truth' or 'teacher': whose disparities or pointmaps are learnt.
+        min_confidence: Flight: the teacher's disparity counts where its confidence, in [0, 1],
+            is at least this.
+        losses: Of a flight student.
+        distillation: Of the others: overrides of `training.losses.LossWeights`.
+    """
+
+    kind: str = 'flight'
+    model: dict[str, Any] = field(default_factory=dict)
+    freeze_encoder: bool = False
+    start: StartRecipe = field(default_factory=StartRecipe)
+    target: str = 'ground_truth'
+    min_confidence: float = 0.5
+    losses: LossRecipe = field(default_factory=LossRecipe)
+    distillation: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class OptimizerRecipe:
-    """AdamW with warm-up and cosine decay.
+    """AdamW with warm-up and cosine decay; each student has its own.
 
     Attributes:
         learning_rate: At the top of the schedule.
         final_fraction: Of the learning rate, at the last step.
-        weight_decay: On matrices and kernels; norms, biases and scalars have none.
+        beta2: Decay of the second moment.
+        weight_decay: On matrices and kernels; norms, biases, scalars and projectors have none.
         warmup_steps, total_steps: Optimiser steps.
         batch_size: Pairs a step, over all processes.
         accumulate: Backward passes a step.
@@ -83,6 +183,7 @@ class OptimizerRecipe:
 
     learning_rate: float = 1e-3
     final_fraction: float = 0.01
+    beta2: float = 0.98
     weight_decay: float = 1e-2
     warmup_steps: int = 200
     total_steps: int = 4000
@@ -100,14 +201,14 @@ class Recipe:
     Attributes:
         name: Name of the run and of the exported model.
         seed: Of initial weights, crops and order.
-        model: Overrides of `FlightConfig`.
+        students: By name.
     """
 
     name: str = 'flight'
     seed: int = 0
-    model: dict[str, Any] = field(default_factory=dict)
     data: DataRecipe = field(default_factory=DataRecipe)
-    losses: LossRecipe = field(default_factory=LossRecipe)
+    teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
+    students: dict[str, StudentRecipe] = field(default_factory=dict)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     checkpoint_every: int = 250
     validate_every: int = 1000
@@ -115,6 +216,41 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return the resolved recipe as plain values, as stored in checkpoints."""
         return asdict(self)
+
+    def check(self) -> None:
+        """Refuse values that no type can rule out.
+
+        Raises:
+            InputError: Names the value and the known ones, or the student that cannot be trained.
+        """
+        if not self.students:
+            raise InputError('students is empty; a run needs at least one')
+        _one_of('data.kind', self.data.kind, DATA_KINDS)
+        _one_of('optimizer.amp', self.optimizer.amp, AMP)
+        _one_of('teacher.amp', self.teacher.amp, AMP)
+        for name, student in self.students.items():
+            _one_of(f'students.{name}.kind', student.kind, STUDENT_KINDS)
+            _one_of(f'students.{name}.target', student.target, TARGETS)
+            _one_of(f'students.{name}.start.method', student.start.method, START_METHODS)
+            if not self.teacher.checkpoint:
+                self._check_without_teacher(name, student)
+
+    def _check_without_teacher(self, name: str, student: StudentRecipe) -> None:
+        needs = {
+            'target': student.target == 'teacher',
+            'start.method': student.start.method != 'random',
+            **{f'losses.{term}': getattr(student.losses, term) > 0 for term in TEACHER_TERMS},
+        }
+        for key, needed in needs.items():
+            if needed:
+                raise InputError(
+                    f'students.{name}.{key} needs a teacher, but teacher.checkpoint is empty'
+                )
+
+
+def _one_of(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f'{key} is {value!r}; known: {", ".join(known)}')
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -125,7 +261,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `section.key=value` strings, applied last.
 
     Raises:
-        InputError: The file is missing, or a key or type is wrong; says which.
+        InputError: The file is missing, or a key, type or value is wrong; says which.
     """
     try:
         merged = OmegaConf.merge(
@@ -133,6 +269,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             OmegaConf.load(path),
             OmegaConf.from_dotlist(list(overrides)),
         )
-        return OmegaConf.to_object(merged)
+        recipe = OmegaConf.to_object(merged)
     except (OSError, OmegaConfBaseException) as error:
         raise InputError(f'recipe {path}: {error}') from error
+    recipe.check()
+    return recipe

@@ -1,4 +1,4 @@
-"""Losses of the flight student on rectified pairs with exact disparity.
+"""Losses of the flight student on rectified pairs with exact or a teacher's disparity.
 
 Each returns a scalar tensor. Disparities are in pixels of the full-resolution image; at stride 4
 a bin is 4 px. NaN in a target means that there is nothing to learn at that pixel.
@@ -6,14 +6,21 @@ a bin is 4 px. NaN in a target means that there is nothing to learn at that pixe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 import torch.nn.functional as F
 
+from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.models.flight import MATCH_STRIDE
+from training.data import OUT_OF_FRAME, SEEN
+from training.losses import cosine_margin, feature_map
 from training.recipe import LossRecipe
 
-SEEN = 0  # value of `occlusion` for pixels that both views see
+HIDDEN = 1
+# A pixel is hidden where another one with a disparity larger by this lands on its match.
+HIDDEN_BY_PX = 1.0
 # A pull towards sub-pixel precision: errors above this grow linearly, below quadratically.
 SMOOTH_L1_BETA_PX = 0.25
 # Errors beyond this are the wrong bin, which cross entropy corrects and regression cannot; left
@@ -65,24 +72,119 @@ def bin_cross_entropy(logits: Tensor, position: Tensor, mask: Tensor) -> Tensor:
     return (entropy * mask).sum() / mask.sum().clamp_min(1)
 
 
-def confidence_loss(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+def confidence_loss(
+    logit: Tensor, prediction: Tensor, target: Tensor, target_confidence: Tensor | None = None
+) -> Tensor:
     """Return binary cross entropy of "the disparity error is below one pixel".
 
-    Pixels without a target (sky) count as wrong: nothing there may be trusted.
+    Pixels without a target (sky) count as wrong: nothing there may be trusted. Where the target
+    is a teacher's, it is itself right with a probability only, and agreement counts as much.
     """
-    correct = (prediction.detach() - target).abs() < CONFIDENT_ERROR_PX  # False where NaN
-    return F.binary_cross_entropy_with_logits(logit.float(), correct.float())
+    correct = ((prediction.detach() - target).abs() < CONFIDENT_ERROR_PX).float()  # 0 where NaN
+    if target_confidence is not None:
+        correct = correct * target_confidence
+    return F.binary_cross_entropy_with_logits(logit.float(), correct)
+
+
+def bin_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean divergence of the student's bins from the teacher's, (B, bins, H, W).
+
+    Raises:
+        ModelError: The networks have different bins.
+    """
+    if student.shape != teacher.shape:
+        raise ModelError(
+            f'soft_bins: student has bins {tuple(student.shape)}, teacher '
+            f'{tuple(teacher.shape)}; they must be equal'
+        )
+    student, teacher = (bins.float().log_softmax(dim=1) for bins in (student, teacher.detach()))
+    return (teacher.exp() * (teacher - student)).sum(dim=1).mean()
+
+
+def occlusion_from_disparity(disparity: Tensor) -> Tensor:
+    """Return (B, H, W) uint8 of a left disparity (B, H, W): seen, hidden or out of frame.
+
+    Pixels are put where they land in the right view; of two that land in one column the nearer
+    is seen. A disparity of NaN makes no claim and hides nothing: out of frame.
+    """
+    known = disparity.nan_to_num(nan=torch.inf)
+    columns = torch.arange(disparity.shape[2], device=disparity.device)
+    landing = (columns - known).clamp_min(-1.0).round()
+    outside = landing < 0
+    index = landing.clamp_min(0).long()
+    nearest = torch.zeros_like(disparity).scatter_reduce(
+        2, index, known.masked_fill(outside, 0.0), 'amax'
+    )
+    hidden = known < nearest.gather(2, index) - HIDDEN_BY_PX
+    occlusion = torch.full_like(index, SEEN, dtype=torch.uint8).masked_fill(hidden, HIDDEN)
+    return occlusion.masked_fill(outside, OUT_OF_FRAME)
+
+
+def teacher_labels(
+    disparity: Tensor, confidence: Tensor, min_confidence: float
+) -> dict[str, Tensor]:
+    """Return what takes the place of ground truth where a teacher gives it.
+
+    Args:
+        disparity: (B, H, W) px.
+        confidence: (B, H, W), probability that it is right.
+        min_confidence: Below, there is nothing to learn from the disparity.
+
+    Returns:
+        `disparity` with NaN where the teacher is not sure enough, `all_disparity` without,
+        `confidence`, `occlusion` as it follows from the disparity.
+    """
+    return {
+        'disparity': disparity.masked_fill(~(confidence >= min_confidence), torch.nan),
+        'all_disparity': disparity,
+        'confidence': confidence,
+        'occlusion': occlusion_from_disparity(disparity),
+    }
+
+
+def feature_loss(
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    part: str,
+    grid: tuple[int, int],
+    projector: nn.Module,
+    margin: float,
+) -> Tensor:
+    """Return the cosine-margin loss of both views' tokens.
+
+    Args:
+        student, teacher: `encoder1`, ... (B, h * w, C), as in `training.frozen_teacher`.
+        part: 'encoder' or 'decoder'.
+        grid: Rows h and columns w.
+        projector: From the student's channels to the teacher's.
+        margin: Cosine from which a token counts as aligned.
+    """
+    maps = [
+        torch.cat([feature_map(tokens[f'{part}{view}'], grid) for view in (1, 2)])
+        for tokens in (student, teacher)
+    ]
+    return cosine_margin(maps[0], maps[1], projector, margin)[0]
 
 
 def flight_losses(
-    output: dict[str, Tensor], batch: dict[str, Tensor], weights: LossRecipe
+    output: dict[str, Tensor],
+    batch: dict[str, Tensor],
+    weights: LossRecipe,
+    lesson: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum of the enabled losses, and each one before weighting.
 
+    Feature alignment is not among them: its projectors belong to the learner.
+
     Args:
         output: Of `FlightStudent.forward`.
-        batch: `disparity` (B, H, W) px with NaN in the sky, `occlusion` (B, H, W).
+        batch: `disparity` (B, H, W) px with NaN in the sky, `occlusion` (B, H, W); of a teacher
+            as `teacher_labels` gives them.
         weights: Losses of weight 0 are not computed.
+        lesson: The teacher's, with `logits` where `soft_bins` is on.
+
+    Raises:
+        ModelError: An enabled loss lacks what it needs; says what.
     """
     target = batch['disparity']
     coarse, fine = cell_mean(target, 4), cell_mean(target, 2)
@@ -90,6 +192,8 @@ def flight_losses(
     upsampled = output['disparity_upsampled'][:, 0]
     # The matcher at stride 2 sees offsets of 2 px around where the coarse estimate put it.
     offset = (fine - upsampled.detach()) / 2 + output['match'].shape[1] // 2
+    if weights.soft_bins and 'logits' not in (lesson or {}):
+        raise ModelError("loss 'soft_bins' is enabled but the teacher gives no 'logits'")
     enabled = {
         'disparity': lambda: smooth_l1(output['disparity'], target),
         'coarse': lambda: smooth_l1(output['disparity_coarse'][:, 0], coarse),
@@ -103,8 +207,12 @@ def flight_losses(
         ),
         'match': lambda: bin_cross_entropy(output['match'], offset, seen2),
         'confidence': lambda: confidence_loss(
-            output['confidence_logit'], output['disparity'], target
+            output['confidence_logit'],
+            output['disparity'],
+            batch.get('all_disparity', target),
+            batch.get('confidence'),
         ),
+        'soft_bins': lambda: bin_divergence(output['logits'], lesson['logits']),
     }
     terms = {name: loss() for name, loss in enabled.items() if getattr(weights, name)}
     total = sum(getattr(weights, name) * term for name, term in terms.items())

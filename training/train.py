@@ -1,8 +1,9 @@
-"""Train a student: `python -m training train RECIPE --minutes 30 --resume`."""
+"""Train the students of a recipe: `python -m training train RECIPE --minutes 30 --resume`."""
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ from training.trainer import Trainer
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declare the sub-command."""
-    parser = subparsers.add_parser('train', help='train a student from a recipe')
+    parser = subparsers.add_parser('train', help='train the students of a recipe')
     parser.add_argument('recipe', help='YAML file, or the name of one in training/recipes/')
     parser.add_argument('--out', type=Path, help='folder of the run (default: runs/NAME)')
     parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
@@ -38,13 +39,9 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     if args.threads:
         torch.set_num_threads(args.threads)
-    if 'RANK' in os.environ:
-        backend = 'nccl' if args.device.startswith('cuda') else 'gloo'
-        torch.distributed.init_process_group(backend)
-        if backend == 'nccl':
-            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    device = join_processes(args.device)
     recipe = load_recipe(recipe_path(args.recipe), args.overrides)
-    trainer = Trainer(recipe, args.out or Path('runs') / recipe.name, args.device)
+    trainer = Trainer(recipe, args.out or Path('runs') / recipe.name, device)
     if args.dry_run:
         for step in range(2):
             print({k: round(v, 4) for k, v in trainer.train_step([trainer.data[step]]).items()})
@@ -53,3 +50,17 @@ def run(args: argparse.Namespace) -> int:
         trainer.resume()
     trainer.run(args.minutes)
     return 0
+
+
+def join_processes(device: str) -> str:
+    """Join the other processes of a `torchrun`; return this process's device."""
+    if 'RANK' not in os.environ:
+        return device
+    on_gpu = device.startswith('cuda')
+    torch.distributed.init_process_group('nccl' if on_gpu else 'gloo')
+    atexit.register(torch.distributed.destroy_process_group)
+    if not on_gpu:
+        return device
+    number = int(os.environ['LOCAL_RANK'])
+    torch.cuda.set_device(number)
+    return f'cuda:{number}'

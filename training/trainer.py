@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-import dataclasses
-import json
 import logging
 import math
 from pathlib import Path
@@ -13,17 +11,22 @@ import time
 from typing import Any
 
 import torch
-from torch import nn, Tensor
+from torch import distributed, nn, Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lunar_stereo_recon.errors import ReconError
-from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent
+from lunar_stereo_recon.errors import InputError, ModelError, ReconError
+from lunar_stereo_recon.models.flight import FlightStudent
+from training.batch_norm import share_batch_norms
 from training.checkpoint import git_commit, load_checkpoint, save_checkpoint
-from training.data import RenderedPairs
+from training.curves import ScalarLog
+from training.data import RenderedPairs, StepBatches
+from training.frozen_teacher import Batch, load_frozen_teacher
+from training.learner import build_learner, Learner
 from training.recipe import OptimizerRecipe, Recipe
-from training.stereo_losses import flight_losses
+from training.start import start_student
+from training.students import config_values
 from training.validation import validate
 
 LOG = logging.getLogger(__name__)
@@ -35,20 +38,16 @@ class TrainingDivergedError(ReconError):
     """The loss was not finite for many steps in a row."""
 
 
-def flight_config(overrides: dict[str, Any]) -> FlightConfig:
-    """Return the configuration with overrides from a recipe or a checkpoint."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-    return FlightConfig(**values)
-
-
-def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
+def build_optimizer(learner: Learner, recipe: OptimizerRecipe) -> torch.optim.AdamW:
     """Return AdamW over every trainable parameter; only matrices and kernels decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in learner.student.parameters() if p.requires_grad]
     groups = [
         {'params': [p for p in parameters if p.ndim > 1], 'weight_decay': recipe.weight_decay},
         {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    if learner.projectors:
+        groups.append({'params': list(learner.projectors.parameters()), 'weight_decay': 0.0})
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, recipe.beta2))
 
 
 def learning_rate(step: int, recipe: OptimizerRecipe) -> float:
@@ -61,86 +60,202 @@ def learning_rate(step: int, recipe: OptimizerRecipe) -> float:
     return recipe.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-class Trainer:
-    """One student, one run, one folder."""
+def build_data(recipe: Recipe, rank: int = 0, world_size: int = 1) -> StepBatches:
+    """Return the batches of a recipe.
 
-    def __init__(self, recipe: Recipe, folder: Path, device: str = 'cpu') -> None:
-        """Build model, optimiser and data.
+    Raises:
+        InputError: A folder holds no pairs.
+    """
+    kind: type[StepBatches] = RenderedPairs
+    if recipe.data.kind == 'stereolunar':
+        # Needs OpenEXR, which rendered pairs do not.
+        from training.stereolunar import StereoLunarPairs
 
-        Raises:
-            InputError: No training data.
-        """
-        self.recipe, self.folder = recipe, folder
-        self.device = torch.device(device)
-        self.distributed = torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if self.distributed else 0
-        self.world_size = torch.distributed.get_world_size() if self.distributed else 1
-        torch.manual_seed(recipe.seed)
-        self.config = flight_config(recipe.model)
-        self.student = FlightStudent(self.config).to(self.device)
-        self.optimizer = build_optimizer(self.student, recipe.optimizer)
+        kind = StereoLunarPairs
+    return kind(recipe.data, recipe.seed, recipe.optimizer.batch_size, rank, world_size)
+
+
+class StudentInTraining:
+    """One student with its losses, optimiser and averaged weights.
+
+    Attributes:
+        learner: Student, projectors and losses.
+        average: The averaged weights, which are validated and exported.
+    """
+
+    def __init__(self, name: str, learner: Learner, recipe: OptimizerRecipe) -> None:
+        self.name, self.recipe = name, recipe
+        self.learner = learner
+        self.optimizer = build_optimizer(learner, recipe)
         self.average = AveragedModel(
-            self.student,
-            multi_avg_fn=get_ema_multi_avg_fn(recipe.optimizer.ema_decay),
+            learner.student,
+            multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay),
             use_buffers=True,
         )
-        self.model: nn.Module = self.student
-        if self.distributed:
-            self.model = nn.parallel.DistributedDataParallel(self.student)
-        self.data = RenderedPairs(
-            recipe.data,
-            recipe.seed,
-            recipe.optimizer.batch_size,
-            self.rank,
-            self.world_size,
+        self.model: nn.Module = learner
+        self.sums: dict[str, float] = {}
+        self.bad_steps = 0
+
+    @property
+    def student(self) -> nn.Module:
+        """Return the network that is trained."""
+        return self.learner.student
+
+    def distribute(self) -> None:
+        """Share batch norms and gradients with the other processes of the run."""
+        share_batch_norms(self.student)
+        # A loss that is off may leave parts of a network without a gradient.
+        self.model = nn.parallel.DistributedDataParallel(
+            self.learner, broadcast_buffers=False, find_unused_parameters=True
         )
+
+    def backward(self, batch: Batch, lesson: Batch, share: float, last: bool) -> None:
+        """Add a batch's gradients and terms, each times `share`."""
+        self.model.train()
+        waits = not last and isinstance(self.model, nn.parallel.DistributedDataParallel)
+        amp = self.recipe.amp == 'bf16'
+        with self.model.no_sync() if waits else nullcontext():
+            with torch.autocast(batch['left'].device.type, torch.bfloat16, enabled=amp):
+                loss, terms = self.model(batch, lesson)
+            (loss * share).backward()
+        for name, term in {'loss': loss, **terms}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + term.item() * share
+
+    def step(self, number: int) -> dict[str, float]:
+        """Take an optimiser step on the gradients gathered; return the terms.
+
+        Raises:
+            TrainingDivergedError: The loss was not finite for `MAX_BAD_STEPS` steps in a row.
+        """
+        rate = learning_rate(number, self.recipe)
+        for group in self.optimizer.param_groups:
+            group['lr'] = rate
+        trained = [p for group in self.optimizer.param_groups for p in group['params']]
+        norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
+        terms, self.sums = self.sums, {}
+        bad = not (math.isfinite(terms['loss']) and bool(torch.isfinite(norm)))
+        if any_process(bad, norm.device):
+            self._count_bad_step(number, terms)
+        else:
+            self.optimizer.step()
+            self.average.update_parameters(self.student)
+            self.bad_steps = 0
+        self.optimizer.zero_grad(set_to_none=True)
+        return {**terms, 'learning_rate': rate, 'grad_norm': norm.item()}
+
+    def _count_bad_step(self, number: int, terms: dict[str, float]) -> None:
+        self.bad_steps += 1
+        LOG.warning('step %d: loss of %s is %s, skipped', number, self.name, terms['loss'])
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise TrainingDivergedError(
+                f'{self.name}: loss not finite for {MAX_BAD_STEPS} steps up to step {number}; '
+                f'terms: {terms}; lower optimizer.learning_rate'
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of this student."""
+        return {
+            'kind': self.learner.recipe.kind,
+            'config': config_values(self.student),
+            'student': self.student.state_dict(),
+            'average': self.average.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'projectors': self.learner.projectors.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from the state in a checkpoint."""
+        self.student.load_state_dict(state['student'])
+        self.average.load_state_dict(state['average'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.learner.projectors.load_state_dict(state['projectors'])
+
+
+def any_process(condition: bool, device: torch.device) -> bool:
+    """Return whether the condition holds in any process: all must take the same branch."""
+    if not distributed.is_initialized():
+        return condition
+    flag = torch.tensor(float(condition), device=device)
+    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
+class Trainer:
+    """One recipe, its students, one folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: str = 'cpu') -> None:
+        """Build teacher, students, optimisers and data.
+
+        Raises:
+            InputError: No training data, or a recipe that cannot be built.
+            ModelError: A weight file is damaged or does not fit.
+        """
+        recipe.check()
+        self.recipe, self.folder = recipe, folder
+        self.device = torch.device(device)
+        self.distributed = distributed.is_initialized()
+        self.rank = distributed.get_rank() if self.distributed else 0
+        self.world_size = distributed.get_world_size() if self.distributed else 1
+        if recipe.optimizer.batch_size % self.world_size:
+            raise InputError(
+                f'optimizer.batch_size is {recipe.optimizer.batch_size}; it must be a multiple '
+                f'of the number of processes, {self.world_size}'
+            )
+        torch.manual_seed(recipe.seed)
+        self.teacher = load_frozen_teacher(recipe.teacher, self.device)
+        self.data = build_data(recipe, self.rank, self.world_size)
+        self.students = {name: self._build_student(name) for name in recipe.students}
+        self.log = ScalarLog(folder) if self.rank == 0 else None
         self.step = 0
         self.seconds = 0.0
-        self.bad_steps = 0
+
+    def _build_student(self, name: str) -> StudentInTraining:
+        student_recipe = self.recipe.students[name]
+        learner = build_learner(student_recipe, self.teacher)
+        plan = start_student(learner, self.teacher, self._fitting_pairs(student_recipe.start))
+        if plan and self.rank == 0:
+            print(f'{name} starts from its teacher:\n{plan}')
+        member = StudentInTraining(name, learner.to(self.device), self.recipe.optimizer)
+        if self.distributed:
+            member.distribute()
+        return member
+
+    def _fitting_pairs(self, start) -> Batch | None:
+        if start.method != 'shared_basis' or not start.pairs:
+            return None
+        # The same pairs in every process, so that all start from the same weights.
+        whole = build_data(self.recipe)
+        whole.batch_size = start.pairs
+        return self._on_device(whole[0])
+
+    def _on_device(self, batch: dict[str, Tensor]) -> Batch:
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     # -- step ------------------------------------------------------------------------------
 
     def train_step(self, batches: list[dict[str, Tensor]]) -> dict[str, float]:
         """Take one optimiser step over the given (accumulated) batches; return the terms.
 
-        Raises:
-            TrainingDivergedError: The loss was not finite for `MAX_BAD_STEPS` steps in a row.
-        """
-        optimizer = self.recipe.optimizer
-        self.model.train()
-        rate = learning_rate(self.step, optimizer)
-        for group in self.optimizer.param_groups:
-            group['lr'] = rate
-        sums: dict[str, float] = {}
-        for batch in batches:
-            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            with self._autocast():
-                output = self.model(batch['left'], batch['right'])
-                loss, terms = flight_losses(output, batch, self.recipe.losses)
-            (loss / len(batches)).backward()
-            for name, term in {'loss': loss, **terms}.items():
-                sums[name] = sums.get(name, 0.0) + term.item() / len(batches)
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), optimizer.clip_norm)
-        if math.isfinite(sums['loss']) and torch.isfinite(norm):
-            self.optimizer.step()
-            self.average.update_parameters(self.student)
-            self.bad_steps = 0
-        else:
-            self.bad_steps += 1
-            LOG.warning('step %d: loss %s, skipped', self.step, sums['loss'])
-            if self.bad_steps >= MAX_BAD_STEPS:
-                raise TrainingDivergedError(
-                    f'loss not finite for {MAX_BAD_STEPS} steps up to step {self.step}; '
-                    f'terms: {sums}; lower optimizer.learning_rate'
-                )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return {**sums, 'learning_rate': rate, 'grad_norm': norm.item()}
+        The teacher sees each batch once, whatever the number of students. Terms carry the
+        student's name where there are several.
 
-    def _autocast(self):
-        if self.recipe.optimizer.amp == 'off':
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        Raises:
+            TrainingDivergedError: A loss was not finite for `MAX_BAD_STEPS` steps in a row.
+        """
+        wanted = frozenset().union(*(s.learner.wanted for s in self.students.values()))
+        for number, batch in enumerate(batches):
+            batch = self._on_device(batch)
+            lesson = self.teacher.lesson(batch, wanted) if self.teacher else {}
+            last = number == len(batches) - 1
+            for student in self.students.values():
+                student.backward(batch, lesson, 1 / len(batches), last)
+        terms: dict[str, float] = {}
+        for name, student in self.students.items():
+            prefix = f'{name}/' if len(self.students) > 1 else ''
+            found = student.step(self.step)
+            terms |= {f'{prefix}{key}': value for key, value in found.items()}
+        self.step += 1
+        return terms
 
     # -- loop ------------------------------------------------------------------------------
 
@@ -160,8 +275,9 @@ class Trainer:
             terms = self.train_step(batches)
             now = time.monotonic()
             self.seconds, last = self.seconds + now - last, now
-            self._report(progress, terms, self.recipe.optimizer.batch_size)
-            out_of_time = minutes is not None and now - started > 60 * minutes
+            self._report(progress, terms)
+            late = minutes is not None and now - started > 60 * minutes
+            out_of_time = minutes is not None and any_process(late, self.device)
             finished = self.step >= total
             if self.step % self.recipe.validate_every == 0 or finished:
                 self._validate()
@@ -188,27 +304,27 @@ class Trainer:
                 yield group
                 group = []
 
-    def _report(self, progress: tqdm, terms: dict[str, float], pairs: int) -> None:
+    def _report(self, progress: tqdm, terms: dict[str, float]) -> None:
         progress.update()
-        if self.rank or self.step % 10:
+        if self.log is None or self.step % 10:
             return
         progress.set_postfix({k: f'{v:.3g}' for k, v in terms.items()}, refresh=False)
+        pairs = self.recipe.optimizer.batch_size * self.recipe.optimizer.accumulate
         rate = progress.format_dict['rate'] or 0.0
-        self._log({'step': self.step, 'pairs_per_s': rate * pairs, **terms})
+        self.log.write(self.step, {'pairs_per_s': rate * pairs, **terms})
 
     def _validate(self) -> None:
-        if self.rank or not self.recipe.data.validation:
+        if self.log is None or not self.recipe.data.validation:
             return
-        figures = validate(self.average.module, self.recipe.data.validation, self.device)
-        self._log({'step': self.step, 'validation': figures})
-        LOG.warning(
-            'step %d: %s', self.step, ', '.join(f'{k} {v:.4g}' for k, v in figures.items())
-        )
-
-    def _log(self, row: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / 'metrics.jsonl').open('a') as file:
-            file.write(json.dumps(row) + '\n')
+        for name, student in self.students.items():
+            network = student.average.module
+            if not isinstance(network, FlightStudent):
+                continue
+            figures = validate(network, self.recipe.data.validation, self.device)
+            several = len(self.students) > 1
+            self.log.write_validation(self.step, figures, name if several else '')
+            text = ', '.join(f'{k} {v:.4g}' for k, v in figures.items())
+            LOG.warning('step %d, %s: %s', self.step, name, text)
 
     # -- checkpoint ------------------------------------------------------------------------
 
@@ -226,10 +342,7 @@ class Trainer:
             self.path,
             {
                 'recipe': self.recipe.as_dict(),
-                'config': dataclasses.asdict(self.config),
-                'student': self.student.state_dict(),
-                'average': self.average.state_dict(),
-                'optimizer': self.optimizer.state_dict(),
+                'students': {name: student.state() for name, student in self.students.items()},
                 'torch_rng': torch.get_rng_state(),
                 'step': self.step,
                 'seconds': self.seconds,
@@ -241,13 +354,20 @@ class Trainer:
         """Go on from the run's checkpoint; does nothing where there is none yet.
 
         Raises:
-            ModelError: The checkpoint is damaged.
+            ModelError: The checkpoint is damaged, or of other students.
         """
         if not self.path.exists():
             return
         content = load_checkpoint(self.path)
-        self.student.load_state_dict(content['student'])
-        self.average.load_state_dict(content['average'])
-        self.optimizer.load_state_dict(content['optimizer'])
+        if set(content['students']) != set(self.students):
+            raise ModelError(
+                f'{self.path} holds students {", ".join(content["students"])}; the recipe has '
+                f'{", ".join(self.students)}'
+            )
+        for name, student in self.students.items():
+            try:
+                student.load(content['students'][name])
+            except (RuntimeError, ValueError) as error:
+                raise ModelError(f'{self.path}, student {name}: {error}') from error
         torch.set_rng_state(content['torch_rng'])
         self.step, self.seconds = content['step'], content['seconds']

@@ -434,7 +434,7 @@ class FlightStudent(nn.Module):
             `disparity_coarse` (B, 1, H/4, W/4) px before and after the correction at stride 4,
             `disparity_upsampled` and `disparity_fine` (B, 1, H/2, W/2) px before and after that
             at stride 2, `match` (B, offsets, H/2, W/2), `descriptors_left`, `descriptors_right`
-            (B, D, H/4, W/4), `decoder_levels`.
+            (B, D, H/4, W/4), `encoder_features` (2B, C, H/16, W/16) and `decoder_levels`.
         """
         batch = left.shape[0]
         f2, f4, f8, f16 = self.encoder(torch.cat([left, right]))
@@ -460,5 +460,6 @@ class FlightStudent(nn.Module):
             'match': match,
             'descriptors_left': left_descriptors,
             'descriptors_right': right_descriptors,
+            'encoder_features': f16,
             'decoder_levels': levels,
         }

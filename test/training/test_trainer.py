@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,23 @@ torch = pytest.importorskip('torch')
 pytest.importorskip('omegaconf')
 
 from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
+import training  # noqa: E402
 from training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from training.data import RenderedPairs  # noqa: E402
-from training.recipe import DataRecipe, load_recipe, LossRecipe, OptimizerRecipe, Recipe  # noqa: E402
+from training.export import load_student  # noqa: E402
+from training.losses import LossWeights  # noqa: E402
+from training.recipe import (  # noqa: E402
+    DataRecipe,
+    load_recipe,
+    LossRecipe,
+    OptimizerRecipe,
+    Recipe,
+    StudentRecipe,
+)
+from training.students import student_config  # noqa: E402
 from training.trainer import learning_rate, Trainer, TrainingDivergedError  # noqa: E402
+
+RECIPES = Path(training.__file__).parent / 'recipes'
 
 TINY_MODEL = {
     'encoder_channels': [8, 8, 16, 16],
@@ -49,7 +64,7 @@ def pairs(tmp_path):
 @pytest.fixture
 def recipe(pairs):
     return Recipe(
-        model=TINY_MODEL,
+        students={'flight': StudentRecipe(model=TINY_MODEL)},
         data=DataRecipe(
             train=[str(pairs)], crop_height=64, crop_width=96, workers=0, max_unreadable_fraction=0
         ),
@@ -69,10 +84,11 @@ def test_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path):
     second.resume()
     second.run()
     assert second.step == whole.step == 6
-    for name, value in whole.student.state_dict().items():
-        torch.testing.assert_close(second.student.state_dict()[name], value, rtol=0, atol=0)
-    for name, value in whole.average.state_dict().items():
-        torch.testing.assert_close(second.average.state_dict()[name], value, rtol=0, atol=0)
+    ours, theirs = second.students['flight'], whole.students['flight']
+    for name, value in theirs.student.state_dict().items():
+        torch.testing.assert_close(ours.student.state_dict()[name], value, rtol=0, atol=0)
+    for name, value in theirs.average.state_dict().items():
+        torch.testing.assert_close(ours.average.state_dict()[name], value, rtol=0, atol=0)
 
 
 def test_batches_depend_only_on_seed_and_step(recipe):
@@ -109,7 +125,7 @@ def test_missing_folder_is_an_error(tmp_path):
 
 
 def test_loss_of_weight_zero_is_not_computed(recipe, tmp_path):
-    recipe.losses = LossRecipe(first=0.0)
+    recipe.students['flight'].losses = LossRecipe(first=0.0)
     trainer = Trainer(recipe, tmp_path)
     terms = trainer.train_step([trainer.data[0]])
     assert 'first' not in terms
@@ -117,14 +133,15 @@ def test_loss_of_weight_zero_is_not_computed(recipe, tmp_path):
 
 
 def test_loss_that_stays_infinite_stops_the_run(recipe, tmp_path):
-    recipe.losses = LossRecipe(disparity=float('inf'))
+    recipe.students['flight'].losses = LossRecipe(disparity=float('inf'))
     trainer = Trainer(recipe, tmp_path)
     batch = trainer.data[0]
-    before = {name: value.clone() for name, value in trainer.student.named_parameters()}
+    student = trainer.students['flight'].student
+    before = {name: value.clone() for name, value in student.named_parameters()}
     with pytest.raises(TrainingDivergedError, match='learning_rate'):
         for _ in range(30):
             trainer.train_step([batch])
-    for name, value in trainer.student.named_parameters():
+    for name, value in student.named_parameters():
         torch.testing.assert_close(value, before[name])
 
 
@@ -145,7 +162,10 @@ def test_recipe_rejects_unknown_keys_and_wrong_types(tmp_path):
     path.write_text('optimizer: {total_steps: many}\n')
     with pytest.raises(InputError, match='total_steps'):
         load_recipe(path)
-    path.write_text('name: mine\n')
+    path.write_text('students: {a: {losses: {disparty: 1}}}\n')
+    with pytest.raises(InputError, match='disparty'):
+        load_recipe(path)
+    path.write_text('name: mine\nstudents: {flight: {}}\n')
     recipe = load_recipe(path, ['optimizer.learning_rate=0.5'])
     assert (recipe.name, recipe.optimizer.learning_rate) == ('mine', 0.5)
 
@@ -169,3 +189,52 @@ def test_damaged_checkpoint_is_a_clear_error(tmp_path):
     path.write_bytes(b'\x80\x02garbage')
     with pytest.raises(ModelError, match=str(path)):
         load_checkpoint(path)
+
+
+def test_checkpoint_of_format_1_is_read_and_resumed(recipe, tmp_path):
+    trainer = Trainer(recipe, tmp_path)
+    trainer.train_step([trainer.data[0]])
+    trainer.save()
+    content = load_checkpoint(trainer.path)
+    entry = content.pop('students')['flight']
+    old = {name: entry[name] for name in ('config', 'student', 'average', 'optimizer')}
+    torch.save({**content, **old, 'format_version': 1}, trainer.path)
+
+    student, read = load_student(trainer.path)
+    assert read['step'] == 1
+    average = trainer.students['flight'].average.module
+    for name, value in average.state_dict().items():
+        torch.testing.assert_close(student.state_dict()[name], value, rtol=0, atol=0)
+    again = Trainer(recipe, tmp_path)
+    again.resume()
+    assert again.step == 1
+    first, second = (t.train_step([t.data[1]]) for t in (trainer, again))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ('text', 'named'),
+    [
+        ('students: {}', 'students is empty'),
+        ('students: {a: {kind: S9}}', "kind is 'S9'"),
+        ('students: {a: {target: teacher}}', 'students.a.target needs a teacher'),
+        ('students: {a: {losses: {soft_bins: 1}}}', 'students.a.losses.soft_bins needs a teacher'),
+        ('students: {a: {start: {method: truncate}}}', 'start.method needs a teacher'),
+        ('{students: {a: {}}, data: {kind: video}}', "data.kind is 'video'"),
+    ],
+)
+def test_recipe_that_cannot_act_is_refused(tmp_path, text, named):
+    path = tmp_path / 'recipe.yaml'
+    path.write_text(text)
+    with pytest.raises(InputError, match=named):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize('path', sorted(RECIPES.glob('*.yaml')), ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path):
+    overrides = ['teacher.checkpoint=any.pt'] if path.stem == 'smoke' else []
+    recipe = load_recipe(path, overrides)
+    for student in recipe.students.values():
+        student_config(student.kind, student.model)
+        if student.distillation:
+            LossWeights(**student.distillation)

@@ -1,0 +1,163 @@
+"""A student with its losses: one module that takes a batch and a lesson and returns a loss.
+
+The losses are inside, so that DistributedDataParallel sees projectors and student alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import torch
+from torch import nn, Tensor
+
+from lunar_stereo_recon.errors import InputError, ModelError
+from lunar_stereo_recon.models.flight import FlightStudent
+from lunar_stereo_recon.models.mast3r import Mast3r
+from training.checkpoint import trained_network
+from training.frozen_teacher import Batch, flight_tokens, Teacher
+from training.losses import distillation_loss, FeatureProjector, LossWeights
+from training.recipe import StudentRecipe
+from training.stereo_losses import feature_loss, flight_losses, teacher_labels
+from training.students import build_student, encoder_modules, feature_widths, grey, rgb
+
+TOKEN_STRIDE = 16
+PARTS = ('encoder', 'decoder')
+
+
+class Learner(nn.Module):
+    """What students of both families have in common.
+
+    Attributes:
+        student: The network that is trained.
+        projectors: 'encoder' and 'decoder' where those feature losses are on; dropped after
+            training.
+        wanted: Entries of a lesson that the enabled losses need.
+    """
+
+    wanted: Set[str]
+
+    def __init__(
+        self, recipe: StudentRecipe, student: nn.Module, parts: list[str], teacher: Teacher | None
+    ) -> None:
+        super().__init__()
+        self.recipe, self.student = recipe, student
+        self.projectors = nn.ModuleDict()
+        for part in parts:
+            if teacher is None:
+                raise ModelError(f'loss {part}_features is enabled but there is no teacher')
+            width = dict(zip(PARTS, feature_widths(student), strict=True))[part]
+            self.projectors[part] = FeatureProjector(width, getattr(teacher, f'{part}_width'))
+        if recipe.freeze_encoder:
+            for module in encoder_modules(student):
+                module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Learner:
+        """Set the mode; a frozen encoder keeps its statistics."""
+        super().train(mode)
+        if self.recipe.freeze_encoder:
+            for module in encoder_modules(self.student):
+                module.eval()
+        return self
+
+
+class FlightLearner(Learner):
+    """A flight student on rectified pairs."""
+
+    student: FlightStudent
+
+    def __init__(
+        self, recipe: StudentRecipe, student: FlightStudent, teacher: Teacher | None
+    ) -> None:
+        parts = [part for part in PARTS if getattr(recipe.losses, f'{part}_features')]
+        super().__init__(recipe, student, parts, teacher)
+        wanted = {f'{part}{view}' for part in parts for view in (1, 2)}
+        if recipe.losses.soft_bins:
+            wanted.add('logits')
+        if recipe.target == 'teacher':
+            wanted |= {'disparity', 'confidence'}
+        self.wanted = frozenset(wanted)
+
+    def forward(self, batch: Batch, lesson: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of the losses, and each one before weighting."""
+        left, right = grey(batch['left']), grey(batch['right'])
+        output = self.student(left, right)
+        losses = self.recipe.losses
+        total, terms = flight_losses(output, self._labels(batch, lesson), losses, lesson)
+        grid = left.shape[-2] // TOKEN_STRIDE, left.shape[-1] // TOKEN_STRIDE
+        tokens = flight_tokens(output)
+        for part, projector in self.projectors.items():
+            term = feature_loss(tokens, lesson, part, grid, projector, losses.feature_margin)
+            terms[f'{part}_features'] = term
+            total = total + getattr(losses, f'{part}_features') * term
+        return total, terms
+
+    def _labels(self, batch: Batch, lesson: Batch) -> Batch:
+        if self.recipe.target == 'teacher':
+            source = lesson
+        elif 'confidence' in batch:  # labels that a teacher wrote to disk
+            source = batch
+        elif 'disparity' in batch:
+            return batch
+        else:
+            raise InputError('a flight student learns from rectified pairs with disparity')
+        return teacher_labels(
+            source['disparity'], source['confidence'], self.recipe.min_confidence
+        )
+
+
+class PointmapLearner(Learner):
+    """A student of the MASt3R kind, on pairs of any geometry."""
+
+    student: Mast3r
+
+    def __init__(self, recipe: StudentRecipe, student: Mast3r, teacher: Teacher | None) -> None:
+        try:
+            weights = LossWeights(**recipe.distillation)
+        except TypeError as error:
+            raise InputError(f'distillation: {error}') from error
+        parts = [part for part in PARTS if getattr(weights, f'{part}_features')]
+        super().__init__(recipe, student, parts, teacher)
+        self.weights = weights
+        self.wanted = frozenset(self._wanted(parts))
+
+    def _wanted(self, parts: list[str]) -> set[str]:
+        weights = self.weights
+        names = list(parts)
+        if weights.relational and 'decoder' not in names:
+            names.append('decoder')
+        if self.recipe.target == 'teacher':
+            names.append('pointmap')
+        if weights.teacher_confidence or weights.min_teacher_confidence:
+            names.append('conf')
+        return {f'{name}{view}' for name in names for view in (1, 2)}
+
+    def forward(self, batch: Batch, lesson: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of the losses, and their terms and monitors."""
+        left, right = rgb(batch['left']), rgb(batch['right'])
+        output = self.student(left, right, with_tokens=True)
+        grid = [left.shape[-2] // TOKEN_STRIDE, left.shape[-1] // TOKEN_STRIDE]
+        target: dict[str, object] = dict(lesson)
+        if self.recipe.target == 'ground_truth':
+            target |= {f'pointmap{view}': batch.get(f'pointmap{view}') for view in (1, 2)}
+        for view in (1, 2):
+            levels = [lesson.get(f'{part}{view}') for part in PARTS]
+            if any(level is not None for level in levels):
+                target[f'tokens{view}'] = levels
+        batch = {**batch, 'grid': torch.tensor(grid)}
+        return distillation_loss(output, target, batch, self.weights, self.projectors)
+
+
+def build_learner(recipe: StudentRecipe, teacher: Teacher | None) -> Learner:
+    """Return the learner of a recipe's student: with random weights, or as trained before.
+
+    Raises:
+        InputError: The recipe names something unknown.
+        ModelError: An enabled loss needs a teacher, or a file cannot be read.
+    """
+    if recipe.start.checkpoint:
+        student = trained_network(recipe.start.checkpoint)
+    else:
+        student = build_student(recipe.kind, recipe.model)
+    if isinstance(student, FlightStudent):
+        return FlightLearner(recipe, student, teacher)
+    return PointmapLearner(recipe, student, teacher)

@@ -1,0 +1,54 @@
+"""A student's weights before the first step: published ones, or from its teacher."""
+
+from __future__ import annotations
+
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.models.checkpoints import load_encoder_weights
+from lunar_stereo_recon.models.flight import FlightStudent
+from lunar_stereo_recon.models.paper_students import PaperStudent
+from training.frozen_teacher import Batch, Teacher
+from training.init_plan import format_plan, LEFT_ALONE
+from training.learner import Learner
+from training.svd_init import decoder_layout, initialise, MAST3R_HEADS, SvdInit
+
+
+def start_student(learner: Learner, teacher: Teacher | None, pairs: Batch | None) -> str:
+    """Give a student its first weights and return the printed plan, '' for a random start.
+
+    Args:
+        learner: Its student is changed in place; projectors too, where a common basis is known.
+        teacher: Needed by the methods that start from one.
+        pairs: A batch that 'shared_basis' is fitted to.
+
+    Raises:
+        InputError: The student's encoder takes no published weights.
+        ModelError: A file does not fit, or a size cannot be mapped.
+    """
+    start, student = learner.recipe.start, learner.student
+    if start.encoder:
+        if not isinstance(student, PaperStudent):
+            raise InputError(f'start.encoder is for S1 to S4, not for a {learner.recipe.kind}')
+        load_encoder_weights(student, start.encoder)
+    if start.method == 'random':
+        return ''
+    if teacher is None:
+        raise InputError(f'start.method {start.method!r} needs a teacher')
+    fitted_to = None
+    if start.method == 'shared_basis' and pairs is not None:
+        fitted_to = teacher.calibration_tokens(pairs)
+    result = initialise(
+        student,
+        {name: value.cpu() for name, value in teacher.network.state_dict().items()},
+        decoder_layout(student),
+        decoder_layout(teacher.network),
+        SvdInit(start.method, start.mapping, start.ridge),
+        fitted_to,
+        # The flight student's heads read other features than its teacher's: only the decoder.
+        () if isinstance(student, FlightStudent) else MAST3R_HEADS,
+    )
+    for part, basis in (('encoder', result.encoder_basis), ('decoder', result.stream_basis)):
+        if basis is not None and part in learner.projectors:
+            learner.projectors[part].start_from(basis.float())
+    untouched = f'{LEFT_ALONE}: not from the teacher'
+    lines = format_plan(result.plan).splitlines()
+    return '\n'.join(line for line in lines if not line.endswith(untouched))
