@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from rcl_interfaces.msg import SetParametersResult
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -168,9 +169,11 @@ class ReconstructionNode(LifecycleNode):
         self._worker = NewestItemWorker(self._work)
         self._inputs = self._make_inputs()
         self._refresh_inputs()
+        # With use_sim_time the node's own clock stands still until somebody plays.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._periodic = [
-            self.create_timer(SUBSCRIPTION_CHECK_S, self._refresh_inputs),
-            self.create_timer(DIAGNOSTICS_PERIOD_S, self._report_health),
+            self.create_timer(SUBSCRIPTION_CHECK_S, self._refresh_inputs, clock=steady),
+            self.create_timer(DIAGNOSTICS_PERIOD_S, self._report_health, clock=steady),
         ]
         return super().on_activate(state)
 
