@@ -86,10 +86,11 @@ def _say(text: str) -> None:
 def _print_summary(world: Path, description: dict[str, Any]) -> None:
     print(f'{"ground":>12} {"cell":>8} {"triangles":>10}   mesh against terrain between vertices')
     for patch in description['patches']:
+        reach, cell = f'+-{patch["half_size_m"]:g} m', f'{patch["cell_m"]:g} m'
         difference = patch['height_difference_m']
         print(
-            f'{"+-%g m" % patch["half_size_m"]:>12} {"%g m" % patch["cell_m"]:>8} '
-            f'{patch["triangles"]:>10}   median {1e3 * difference["median"]:.1f} mm, '
+            f'{reach:>12} {cell:>8} {patch["triangles"]:>10}   '
+            f'median {1e3 * difference["median"]:.1f} mm, '
             f'99 % below {1e3 * difference["p99"]:.0f} mm'
         )
     spawn = description['spawn']

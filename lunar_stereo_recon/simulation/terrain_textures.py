@@ -38,7 +38,10 @@ def patch_textures(
     coarse = (centres + patch.half_size_m) / patch.cell_m
     mesh_x, mesh_y = mesh_slopes(level, patch.cell_m)
     # The periodic texture below the finest cell belongs to the ground near the rover alone.
-    micro = terrain.micro.cpu().numpy() if patch.level == 0 else None
+    micro = None
+    if patch.level == 0:
+        pitch = 2 * patch.half_size_m / texels
+        micro, micro_texel_m = _thinned(terrain.micro.cpu().numpy(), terrain.micro_texel_m, pitch)
     albedo = np.empty((texels, texels, 3), np.uint8)
     normals = np.empty((texels, texels, 3), np.uint8)
     for start in range(0, texels, _BLOCK_ROWS):
@@ -47,7 +50,7 @@ def patch_textures(
             _bilinear(surface[..., channel], fine[rows], fine) for channel in (1, 2, 3)
         )
         if micro is not None:
-            detail = _periodic(micro, centres[rows], centres, terrain.micro_texel_m)
+            detail = _periodic(micro, centres[rows], centres, micro_texel_m)
             slope_x, slope_y = slope_x + detail[..., 0], slope_y + detail[..., 1]
             relative = relative * detail[..., 2]
         base_x, base_y = (_bilinear(s, coarse[rows], coarse) for s in (mesh_x, mesh_y))
@@ -64,6 +67,16 @@ def _bilinear(grid: FloatArray, rows: NDArray, columns: NDArray) -> FloatArray:
     across = (columns - column).astype(np.float32)[None, :]
     lines = grid[row] + down * (grid[row + 1] - grid[row])
     return lines[:, column] + across * (lines[:, column + 1] - lines[:, column])
+
+
+def _thinned(texture: FloatArray, texel_m: float, pitch_m: float) -> tuple[FloatArray, float]:
+    """Return a square texture averaged over blocks no wider than a pitch, and its texel size."""
+    block = 1
+    while 2 * block * texel_m <= pitch_m * 1.01 and len(texture) % (2 * block) == 0:
+        block *= 2
+    count = len(texture) // block
+    blocks = texture.reshape(count, block, count, block, -1)
+    return blocks.mean((1, 3)), block * texel_m
 
 
 def _periodic(

@@ -1,0 +1,182 @@
+"""Where the cameras of a Gazebo rover sit, read from its SDF, for transforms and calibration.
+
+One source for both: the model file. Needs no simulator and no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import math
+from pathlib import Path
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lunar_stereo_recon.errors import InputError
+
+# Gazebo's bodies look along x with y left and z up; optical frames look along z with y down.
+_OPTICAL_FROM_BODY_RPY = (-math.pi / 2, 0.0, -math.pi / 2)
+
+
+@dataclass(frozen=True)
+class FrameTransform:
+    """Pose of a child frame in its parent frame.
+
+    Attributes:
+        parent, child: Names of the frames.
+        xyz_m: Origin of the child, metres.
+        xyzw: Unit quaternion, x y z w.
+    """
+
+    parent: str
+    child: str
+    xyz_m: tuple[float, float, float]
+    xyzw: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class RoverRig:
+    """The stereo rig of a rover model.
+
+    Attributes:
+        left, right: Optical frames of the cameras in the base frame.
+        baseline_m: Distance of the optical centres, metres.
+        fx_px: Focal length that the model states for the right camera, pixels.
+        tx_px: -fx * baseline that it states, pixels.
+    """
+
+    left: FrameTransform
+    right: FrameTransform
+    baseline_m: float
+    fx_px: float
+    tx_px: float
+
+
+def read_rig(model_sdf: Path, base: str = 'base_link') -> RoverRig:
+    """Return the stereo rig of a model: the sensors `left_camera` and `right_camera`.
+
+    Args:
+        model_sdf: SDF file with one model.
+        base: Link whose frame the transforms start from.
+
+    Raises:
+        InputError: The file is not such a model, or the cameras are not on one link.
+    """
+    try:
+        model = ElementTree.parse(model_sdf).getroot().find('model')
+    except OSError as error:
+        raise InputError(f'cannot read the rover {model_sdf}: {error.strerror}') from error
+    except ElementTree.ParseError as error:
+        raise InputError(f'the rover {model_sdf} is not XML: {error}') from error
+    if model is None:
+        raise InputError(f'{model_sdf} has no <model>')
+    links = {link.get('name', ''): link for link in model.findall('link')}
+    if base not in links:
+        raise InputError(f'{model_sdf} has no link {base!r}; it has {", ".join(links)}')
+    left, right = (_camera(model_sdf, links, f'{side}_camera') for side in ('left', 'right'))
+    if left[0] != right[0]:
+        raise InputError(
+            f'{model_sdf} has the left camera on link {left[0]!r} and the right one on '
+            f'{right[0]!r}; Gazebo writes a baseline only for cameras of one link'
+        )
+    from_base = np.linalg.inv(_link_pose(model_sdf, links, base)) @ _link_pose(
+        model_sdf, links, left[0]
+    )
+    offset = np.linalg.inv(_pose(left[1].find('pose'))) @ _pose(right[1].find('pose'))
+    return RoverRig(
+        _transform(base, left[1], from_base),
+        _transform(base, right[1], from_base),
+        float(np.linalg.norm(offset[:3, 3])),
+        _number(model_sdf, right[1], 'p_fx'),
+        _number(model_sdf, right[1], 'tx'),
+    )
+
+
+def _camera(
+    path: Path, links: dict[str, ElementTree.Element], name: str
+) -> tuple[str, ElementTree.Element]:
+    for link_name, link in links.items():
+        for sensor in link.findall('sensor'):
+            if sensor.get('name') == name and sensor.get('type') == 'camera':
+                return link_name, sensor
+    raise InputError(f'{path} has no sensor {name!r} of type camera')
+
+
+def _number(path: Path, sensor: ElementTree.Element, name: str) -> float:
+    text = sensor.findtext(f'camera/lens/projection/{name}')
+    if text is None:
+        raise InputError(
+            f'{path}: sensor {sensor.get("name")!r} has no <{name}> in lens/projection; '
+            'Gazebo renders with a wrong default where one of the values is missing'
+        )
+    return float(text)
+
+
+def _transform(
+    base: str, sensor: ElementTree.Element, link_in_base: NDArray[np.float64]
+) -> FrameTransform:
+    optical = np.eye(4)
+    optical[:3, :3] = _rotation(*_OPTICAL_FROM_BODY_RPY)
+    pose = link_in_base @ _pose(sensor.find('pose')) @ optical
+    name = sensor.get('name', '').removesuffix('_camera')
+    frame = sensor.findtext('camera/optical_frame_id') or f'{name}_camera_optical_frame'
+    x, y, z = (float(value) for value in pose[:3, 3])
+    return FrameTransform(base, frame, (x, y, z), _quaternion(pose[:3, :3]))
+
+
+def _link_pose(
+    path: Path, links: dict[str, ElementTree.Element], name: str
+) -> NDArray[np.float64]:
+    """Return the (4, 4) pose of a link in its model, following relative_to."""
+    pose, seen = np.eye(4), set()
+    while name:
+        if name not in links or name in seen:
+            raise InputError(f'{path}: the pose of link {name!r} leads nowhere')
+        seen.add(name)
+        element = links[name].find('pose')
+        pose = _pose(element) @ pose
+        name = '' if element is None else element.get('relative_to', '')
+    return pose
+
+
+def _pose(element: ElementTree.Element | None) -> NDArray[np.float64]:
+    """Return the (4, 4) matrix of an SDF <pose>: x y z roll pitch yaw, metres and radians."""
+    matrix = np.eye(4)
+    if element is not None and element.text:
+        x, y, z, roll, pitch, yaw = (float(value) for value in element.text.split())
+        matrix[:3, :3] = _rotation(roll, pitch, yaw)
+        matrix[:3, 3] = x, y, z
+    return matrix
+
+
+def _rotation(roll: float, pitch: float, yaw: float) -> NDArray[np.float64]:
+    """Return the rotation about the fixed axes x, then y, then z."""
+    cr, sr = math.cos(roll), math.sin(roll)
+    cp, sp = math.cos(pitch), math.sin(pitch)
+    cy, sy = math.cos(yaw), math.sin(yaw)
+    return np.array(
+        [
+            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+            [-sp, cp * sr, cp * cr],
+        ]
+    )
+
+
+def _quaternion(rotation: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """Return x, y, z, w of a rotation matrix."""
+    # The eigenvector of the largest eigenvalue of this symmetric matrix (Bar-Itzhack, 2000): no
+    # special cases where the trace is small.
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    form = np.array(
+        [
+            [xx - yy - zz, xy + yx, xz + zx, zy - yz],
+            [xy + yx, yy - xx - zz, yz + zy, xz - zx],
+            [xz + zx, yz + zy, zz - xx - yy, yx - xy],
+            [zy - yz, xz - zx, yx - xy, xx + yy + zz],
+        ]
+    )
+    vector = np.linalg.eigh(form)[1][:, -1]
+    x, y, z, w = (float(value) for value in (vector if vector[3] >= 0 else -vector))
+    return x, y, z, w
