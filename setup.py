@@ -101,6 +101,7 @@ setup(
     packages=find_packages(include=[f'{PACKAGE}*']),
     package_data={
         PACKAGE: [
+            'data/benchmark.json',
             'data/demo_traverse/*',
             'ros/*.xml',
             'weights/*.md',

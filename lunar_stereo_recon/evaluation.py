@@ -30,7 +30,7 @@ CURVE_POINTS = 101
 CONFIDENCE_BINS = 15
 # Slopes are compared on square patches of ground within the range that a rover drives through,
 # where the true patch is nearly plane.
-PATCH_PX = 16
+PATCH_PX = 32
 PATCH_SHARE = 0.75
 PATCH_DEPTH_M = 10.0
 PATCH_RESIDUAL_PX = 0.5
@@ -267,25 +267,30 @@ def _figures(scores: list[PairScore]) -> dict:
 
 def subset_figures(sums: NDArray[np.float64]) -> dict[str, float]:
     """Return the figures of one subset from the sums of a `PairScore`, or of several added."""
+    ratios = {key: _rounded(value) for key, value in pooled_ratios(sums).items()}
+    return {'pixels': int(sums[0]), **ratios}
+
+
+def pooled_ratios(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Return density, errors and depth scores of the sums (8, ...) of one subset."""
     pixels, estimated, error, bad05, bad1, bad2, absrel, delta = sums
-    count = max(estimated, 1)
+    every, count = np.maximum(pixels, 1), np.maximum(estimated, 1)
     missing = pixels - estimated
     return {
-        'pixels': int(pixels),
-        'density': _rounded(estimated / max(pixels, 1)),
-        'epe_px': _rounded(error / count),
-        'bad05': _rounded(bad05 / count),
-        'bad1': _rounded(bad1 / count),
-        'bad2': _rounded(bad2 / count),
-        'bad05_all': _rounded((bad05 + missing) / max(pixels, 1)),
-        'bad1_all': _rounded((bad1 + missing) / max(pixels, 1)),
-        'bad2_all': _rounded((bad2 + missing) / max(pixels, 1)),
-        'absrel': _rounded(absrel / count),
-        'delta105': _rounded(delta / count),
+        'density': estimated / every,
+        'epe_px': error / count,
+        'bad05': bad05 / count,
+        'bad1': bad1 / count,
+        'bad2': bad2 / count,
+        'bad05_all': (bad05 + missing) / every,
+        'bad1_all': (bad1 + missing) / every,
+        'bad2_all': (bad2 + missing) / every,
+        'absrel': absrel / count,
+        'delta105': delta / count,
     }
 
 
-def _rounded(value: float) -> float:
+def _rounded(value: float | NDArray) -> float:
     return round(float(value), 5)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 import json
 import logging
 from pathlib import Path
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.preprocess import NETWORK_WIDTH
 
+RUNTIME_VERSION = onnxruntime.__version__
 FORMAT_VERSION = '1'
 INPUTS = ('left', 'right')
 OUTPUTS = ('disparity', 'confidence')
@@ -42,6 +45,20 @@ LOAD_ERRORS = tuple(
 )
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NodeShapes:
+    """One operation of a graph as it was run.
+
+    Attributes:
+        operator: ONNX name, e.g. 'Conv'.
+        inputs, outputs: Shapes, in the operator's order; weights are inputs.
+    """
+
+    operator: str
+    inputs: list[tuple[int, ...]]
+    outputs: list[tuple[int, ...]]
 
 
 class OnnxBackend:
@@ -95,6 +112,43 @@ class OnnxBackend:
         return np.broadcast_to(image, (1, self._channels, *image.shape))
 
 
+def node_shapes(model_path: Path, height: int, width: int) -> list[NodeShapes]:
+    """Return every operation of a model for a pair of this size, by running it once.
+
+    The graph runs as it is written: the optimizer would fuse operations and pad channels.
+
+    Raises:
+        ModelError: The file is missing, corrupted, or not a model of this format.
+    """
+    if not model_path.is_file():
+        raise ModelError(f'no model file at {model_path}')
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / 'nodes')
+        session = _new_session(model_path, options, [PROVIDERS['cpu']])
+        channels = _check_graph(session, model_path)
+        image = np.full((1, channels, height, width), 0.5, np.float32)
+        session.run(None, {'left': image, 'right': image})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding='utf-8'))
+    return [
+        NodeShapes(
+            event['args']['op_name'],
+            _shapes(event['args']['input_type_shape']),
+            _shapes(event['args']['output_type_shape']),
+        )
+        for event in events
+        if event.get('cat') == 'Node' and 'input_type_shape' in event.get('args', {})
+    ]
+
+
+def _shapes(entries: list[dict[str, list[int]]]) -> list[tuple[int, ...]]:
+    """Return the shapes of a profile's list of {type: shape}."""
+    return [tuple(shape) for entry in entries for shape in entry.values()]
+
+
 def _provider_name(name: str) -> str:
     if name in PROVIDERS:
         return PROVIDERS[name]
@@ -113,8 +167,14 @@ def _open_session(
     usable = [name for name in wanted if name in available]
     if PROVIDERS['cpu'] not in usable:
         usable.append(PROVIDERS['cpu'])  # onnxruntime needs it for operations the others lack
+    return _new_session(model_path, options, usable)
+
+
+def _new_session(
+    model_path: Path, options: onnxruntime.SessionOptions, providers: list[str]
+) -> onnxruntime.InferenceSession:
     try:
-        return onnxruntime.InferenceSession(str(model_path), options, providers=usable)
+        return onnxruntime.InferenceSession(str(model_path), options, providers=providers)
     except (*LOAD_ERRORS, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f'cannot load the model {model_path}: {reason}') from error

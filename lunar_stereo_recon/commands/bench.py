@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lunar_stereo_recon.evaluation import PairScore
-    from lunar_stereo_recon.manifest import ManifestEntry
+    from lunar_stereo_recon.benchmark.methods import Estimator, MethodScores
+    from lunar_stereo_recon.benchmark.pairs import BenchmarkPair
+    from lunar_stereo_recon.benchmark.report import BenchmarkRun
 
-# Backend, refinement, holes filled from the background.
-METHODS = {
-    'student': ('onnx', False, False),
-    'student + refinement': ('onnx', True, False),
-    'SGBM 3WAY': ('sgbm', False, False),
-    'SGBM 3WAY + fill': ('sgbm', False, True),
-    'SGBM HH + fill': ('sgbm_hh', False, True),
-    'BM + fill': ('bm', False, True),
-    'BM padded + fill': ('bm_padded', False, True),
-}
-WARM_UPS = 2
+ALL = 'all'
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -29,122 +20,205 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         'bench',
         help='accuracy and speed beside the classical matchers',
-        description='Score the student and the classical matchers on the pairs of a manifest '
-        'that have ground truth, in one run on this machine.',
+        description='Score the student and the classical matchers on pairs with ground truth, in '
+        'one run on this machine. Without --data the pairs are those of the benchmark, rendered '
+        'on the first run (extra [sim]) and kept.',
     )
-    parser.add_argument('manifest', type=Path, help='manifest.json')
+    parser.add_argument(
+        '--data', type=Path, help='manifest, or folder of pairs (manifest.json or .npz files)'
+    )
+    parser.add_argument('--pairs', type=int, help='only so many pairs of each stratum')
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
     parser.add_argument('--threads', type=int, default=2, help='CPU threads for every method')
-    parser.add_argument('--method', action='append', choices=METHODS, help='only this one')
-    parser.add_argument('--tags', action='store_true', help='also print a table for each method')
-    parser.add_argument('--json', type=Path, help='write all figures to this file')
+    parser.add_argument(
+        '--method', action='append', metavar='NAME', help='only this one; may be repeated'
+    )
+    parser.add_argument(
+        '--degrade',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help=f"also score degraded images: one of them or '{ALL}'; may be repeated",
+    )
+    parser.add_argument(
+        '--speed', action='store_true', help='also time the network against pixels and a roofline'
+    )
+    parser.add_argument(
+        '--out', type=Path, default=Path('out/bench'), help='folder for tables and pictures'
+    )
+    parser.add_argument('--cache', type=Path, help='folder for rendered pairs')
+    parser.add_argument('--workers', type=int, default=1, help='processes that render')
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one table; figures are pooled over the pixels of all pairs."""
+    """Print every table; write bench.json, bench.md and the pictures."""
     import json
 
     import cv2
 
-    from lunar_stereo_recon.errors import InputError
-    from lunar_stereo_recon.evaluation import format_table, summarise
-    from lunar_stereo_recon.machine import describe_machine
-    from lunar_stereo_recon.manifest import load_manifest
+    from lunar_stereo_recon.benchmark.methods import load_estimator, METHODS, runs_of
+    from lunar_stereo_recon.benchmark.report import BenchmarkRun
 
-    entries = [entry for entry in load_manifest(args.manifest) if entry.ground_truth is not None]
-    if not entries:
-        raise InputError(f'no pair of {args.manifest} has ground truth ("gt")')
+    methods = _chosen('method', args.method or list(METHODS), METHODS)
+    variants = _variants(args.degrade)
+    _check_positive(args)
     cv2.setNumThreads(args.threads)
-    machine = describe_machine()
-    sizes = sorted({(e.calibration.width, e.calibration.height) for e in entries})
-    print(f'{machine["processor"]}, {args.threads} threads, {machine["system"]}')
-    print(f'{len(entries)} pairs, {", ".join(f"{w}x{h}" for w, h in sizes)}')
-    results = {name: summarise(_scores(name, entries, args)) for name in args.method or METHODS}
-    print()
-    print(_comparison(results))
-    if args.tags:
-        for name, summary in results.items():
-            print(f'\n{format_table(name, summary)}')
-    if args.json:
-        document = {'machine': machine, 'threads': args.threads, 'results': results}
-        args.json.write_text(json.dumps(document, indent=1), encoding='utf-8')
+    estimators = {
+        name: load_estimator(name, args.model, args.threads) for name in runs_of(methods)
+    }
+    pairs = _pairs(args)
+    result = BenchmarkRun(
+        _setting(args, pairs, estimators), pairs, _scores(pairs, methods, estimators, variants)
+    )
+    result.memory_mb = _memory_mb(methods, args, pairs[0])
+    result.speed = _speed(args, pairs[0]) if args.speed else None
+    summaries = result.summaries()
+    report = result.markdown(summaries)
+    print(report)
+    args.out.mkdir(parents=True, exist_ok=True)
+    document = json.dumps(result.document(summaries), indent=1)
+    (args.out / 'bench.json').write_text(document, encoding='utf-8')
+    (args.out / 'bench.md').write_text(report, encoding='utf-8')
+    _write_pictures(args.out, result, methods[-1], estimators)
+    print(f'Written to {args.out}: bench.md, bench.json, contact sheets and plots.')
     return 0
 
 
-def _scores(
-    method: str, entries: list[ManifestEntry], args: argparse.Namespace
-) -> list[PairScore]:
-    import time
+def _chosen(option: str, names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the known names among those asked for, in their own order."""
+    from lunar_stereo_recon.errors import InputError
 
-    import numpy as np
+    for name in names:
+        if name not in known:
+            raise InputError(f"--{option} is '{name}'; known are {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def _variants(names: Sequence[str]) -> list[str]:
+    from lunar_stereo_recon.benchmark.degradations import DEGRADATIONS
+
+    return _chosen('degrade', list(DEGRADATIONS) if ALL in names else names, list(DEGRADATIONS))
+
+
+def _check_positive(args: argparse.Namespace) -> None:
+    from lunar_stereo_recon.errors import InputError
+
+    for option in ('pairs', 'threads', 'workers'):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise InputError(f'--{option} is {value}; it must be at least 1')
+
+
+def _pairs(args: argparse.Namespace) -> list[BenchmarkPair]:
+    """Return the pairs, rendered where they have to be."""
     from tqdm import tqdm
 
-    from lunar_stereo_recon.evaluation import load_ground_truth, score_pair
-    from lunar_stereo_recon.geometry.disparity import fill_from_background
+    from lunar_stereo_recon.benchmark import pairs as sources
 
-    estimate = _estimator(method, args)
-    scores = []
-    for number, entry in enumerate(tqdm(entries, desc=method, unit='pair', leave=False)):
-        pair = entry.load_pair()
-        for _ in range(0 if number else WARM_UPS):
-            estimate(pair)
-        start = time.perf_counter()
-        disparity, confidence = estimate(pair)
-        if METHODS[method][2]:
-            disparity, confidence = fill_from_background(disparity), None
-        milliseconds = 1e3 * (time.perf_counter() - start)
-        truth = load_ground_truth(entry.ground_truth, *pair.left.shape)
-        scores.append(
-            score_pair(
-                np.asarray(disparity),
-                truth,
-                pair.calibration.fx * pair.calibration.baseline_m,
-                confidence,
-                entry.tag,
-                milliseconds,
-            )
-        )
+    if args.data is not None:
+        pairs = sources.pairs_at(args.data)
+        return sources.first_of_each(pairs, args.pairs) if args.pairs else pairs
+    definition = sources.load_definition()
+    pairs = sources.rendered_pairs(definition, args.cache or sources.default_cache())
+    pairs = sources.first_of_each(pairs, args.pairs) if args.pairs else pairs
+    missing = sum(not pair.source.exists() for pair in pairs if isinstance(pair.source, Path))
+    with tqdm(total=missing, desc='rendering', unit='pair', disable=not missing) as bar:
+        for written in sources.render_missing(definition, pairs, args.workers):
+            bar.update(written)
+    return pairs
+
+
+def _setting(
+    args: argparse.Namespace, pairs: Sequence[BenchmarkPair], estimators: dict[str, Estimator]
+) -> dict[str, Any]:
+    """Return what the figures depend on; printed with them."""
+    import cv2
+    import numpy as np
+
+    from lunar_stereo_recon import __version__
+    from lunar_stereo_recon.backends.onnx_backend import RUNTIME_VERSION
+    from lunar_stereo_recon.benchmark.pairs import load_definition
+    from lunar_stereo_recon.machine import describe_machine
+
+    version = load_definition().version
+    return {
+        'data': str(args.data) if args.data else f'benchmark definition {version}',
+        'sizes': sorted({f'{width}x{height}' for width, height in (p.size() for p in pairs)}),
+        'machine': describe_machine(),
+        'threads': args.threads,
+        'versions': {
+            'lunar_stereo_recon': __version__,
+            'onnxruntime': RUNTIME_VERSION,
+            'OpenCV': cv2.__version__,
+            'NumPy': np.__version__,
+        },
+        'model': _model(args) if any(name.startswith('student') for name in estimators) else None,
+    }
+
+
+def _model(args: argparse.Namespace) -> dict[str, Any]:
+    from lunar_stereo_recon.backends import DEFAULT_MODEL, load_backend
+
+    path = args.model or DEFAULT_MODEL
+    backend = load_backend('onnx', path, threads=args.threads)
+    return {
+        'name': backend.name,
+        'megabytes': path.stat().st_size / 1e6,
+        'weights_sha256': backend.metadata.get('weights_sha256', ''),
+        'recipe': backend.metadata.get('recipe', ''),
+    }
+
+
+def _scores(
+    pairs: Sequence[BenchmarkPair],
+    methods: Sequence[str],
+    estimators: dict[str, Estimator],
+    variants: Sequence[str],
+) -> dict[str, dict[str, MethodScores]]:
+    from tqdm import tqdm
+
+    from lunar_stereo_recon.benchmark.methods import score_methods
+    from lunar_stereo_recon.benchmark.report import UNDISTURBED
+
+    scores = {}
+    with tqdm(total=len(pairs) * (1 + len(variants)), unit='pair') as bar:
+        for variant in [UNDISTURBED, *variants]:
+            bar.set_description(variant if variants else 'scoring')
+            degradation = None if variant == UNDISTURBED else variant
+            scores[variant] = score_methods(pairs, methods, estimators, degradation, bar.update)
     return scores
 
 
-def _estimator(method: str, args: argparse.Namespace) -> Callable:
-    """Return a function of a pair that gives disparity and confidence (None without)."""
-    from lunar_stereo_recon.backends import load_backend
-    from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
+def _memory_mb(
+    methods: Sequence[str], args: argparse.Namespace, pair: BenchmarkPair
+) -> dict[str, float]:
+    from lunar_stereo_recon.benchmark.methods import FILL, peak_memory_mb, runs_of
 
-    name, refine, _ = METHODS[method]
-    backend = load_backend(name, args.model, threads=args.threads)
-    if name != 'onnx':  # the matcher itself, without the stages around it
-        return lambda pair: (backend.predict(pair.left, pair.right).disparity, None)
-    engine = StereoReconstructor(backend, ReconstructionOptions(dense=True, refine=refine))
-
-    def reconstructed(pair):
-        result = engine.reconstruct(pair)
-        return result.disparity, result.confidence
-
-    return reconstructed
+    images, _ = pair.load()
+    by_run = {
+        name: peak_memory_mb(name, args.model, args.threads, images) for name in runs_of(methods)
+    }
+    return {method: by_run[method.removesuffix(FILL)] for method in methods}
 
 
-def _comparison(results: dict[str, dict]) -> str:
-    """Return a Markdown table with one line a method, overall figures."""
-    lines = [
-        '| method | density % | EPE px | bad-0.5 % | bad-1 % | bad-2-all % | shadow bad-2-all % '
-        '| AbsRel % | delta<1.05 % | AUSE | ECE | ms p50 |',
-        '|---|---|---|---|---|---|---|---|---|---|---|---|',
-    ]
-    for name, summary in results.items():
-        figures = summary['overall']
-        every = figures['all']
-        cells = [
-            name,
-            f'{100 * every["density"]:.2f}',
-            f'{every["epe_px"]:.3f}',
-            *(f'{100 * every[key]:.2f}' for key in ('bad05', 'bad1', 'bad2_all')),
-            f'{100 * figures["shadow"]["bad2_all"]:.2f}',
-            *(f'{100 * every[key]:.2f}' for key in ('absrel', 'delta105')),
-            *('' if figures[key] is None else f'{figures[key]:.3f}' for key in ('ause', 'ece')),
-            f'{figures["ms_median"]:.0f}',
-        ]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
+def _speed(args: argparse.Namespace, pair: BenchmarkPair):
+    from lunar_stereo_recon.backends import DEFAULT_MODEL
+    from lunar_stereo_recon.benchmark.speed import measure_speed
+
+    return measure_speed(args.model or DEFAULT_MODEL, args.threads, pair.load()[0])
+
+
+def _write_pictures(
+    out: Path, result: BenchmarkRun, method: str, estimators: dict[str, Estimator]
+) -> None:
+    from lunar_stereo_recon.benchmark.methods import FILL
+    from lunar_stereo_recon.benchmark.report import contact_sheets, UNDISTURBED
+    from lunar_stereo_recon.outputs import write_png
+
+    scores = result.scores[UNDISTURBED][method].pairs
+    estimator = estimators[method.removesuffix(FILL)]
+    for stratum, sheet in contact_sheets(result.pairs, scores, method, estimator).items():
+        write_png(out / f'sheet_{stratum}.png', sheet)
+    for name, picture in result.plots().items():
+        write_png(out / name, picture)

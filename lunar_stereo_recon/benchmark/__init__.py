@@ -1,0 +1,1 @@
+"""What `lunar-stereo bench` measures: pairs, degradations, methods, statistics, tables."""

@@ -1,0 +1,219 @@
+"""Where the benchmark's pairs come from: the rendered definition, a manifest, or .npz files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+import json
+import os
+from pathlib import Path
+from typing import Any
+import zipfile
+
+import numpy as np
+
+from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.evaluation import GroundTruth, load_ground_truth
+from lunar_stereo_recon.manifest import load_manifest, ManifestEntry
+from lunar_stereo_recon.preprocess import grey_from_array
+
+DEFINITION = Path(__file__).resolve().parent.parent / 'data' / 'benchmark.json'
+# Ground farther away does not count, as in the manifests' ground truth.
+MAX_DEPTH_M = 40.0
+
+
+@dataclass(frozen=True)
+class BenchmarkPair:
+    """A pair with ground truth, read when asked for.
+
+    Attributes:
+        id: Unique name.
+        stratum: Kind of ground and light, for the tables.
+        source: Entry of a manifest, or an .npz file as the renderer writes it.
+    """
+
+    id: str
+    stratum: str
+    source: ManifestEntry | Path
+
+    def size(self) -> tuple[int, int]:
+        """Return width and height of the images."""
+        if isinstance(self.source, Path):
+            height, width = _read_arrays(self.source, ('left',))['left'].shape
+            return width, height
+        return self.source.calibration.width, self.source.calibration.height
+
+    def load(self) -> tuple[StereoPair, GroundTruth]:
+        """Return images and truth.
+
+        Raises:
+            InputError: A file is missing or does not hold what it should.
+        """
+        if isinstance(self.source, Path):
+            return load_sample(self.source)
+        pair = self.source.load_pair()
+        if self.source.ground_truth is None:
+            raise InputError(f'pair {self.id} has no ground truth')
+        return pair, load_ground_truth(self.source.ground_truth, *pair.left.shape)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Which rendered pairs the benchmark is made of.
+
+    Attributes:
+        version: Changes whenever the same numbers would give other pairs.
+        split, seed: Of `simulation.dataset`; the split is used for nothing else.
+        samples: Rays a pixel.
+        strata: Numbers of the pairs of each stratum.
+    """
+
+    version: int
+    split: str
+    seed: int
+    samples: int
+    strata: dict[str, tuple[int, ...]]
+
+
+def load_definition(path: Path = DEFINITION) -> Definition:
+    """Return the benchmark's definition."""
+    document = json.loads(path.read_text(encoding='utf-8'))
+    strata = {name: tuple(indices) for name, indices in document['strata'].items()}
+    return Definition(
+        document['version'], document['split'], document['seed'], document['samples'], strata
+    )
+
+
+def default_cache() -> Path:
+    """Return the folder for rendered pairs: under XDG_CACHE_HOME, else ~/.cache."""
+    home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(home) / 'lunar_stereo_recon' / 'benchmark'
+
+
+def rendered_pairs(definition: Definition, cache: Path) -> list[BenchmarkPair]:
+    """Return the defined pairs as files under `cache`, whether they are there yet or not."""
+    folder = cache / f'v{definition.version}'
+    return [
+        BenchmarkPair(f'{index:06d}', stratum, folder / f'{index:06d}.npz')
+        for stratum, indices in definition.strata.items()
+        for index in indices
+    ]
+
+
+def render_missing(
+    definition: Definition, pairs: Sequence[BenchmarkPair], workers: int
+) -> Iterator[int]:
+    """Render those pairs that are not there yet; yields how many were written, as they come.
+
+    One process holds one terrain and one pair at a time, about 1 GB.
+
+    Raises:
+        InputError: Pairs are missing and torch, which renders them, is not installed.
+    """
+    paths = [pair.source for pair in pairs if isinstance(pair.source, Path)]
+    missing = [path for path in paths if not path.exists()]
+    if not missing:
+        return
+    try:
+        from lunar_stereo_recon.simulation.dataset import write_pairs
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'{len(missing)} pairs have to be rendered, which needs the extra [sim] '
+            f'({error.name} is not installed); or give pairs of your own with --data'
+        ) from error
+    indices = [int(path.stem) for path in missing]
+    yield from write_pairs(
+        missing[0].parent,
+        indices,
+        definition.seed,
+        definition.split,
+        size=None,
+        workers=workers,
+        samples=definition.samples,
+    )
+
+
+def pairs_at(path: Path) -> list[BenchmarkPair]:
+    """Return the pairs of a manifest, of a folder with `manifest.json`, or of one with .npz files.
+
+    Raises:
+        InputError: There are none with ground truth.
+    """
+    manifest = path / 'manifest.json' if path.is_dir() else path
+    if manifest.is_file():
+        entries = [entry for entry in load_manifest(manifest) if entry.ground_truth is not None]
+        if not entries:
+            raise InputError(f'no pair of {manifest} has ground truth ("gt")')
+        return [BenchmarkPair(entry.id, entry.tag or 'untagged', entry) for entry in entries]
+    files = sorted(path.glob('*.npz')) if path.is_dir() else []
+    if not files:
+        raise InputError(f'{path} is no manifest and holds neither manifest.json nor .npz pairs')
+    return [BenchmarkPair(file.stem, _stratum_of(file), file) for file in files]
+
+
+def first_of_each(pairs: Sequence[BenchmarkPair], count: int) -> list[BenchmarkPair]:
+    """Return the first `count` pairs of each stratum."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for pair in pairs:
+        seen[pair.stratum] += 1
+        if seen[pair.stratum] <= count:
+            chosen.append(pair)
+    return chosen
+
+
+def load_sample(path: Path) -> tuple[StereoPair, GroundTruth]:
+    """Return the pair and the truth of a rendered .npz file.
+
+    Raises:
+        InputError: The file is missing, unreadable or lacks an array.
+        CalibrationError: Its calibration is impossible.
+    """
+    names = ('left', 'right', 'disparity', 'shadow', 'occlusion', 'intrinsics', 'baseline_m')
+    arrays = _read_arrays(path, names)
+    intrinsics, baseline_m = arrays['intrinsics'], float(arrays['baseline_m'])
+    height, width = arrays['left'].shape
+    calibration = StereoCalibration(
+        float(intrinsics[0, 0]),
+        float(intrinsics[1, 1]),
+        float(intrinsics[0, 2]),
+        float(intrinsics[1, 2]),
+        float(intrinsics[0, 2]),
+        baseline_m,
+        width,
+        height,
+    )
+    left, right = (grey_from_array(arrays[side]) for side in ('left', 'right'))
+    pair = StereoPair(left, right, calibration)
+    disparity = arrays['disparity']
+    seen = np.isfinite(disparity) & (disparity > 0)
+    depth = np.full(disparity.shape, np.nan, np.float32)
+    depth[seen] = calibration.fx * baseline_m / disparity[seen]
+    valid = seen & (np.nan_to_num(depth, nan=np.inf) <= MAX_DEPTH_M)
+    truth = GroundTruth(
+        np.where(valid, disparity, np.float32(np.nan)),
+        np.where(valid, depth, np.float32(np.nan)),
+        valid,
+        arrays['shadow'].astype(bool),
+        arrays['occlusion'],
+    )
+    return pair, truth
+
+
+def _stratum_of(path: Path) -> str:
+    text = str(_read_arrays(path, ('meta',))['meta'])
+    try:
+        meta = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f'pair {path} has meta {text[:40]!r}, which is not JSON') from error
+    return str(meta.get('stratum', 'untagged')) if isinstance(meta, dict) else 'untagged'
+
+
+def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f'cannot read the pair {path}: {error}') from error

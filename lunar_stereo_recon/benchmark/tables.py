@@ -1,0 +1,176 @@
+"""The benchmark's figures as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lunar_stereo_recon.benchmark.bootstrap import paired_difference
+from lunar_stereo_recon.benchmark.methods import MethodScores
+from lunar_stereo_recon.benchmark.speed import Roofline, Throughput
+
+# Key in the figures, header, factor, decimals.
+SUBSET_COLUMNS = (
+    ('density', 'density %', 100, 2),
+    ('epe_px', 'EPE px', 1, 3),
+    ('bad05', 'bad-0.5 %', 100, 2),
+    ('bad1', 'bad-1 %', 100, 2),
+    ('bad2', 'bad-2 %', 100, 2),
+    ('bad05_all', 'bad-0.5-all %', 100, 2),
+    ('bad1_all', 'bad-1-all %', 100, 2),
+    ('bad2_all', 'bad-2-all %', 100, 2),
+    ('absrel', 'AbsRel %', 100, 2),
+    ('delta105', 'delta<1.05 %', 100, 2),
+)
+GROUP_COLUMNS = (
+    ('slope_deg', 'slope deg', 1, 2),
+    ('ause', 'AUSE', 1, 3),
+    ('ece', 'ECE', 1, 4),
+)
+TIME_COLUMNS = (('ms_median', 'ms p50', 1, 0), ('ms_p95', 'ms p95', 1, 0))
+# Subset (None: of the group), key, header, factor, decimals.
+INTERVAL_COLUMNS = (
+    ('all', 'epe_px', 'EPE px', 1, 3),
+    ('all', 'bad05_all', 'bad-0.5-all %', 100, 2),
+    ('all', 'bad1_all', 'bad-1-all %', 100, 2),
+    ('all', 'bad2_all', 'bad-2-all %', 100, 2),
+    ('shadow', 'bad2_all', 'shadow bad-2-all %', 100, 2),
+    ('all', 'absrel', 'AbsRel %', 100, 2),
+    ('all', 'delta105', 'delta<1.05 %', 100, 2),
+    (None, 'slope_deg', 'slope deg', 1, 2),
+    (None, 'ause', 'AUSE', 1, 3),
+    (None, 'ece', 'ECE', 1, 4),
+)
+DIFFERENCE_COLUMNS = (
+    ('epe_px', 'EPE px', 1, 3),
+    ('bad05_all', 'bad-0.5 %', 100, 2),
+    ('bad1_all', 'bad-1 %', 100, 2),
+    ('bad2_all', 'bad-2 %', 100, 2),
+)
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def subset_table(results: Results, group: str, subset: str) -> str:
+    """Return a line a method for one group of pairs and one subset of their pixels."""
+    with_group = subset == 'all'
+    columns = [*SUBSET_COLUMNS, *(GROUP_COLUMNS if with_group else ())]
+    rows = []
+    for method, summary in results.items():
+        figures = summary[group]
+        cells = [_number(figures[subset][key], *form) for key, _, *form in SUBSET_COLUMNS]
+        if with_group:
+            cells += [_number(figures[key], *form) for key, _, *form in GROUP_COLUMNS]
+        rows.append([method, *cells])
+    return _table(['method', *(header for _, header, *_ in columns)], rows)
+
+
+def interval_table(results: Results, group: str) -> str:
+    """Return the main figures with their 95 % intervals over pairs."""
+    rows = []
+    for method, summary in results.items():
+        figures, spread = summary[group], summary[group]['intervals']
+        cells = []
+        for subset, key, _, factor, decimals in INTERVAL_COLUMNS:
+            value = (figures[subset] if subset else figures)[key]
+            interval = (spread.get(subset, {}) if subset else spread).get(key)
+            text = _number(value, factor, decimals)
+            if text and interval:
+                low, high = (_number(end, factor, decimals) for end in interval)
+                text = f'{text} ({low} to {high})'
+            cells.append(text)
+        rows.append([method, *cells])
+    return _table(['method', *(column[2] for column in INTERVAL_COLUMNS)], rows)
+
+
+def speed_table(results: Results, memory_mb: Mapping[str, float]) -> str:
+    """Return times of each method and the largest resident memory of a process running it."""
+    rows = [
+        [
+            method,
+            *(_number(summary['overall'][key], *form) for key, _, *form in TIME_COLUMNS),
+            _number(memory_mb.get(method), 1, 0),
+        ]
+        for method, summary in results.items()
+    ]
+    return _table(['method', *(header for _, header, *_ in TIME_COLUMNS), 'peak MB'], rows)
+
+
+def stage_table(stages_ms: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the median time of each stage of the pipeline."""
+    stages = list(dict.fromkeys(stage for times in stages_ms.values() for stage in times))
+    rows = [
+        [method, *(_number(times.get(stage), 1, 1) for stage in stages)]
+        for method, times in stages_ms.items()
+    ]
+    return _table(['method', *(f'{stage} ms' for stage in stages)], rows)
+
+
+def difference_table(before: MethodScores, after: MethodScores) -> str:
+    """Return what a second method changes against a first, by stratum, with 95 % intervals."""
+    strata = list(dict.fromkeys(score.tag for score in before.pairs))
+    rows = []
+    for group in [*strata, 'overall']:
+        chosen = [
+            [score for score in scores.pairs if group in ('overall', score.tag)]
+            for scores in (before, after)
+        ]
+        cells = []
+        for key, _, factor, decimals in DIFFERENCE_COLUMNS:
+            change, (low, high) = paired_difference(*chosen, 'all', key)
+            texts = [f'{factor * value:+.{decimals}f}' for value in (change, low, high)]
+            cells.append(f'{texts[0]} ({texts[1]} to {texts[2]})')
+        rows.append([group, *cells])
+    return _table(['stratum', *(header for _, header, *_ in DIFFERENCE_COLUMNS)], rows)
+
+
+def degradation_table(variants: Mapping[str, Results], key: str) -> str:
+    """Return one figure over all pixels, a line a degradation and a column a method.
+
+    The last line is the mean over the degradations, without the undisturbed pairs.
+    """
+    _, _, factor, decimals = next(column for column in SUBSET_COLUMNS if column[0] == key)
+    values = {
+        name: [summary['overall']['all'][key] for summary in results.values()]
+        for name, results in variants.items()
+    }
+    disturbed = [line for name, line in values.items() if name != 'none']
+    means = [sum(column) / len(column) for column in zip(*disturbed, strict=True)]
+    lines = [*values.items(), ('mean of the degradations', means)]
+    rows = [[name, *(_number(value, factor, decimals) for value in line)] for name, line in lines]
+    return _table(['degradation', *next(iter(variants.values()))], rows)
+
+
+def speed_text(throughput: Throughput, roofline: Roofline) -> str:
+    """Return time against size and the roofline, in words and a table."""
+    rows = [
+        [f'{width}x{height}', f'{pixels:.3f}', f'{time:.1f}', f'{pixels * 1e3 / time:.2f}']
+        for (width, height), pixels, time in zip(
+            throughput.sizes, throughput.megapixels, throughput.milliseconds, strict=True
+        )
+    ]
+    share = roofline.gflops_reached / roofline.gflops_of_matrix_product
+    operators = ', '.join(f'{n} {g:.2f}' for n, g in roofline.gflop_by_operator.items())
+    lines = [
+        _table(['size', 'megapixels', 'ms', 'megapixels/s'], rows),
+        '',
+        f'Line through them: {throughput.offset_ms:.1f} ms + {throughput.ms_per_megapixel:.1f} '
+        f'ms a megapixel, R2 {throughput.explained:.4f}.',
+        '',
+        f'Roofline at 640x480: {roofline.gflop:.2f} GFLOP ({operators or "none"}) in '
+        f'{roofline.milliseconds:.1f} ms are {roofline.gflops_reached:.1f} GFLOP/s; a large '
+        f'matrix product reaches {roofline.gflops_of_matrix_product:.1f} GFLOP/s with the same '
+        f'threads: {100 * share:.0f} %.',
+    ]
+    if roofline.uncounted:
+        lines.append(f'Not counted: {", ".join(roofline.uncounted)}.')
+    return '\n'.join(lines)
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headers, ['---'] * len(headers), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _number(value: float | None, factor: float, decimals: int) -> str:
+    return '' if value is None else f'{factor * value:.{decimals}f}'
