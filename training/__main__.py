@@ -7,9 +7,19 @@ from collections.abc import Sequence
 import sys
 
 from lunar_stereo_recon.errors import ReconError
-from training import adapt, calibrate, convert, curves, export, smoke, teacher, train
+from training import (
+    adapt,
+    calibrate,
+    convert,
+    curves,
+    export,
+    smoke,
+    teacher,
+    texture_pairs,
+    train,
+)
 
-COMMANDS = (train, adapt, export, calibrate, curves, teacher, convert, smoke)
+COMMANDS = (train, adapt, export, calibrate, curves, teacher, convert, texture_pairs, smoke)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
