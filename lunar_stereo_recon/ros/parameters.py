@@ -197,7 +197,7 @@ class ReplayParameters:
         1, 'Frames that may be unanswered at a time with flow_control', minimum=1, maximum=2
     )
     answer_timeout: float = parameter(
-        10.0,
+        30.0,
         'Time after which a frame counts as unanswered with flow_control',
         unit='s',
         minimum=0.01,
