@@ -11,11 +11,12 @@ from collections.abc import Iterator
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
 from lunar_stereo_recon.bags.reader import BagFrame, StereoBagReader
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
@@ -56,7 +57,7 @@ def label_rows(
     return labelled_pair(pair.left, pair.right, disparity[0], confidence[0], pair.calibration)
 
 
-def label_pointmaps(network, pair: StereoPair, device: torch.device) -> dict[str, NDArray]:
+def label_pointmaps(network: Any, pair: StereoPair) -> dict[str, NDArray]:
     """Return a pair with the labels of a MASt3R teacher, at its network size.
 
     Depth is made metric by the rig's baseline and turned into disparity; as `label_rows`.
@@ -99,6 +100,13 @@ def labelled_pair(
     }
 
 
+def labelled(network: nn.Module, pair: StereoPair, device: torch.device) -> dict[str, NDArray]:
+    """Return a pair with the labels of a teacher of either kind."""
+    if isinstance(network, FlightStudent):
+        return label_rows(network, pair, device)
+    return label_pointmaps(network, pair)
+
+
 def chosen_frames(reader: StereoBagReader, count: int) -> Iterator[BagFrame]:
     """Yield up to `count` frames, evenly spread over the recording."""
     total = max(reader.frame_count, 1)
@@ -124,7 +132,6 @@ def label_bag(
         ModelError: The teacher cannot be read.
     """
     network = trained_network(teacher).to(device).requires_grad_(False)
-    label = label_rows if isinstance(network, FlightStudent) else label_pointmaps
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, {'bag': str(bag), 'teacher': str(teacher)})
     shares = []
@@ -132,9 +139,9 @@ def label_bag(
         for frame in chosen_frames(reader, count):
             path = folder / f'{frame.index:06d}.npz'
             if not path.exists():
-                arrays = label(network, frame.pair(), torch.device(device))
+                arrays = labelled(network, frame.pair(), torch.device(device))
                 partial = path.with_suffix('.partial.npz')
-                np.savez_compressed(partial, **arrays)
+                np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
                 partial.rename(path)
             with np.load(path) as arrays:
                 shares.append(float((arrays['confidence'] >= 0.5).mean()))
@@ -148,7 +155,8 @@ def _claim(folder: Path, source: dict[str, str]) -> None:
     path = folder / 'source.json'
     if path.exists() and json.loads(path.read_text()) != source:
         raise InputError(
-            f'{folder} holds labels made from {path.read_text()}; choose another --out for {source}'
+            f'{folder} holds labels made from {path.read_text()}; '
+            f'choose another --out for {source}'
         )
     path.write_text(json.dumps(source))
 

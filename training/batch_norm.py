@@ -29,10 +29,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
     def _update_running(self, mean: Tensor, variance: Tensor, local_count: int) -> None:
         count = local_count * distributed.get_world_size()
+        momentum = 0.1 if self.momentum is None else self.momentum
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / max(count - 1, 1), self.momentum)
-            self.num_batches_tracked += 1
+            for name, value in (('mean', mean), ('var', variance * count / max(count - 1, 1))):
+                self.get_buffer(f'running_{name}').lerp_(value, momentum)
+            self.get_buffer('num_batches_tracked').add_(1)
 
 
 def _mean_over_processes(value: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def read_sample(path: Path) -> dict[str, np.ndarray]:
 def vary_light(
     left: np.ndarray, right: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the views with another exposure, gamma, gain mismatch and noise, clipped to [0, 1]."""
+    """Return the views with another exposure, gamma, gain and noise, clipped to [0, 1]."""
     exposure = np.exp(rng.uniform(np.log(0.4), np.log(1.8))) if rng.random() < 0.4 else 1.0
     gamma = np.exp(rng.uniform(-0.4, 0.4)) if rng.random() < 0.4 else 1.0
     noise = rng.uniform(0.0, 0.012) if rng.random() < 0.4 else 0.0

@@ -19,6 +19,7 @@ from torch import nn, Tensor
 from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.models.checkpoints import save_model
 from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent
+from lunar_stereo_recon.models.mast3r import Mast3r
 from training.checkpoint import FLIGHT_KIND, load_network
 
 FORMAT_VERSION = '1'
@@ -179,6 +180,6 @@ def write_safetensors(checkpoint: Path, target: Path, name: str = '') -> None:
         state = {key: value.contiguous() for key, value in student.state_dict().items()}
         metadata = metadata_of(student, content, None) | {'kind': FLIGHT_KIND}
         save_file(state, target, metadata)
-    else:
+    elif isinstance(student, Mast3r):
         save_model(student, target)
     print(f'{target}: {target.stat().st_size / 2**20:.1f} MiB')

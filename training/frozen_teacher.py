@@ -14,6 +14,7 @@ from collections.abc import Set
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -137,6 +138,7 @@ class CachedTeacher:
     def __init__(self, teacher: FrozenTeacher, folder: Path) -> None:
         self.teacher, self.folder = teacher, folder
         self.encoder_width, self.decoder_width = teacher.encoder_width, teacher.decoder_width
+        self.offers = teacher.offers
         self.network = teacher.network
         self.hits = self.misses = 0
         self._network_digest = _digest(teacher.network.state_dict().values())
@@ -150,21 +152,22 @@ class CachedTeacher:
         if not wanted:
             return {}
         paths = [self._path(batch, item) for item in range(len(batch['left']))]
-        found = [self._read(path, wanted) for path in paths]
-        missing = [item for item, entry in enumerate(found) if entry is None]
-        self.hits, self.misses = (
-            self.hits + len(paths) - len(missing),
-            self.misses + len(missing),
-        )
+        entries = {}
+        for item, path in enumerate(paths):
+            entry = self._read(path, wanted)
+            if entry is not None:
+                entries[item] = entry
+        missing = [item for item in range(len(paths)) if item not in entries]
+        self.hits, self.misses = self.hits + len(entries), self.misses + len(missing)
         if missing:
             part = {name: value[missing] for name, value in batch.items()}
             lesson = self.teacher.lesson(part, wanted)
             for place, item in enumerate(missing):
-                found[item] = {name: value[place] for name, value in lesson.items()}
-                self._write(paths[item], found[item])
+                entries[item] = {name: value[place] for name, value in lesson.items()}
+                self._write(paths[item], entries[item])
         device = self.teacher.device
         return {
-            name: torch.stack([entry[name].to(device).float() for entry in found])
+            name: torch.stack([entries[i][name].to(device).float() for i in range(len(paths))])
             for name in wanted
         }
 
@@ -215,7 +218,7 @@ def load_frozen_teacher(recipe: TeacherRecipe, device: torch.device) -> Teacher 
     return CachedTeacher(teacher, Path(recipe.cache).expanduser()) if recipe.cache else teacher
 
 
-def flight_tokens(output: dict[str, Tensor | list[Tensor]]) -> Batch:
+def flight_tokens(output: dict[str, Any]) -> Batch:
     """Return the tokens of a flight network's output under the names of a lesson."""
     encoder = output['encoder_features'].flatten(2).transpose(1, 2)  # (2B, h * w, C)
     decoder = output['decoder_levels'][-1]

@@ -5,8 +5,6 @@ The losses are inside, so that DistributedDataParallel sees projectors and stude
 
 from __future__ import annotations
 
-from collections.abc import Set
-
 import torch
 from torch import nn, Tensor
 
@@ -34,7 +32,7 @@ class Learner(nn.Module):
         wanted: Entries of a lesson that the enabled losses need.
     """
 
-    wanted: Set[str]
+    wanted: frozenset[str]
 
     def __init__(
         self, recipe: StudentRecipe, student: nn.Module, parts: list[str], teacher: Teacher | None
@@ -138,13 +136,26 @@ class PointmapLearner(Learner):
         grid = [left.shape[-2] // TOKEN_STRIDE, left.shape[-1] // TOKEN_STRIDE]
         target: dict[str, object] = dict(lesson)
         if self.recipe.target == 'ground_truth':
-            target |= {f'pointmap{view}': batch.get(f'pointmap{view}') for view in (1, 2)}
+            target |= _true_pointmaps(batch)
         for view in (1, 2):
             levels = [lesson.get(f'{part}{view}') for part in PARTS]
             if any(level is not None for level in levels):
                 target[f'tokens{view}'] = levels
         batch = {**batch, 'grid': torch.tensor(grid)}
-        return distillation_loss(output, target, batch, self.weights, self.projectors)
+        return distillation_loss(
+            output, target, batch, self.weights, dict(self.projectors.items())
+        )
+
+
+def _true_pointmaps(batch: Batch) -> Batch:
+    names = ('pointmap1', 'pointmap2')
+    lacking = [name for name in names if name not in batch]
+    if lacking:
+        raise InputError(
+            f'target is ground_truth, but the pairs have no {", ".join(lacking)}: rendered pairs '
+            'hold the left disparity alone; take StereoLunar pairs, or target teacher'
+        )
+    return {name: batch[name] for name in names}
 
 
 def build_learner(recipe: StudentRecipe, teacher: Teacher | None) -> Learner:
@@ -158,6 +169,21 @@ def build_learner(recipe: StudentRecipe, teacher: Teacher | None) -> Learner:
         student = trained_network(recipe.start.checkpoint)
     else:
         student = build_student(recipe.kind, recipe.model)
+    learner: Learner
     if isinstance(student, FlightStudent):
-        return FlightLearner(recipe, student, teacher)
-    return PointmapLearner(recipe, student, teacher)
+        learner = FlightLearner(recipe, student, teacher)
+    elif isinstance(student, Mast3r):
+        learner = PointmapLearner(recipe, student, teacher)
+    else:
+        raise InputError(f'{type(student).__name__} is no student that can be trained')
+    lacking = learner.wanted - (teacher.offers if teacher else frozenset())
+    if lacking:
+        raise ModelError(
+            f'the enabled losses need {", ".join(sorted(lacking))} of a teacher; '
+            + (
+                f'{type(teacher.network).__name__} does not give it'
+                if teacher
+                else 'there is none'
+            )
+        )
+    return learner

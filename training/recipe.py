@@ -269,7 +269,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             OmegaConf.load(path),
             OmegaConf.from_dotlist(list(overrides)),
         )
-        recipe = OmegaConf.to_object(merged)
+        recipe: Any = OmegaConf.to_object(merged)
     except (OSError, OmegaConfBaseException) as error:
         raise InputError(f'recipe {path}: {error}') from error
     recipe.check()

@@ -9,6 +9,7 @@ from lunar_stereo_recon.models.paper_students import PaperStudent
 from training.frozen_teacher import Batch, Teacher
 from training.init_plan import format_plan, LEFT_ALONE
 from training.learner import Learner
+from training.losses import FeatureProjector
 from training.svd_init import decoder_layout, initialise, MAST3R_HEADS, SvdInit
 
 
@@ -47,8 +48,9 @@ def start_student(learner: Learner, teacher: Teacher | None, pairs: Batch | None
         () if isinstance(student, FlightStudent) else MAST3R_HEADS,
     )
     for part, basis in (('encoder', result.encoder_basis), ('decoder', result.stream_basis)):
-        if basis is not None and part in learner.projectors:
-            learner.projectors[part].start_from(basis.float())
+        projector = learner.projectors[part] if part in learner.projectors else None
+        if basis is not None and isinstance(projector, FeatureProjector):
+            projector.start_from(basis.float())
     untouched = f'{LEFT_ALONE}: not from the teacher'
     lines = format_plan(result.plan).splitlines()
     return '\n'.join(line for line in lines if not line.endswith(untouched))

@@ -192,7 +192,8 @@ def flight_losses(
     upsampled = output['disparity_upsampled'][:, 0]
     # The matcher at stride 2 sees offsets of 2 px around where the coarse estimate put it.
     offset = (fine - upsampled.detach()) / 2 + output['match'].shape[1] // 2
-    if weights.soft_bins and 'logits' not in (lesson or {}):
+    lesson = lesson or {}
+    if weights.soft_bins and 'logits' not in lesson:
         raise ModelError("loss 'soft_bins' is enabled but the teacher gives no 'logits'")
     enabled = {
         'disparity': lambda: smooth_l1(output['disparity'], target),

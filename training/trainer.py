@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 import logging
 import math
 from pathlib import Path
@@ -66,13 +66,13 @@ def build_data(recipe: Recipe, rank: int = 0, world_size: int = 1) -> StepBatche
     Raises:
         InputError: A folder holds no pairs.
     """
-    kind: type[StepBatches] = RenderedPairs
+    share = recipe.seed, recipe.optimizer.batch_size, rank, world_size
     if recipe.data.kind == 'stereolunar':
         # Needs OpenEXR, which rendered pairs do not.
         from training.stereolunar import StereoLunarPairs
 
-        kind = StereoLunarPairs
-    return kind(recipe.data, recipe.seed, recipe.optimizer.batch_size, rank, world_size)
+        return StereoLunarPairs(recipe.data, *share)
+    return RenderedPairs(recipe.data, *share)
 
 
 class StudentInTraining:
@@ -112,9 +112,11 @@ class StudentInTraining:
     def backward(self, batch: Batch, lesson: Batch, share: float, last: bool) -> None:
         """Add a batch's gradients and terms, each times `share`."""
         self.model.train()
-        waits = not last and isinstance(self.model, nn.parallel.DistributedDataParallel)
         amp = self.recipe.amp == 'bf16'
-        with self.model.no_sync() if waits else nullcontext():
+        exchange: AbstractContextManager = nullcontext()
+        if isinstance(self.model, nn.parallel.DistributedDataParallel) and not last:
+            exchange = self.model.no_sync()  # gradients are exchanged with the last batch's
+        with exchange:
             with torch.autocast(batch['left'].device.type, torch.bfloat16, enabled=amp):
                 loss, terms = self.model(batch, lesson)
             (loss * share).backward()
@@ -132,14 +134,14 @@ class StudentInTraining:
             group['lr'] = rate
         trained = [p for group in self.optimizer.param_groups for p in group['params']]
         norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
-        terms, self.sums = self.sums, {}
-        bad = not (math.isfinite(terms['loss']) and bool(torch.isfinite(norm)))
-        if any_process(bad, norm.device):
-            self._count_bad_step(number, terms)
-        else:
+        terms, self.sums = mean_over_processes(self.sums, norm.device), {}
+        # Terms and gradients are those of all processes, so all take the same branch.
+        if math.isfinite(terms['loss']) and torch.isfinite(norm):
             self.optimizer.step()
             self.average.update_parameters(self.student)
             self.bad_steps = 0
+        else:
+            self._count_bad_step(number, terms)
         self.optimizer.zero_grad(set_to_none=True)
         return {**terms, 'learning_rate': rate, 'grad_norm': norm.item()}
 
@@ -169,6 +171,16 @@ class StudentInTraining:
         self.average.load_state_dict(state['average'])
         self.optimizer.load_state_dict(state['optimizer'])
         self.learner.projectors.load_state_dict(state['projectors'])
+
+
+def mean_over_processes(terms: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Return the terms averaged over the processes of the run."""
+    if not distributed.is_initialized():
+        return terms
+    values = torch.tensor(list(terms.values()), device=device)
+    distributed.all_reduce(values)
+    values /= distributed.get_world_size()
+    return dict(zip(terms, values.tolist(), strict=True))
 
 
 def any_process(condition: bool, device: torch.device) -> bool:

@@ -1,0 +1,361 @@
+"""Distillation in the trainer: lessons, cache, starts, several students, logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+torch = pytest.importorskip('torch')
+pytest.importorskip('omegaconf')
+
+from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
+from lunar_stereo_recon.models.lunar_teacher import pointmaps_from_disparity  # noqa: E402
+from training.__main__ import main  # noqa: E402
+from training.checkpoint import load_network, trained_network  # noqa: E402
+from training.curves import draw_curves, read_curves  # noqa: E402
+from training.export import write_safetensors  # noqa: E402
+from training.frozen_teacher import CachedTeacher, TOKENS  # noqa: E402
+from training.recipe import LossRecipe, StartRecipe, StudentRecipe  # noqa: E402
+from training.stereo_losses import (  # noqa: E402
+    bin_divergence,
+    confidence_loss,
+    HIDDEN,
+    occlusion_from_disparity,
+)
+from training.trainer import Trainer  # noqa: E402
+
+TINY_FLIGHT = {
+    'encoder_channels': [8, 8, 16, 16],
+    'decoder_width': 16,
+    'decoder_depth': 1,
+    'decoder_heads': 2,
+    'descriptor_channels': 8,
+    'disparity_bins': 8,
+    'hourglass_channels': [8, 8, 16, 16],
+    'local_radius': 2,
+    'fine_channels': 8,
+}
+TINY_HEAD = {'descriptor_width': 4, 'level_channels': [8, 8, 8, 8], 'fusion_width': 8}
+ALL_TEACHER_LOSSES = LossRecipe(soft_bins=0.3, encoder_features=0.1, decoder_features=0.1)
+
+
+def tiny_flight(**options) -> StudentRecipe:
+    return StudentRecipe(kind='flight', model=TINY_FLIGHT, **options)
+
+
+def tiny_pointmap_student(**options) -> StudentRecipe:
+    model = {'decoder_width': 16, 'decoder_depth': 1, 'decoder_heads': 2, 'head': TINY_HEAD}
+    return StudentRecipe(kind='S4', model=model, **options)
+
+
+def weights(trainer: Trainer, name: str) -> dict:
+    return {k: v.clone() for k, v in trainer.students[name].student.state_dict().items()}
+
+
+# --- Learning from a teacher ---------------------------------------------------------------
+
+
+def test_every_trained_parameter_gets_a_gradient(make_recipe, flight_teacher, tmp_path):
+    student = tiny_flight(target='teacher', min_confidence=0.0, losses=ALL_TEACHER_LOSSES)
+    trainer = Trainer(make_recipe({'flight': student}, flight_teacher), tmp_path)
+    member = trainer.students['flight']
+    batch = trainer.data[0]
+    lesson = trainer.teacher.lesson(batch, member.learner.wanted)
+    loss, terms = member.learner(batch, lesson)
+    loss.backward()
+    assert {'soft_bins', 'encoder_features', 'decoder_features'} <= set(terms)
+    assert all(term > 0 for term in terms.values())
+    optimized = {id(p) for group in member.optimizer.param_groups for p in group['params']}
+    silent = [
+        name
+        for name, p in member.learner.named_parameters()
+        if p.requires_grad and (id(p) not in optimized or p.grad is None or not p.grad.any())
+    ]
+    # A bias before keys has no effect by construction.
+    assert all(name.endswith('projk.bias') for name in silent), silent
+    assert not any(p.requires_grad for p in trainer.teacher.network.parameters())
+
+
+def test_students_share_one_look_of_the_teacher(make_recipe, flight_teacher, tmp_path):
+    students = {
+        'a': tiny_flight(target='teacher'),
+        'b': tiny_flight(losses=LossRecipe(soft_bins=1.0)),
+    }
+    trainer = Trainer(make_recipe(students, flight_teacher), tmp_path)
+    looks = []
+    look = trainer.teacher._look
+    trainer.teacher._look = lambda *args: looks.append(1) or look(*args)
+    before = {name: weights(trainer, name) for name in students}
+    terms = trainer.train_step([trainer.data[0], trainer.data[1]])
+    assert len(looks) == 2  # one a batch
+    assert {'a/loss', 'b/loss', 'b/soft_bins'} <= set(terms) and 'a/soft_bins' not in terms
+    for name in students:
+        key = 'encoder.stem.0.weight'
+        assert not torch.equal(before[name][key], weights(trainer, name)[key])
+    trainer.save()
+    for name in students:
+        loaded, _ = load_network(trainer.path, name)
+        average = trainer.students[name].average.module
+        torch.testing.assert_close(loaded.state_dict(), average.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ModelError, match='holds a, b'):
+        load_network(trainer.path, 'c')
+
+
+def test_pointmap_student_learns_from_a_row_matching_teacher(
+    make_recipe, flight_teacher, tmp_path
+):
+    student = tiny_pointmap_student(
+        target='teacher',
+        distillation={
+            'decoder_features': 0.1,
+            'relational': 0.1,
+            'teacher_confidence': 0.1,
+            'min_teacher_confidence': 1.01,
+        },
+    )
+    trainer = Trainer(make_recipe({'S4': student}, flight_teacher, matches=32), tmp_path)
+    terms = trainer.train_step([trainer.data[0]])
+    for name in ('pointmap', 'matching', 'encoder_features', 'decoder_features', 'gradient'):
+        assert math.isfinite(terms[name]) and terms[name] != 0, name
+    assert terms['relational'] > 0 and terms['teacher_confidence'] > 0
+    assert terms['grad_norm'] > 0
+
+
+def test_flight_student_aligns_with_tokens_of_a_mast3r(make_recipe, mast3r_teacher, tmp_path):
+    losses = LossRecipe(encoder_features=0.1, decoder_features=0.1)
+    recipe = make_recipe({'flight': tiny_flight(losses=losses)}, mast3r_teacher)
+    trainer = Trainer(recipe, tmp_path)
+    terms = trainer.train_step([trainer.data[0]])
+    assert terms['encoder_features'] > 0 and terms['decoder_features'] > 0
+
+
+def test_loss_that_its_teacher_cannot_serve_is_refused(make_recipe, mast3r_teacher, tmp_path):
+    recipe = make_recipe({'flight': tiny_flight(losses=LossRecipe(soft_bins=1))}, mast3r_teacher)
+    with pytest.raises(ModelError, match='logits.*Mast3r does not give'):
+        Trainer(recipe, tmp_path)
+    recipe = make_recipe({'S4': tiny_pointmap_student(distillation={'relational': 1.0})})
+    with pytest.raises(ModelError, match='encoder_features is enabled but there is no teacher'):
+        Trainer(recipe, tmp_path)
+    recipe = make_recipe({'S4': tiny_pointmap_student(distillation={'pointmaps': 1.0})})
+    with pytest.raises(InputError, match='pointmaps'):
+        Trainer(recipe, tmp_path)
+
+
+def test_bins_of_different_number_are_refused():
+    with pytest.raises(ModelError, match='soft_bins'):
+        bin_divergence(torch.zeros(1, 8, 2, 2), torch.zeros(1, 9, 2, 2))
+    logits = torch.randn(1, 8, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert bin_divergence(logits, logits + 3.0).item() == pytest.approx(0.0, abs=1e-6)
+    assert bin_divergence(logits, -logits) > 0.1
+
+
+def test_unsure_teacher_makes_agreement_count_less():
+    target, logit = torch.full((1, 1, 4), 5.0), torch.full((1, 1, 4), 3.0)
+    sure, unsure = (
+        confidence_loss(logit, target, target, torch.full((1, 1, 4), p)) for p in (1.0, 0.2)
+    )
+    assert sure.item() == pytest.approx(math.log1p(math.exp(-3)), rel=1e-5)
+    assert unsure.item() == pytest.approx(sure.item() + 0.8 * 3.0, rel=1e-5)
+
+
+def test_foreground_hides_what_is_behind_it():
+    disparity = torch.full((1, 1, 12), 1.0)
+    disparity[..., 6:9] = 4.0  # lands on columns 2 to 4
+    occlusion = occlusion_from_disparity(disparity)[0, 0].tolist()
+    # Column 0 leaves the frame; 3, 4 and 5 land where the foreground stands.
+    assert occlusion == [2, 0, 0, HIDDEN, HIDDEN, HIDDEN, 0, 0, 0, 0, 0, 0]
+    assert (occlusion_from_disparity(torch.full((1, 1, 4), torch.nan)) == 2).all()
+
+
+def test_pointmaps_of_both_views_are_one_surface():
+    intrinsics = torch.tensor([[[50.0, 0, 11.5], [0, 50, 7.5], [0, 0, 1]]])
+    columns = torch.arange(24.0).expand(1, 16, 24)
+    # A slanted plane: d = 4 + 0.1 x in the left view, so d = (4 + 0.1 x') / 0.9 in the right.
+    left, right = 4 + 0.1 * columns, (4 + 0.1 * columns) / 0.9
+    one, two = pointmaps_from_disparity(left, right, intrinsics)
+    assert one[..., 2].median().item() == pytest.approx(1.0, rel=0.02)
+    # The left pixel x = 20 has d = 6, so it is the right view's x = 14.
+    torch.testing.assert_close(one[0, :, 20], two[0, :, 14], rtol=1e-5, atol=1e-6)
+    far, _ = pointmaps_from_disparity(torch.cat([left, 0 * left], 1), right, intrinsics)
+    assert torch.isfinite(far).all()
+
+
+# --- Cache ---------------------------------------------------------------------------------
+
+
+def test_cached_lessons_equal_computed_ones(make_recipe, flight_teacher, tmp_path):
+    student = tiny_flight(target='teacher', losses=ALL_TEACHER_LOSSES)
+    recipe = make_recipe({'flight': student}, flight_teacher, fixed_crops=1)
+    recipe.teacher.cache = str(tmp_path / 'cache')
+    trainer = Trainer(recipe, tmp_path)
+    teacher = trainer.teacher
+    assert isinstance(teacher, CachedTeacher)
+    wanted = trainer.students['flight'].learner.wanted
+    batches = [trainer.data[step] for step in range(4)]  # two epochs of four pairs
+    first = [teacher.lesson(batch, wanted) for batch in batches]
+    assert (teacher.hits, teacher.misses) == (4, 4)
+    again = Trainer(recipe, tmp_path).teacher
+    second = [again.lesson(batch, wanted) for batch in batches]
+    assert (again.hits, again.misses) == (8, 0)
+    for one, two in zip(first, second, strict=True):
+        assert set(one) == set(two) == set(wanted)
+        for name in wanted:
+            tolerance = 1e-2 if name in TOKENS else 0.0
+            torch.testing.assert_close(one[name], two[name], rtol=tolerance, atol=0)
+    again.lesson(batches[0], wanted | {'pointmap1'})  # an entry that lacks something is renewed
+    assert again.misses == 2
+
+
+def test_damaged_cache_entry_is_named(make_recipe, flight_teacher, tmp_path):
+    recipe = make_recipe({'flight': tiny_flight(target='teacher')}, flight_teacher, fixed_crops=1)
+    recipe.teacher.cache = str(tmp_path / 'cache')
+    trainer = Trainer(recipe, tmp_path)
+    trainer.train_step([trainer.data[0]])
+    for path in (tmp_path / 'cache').rglob('*.safetensors'):
+        path.write_bytes(b'cut')
+    with pytest.raises(InputError, match='cache.*delete it'):
+        trainer.train_step([trainer.data[0]])
+
+
+# --- Starts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('method', ['shared_basis', 'truncate', 'direct'])
+def test_student_starts_from_its_teacher(method, make_recipe, flight_teacher, tmp_path, capsys):
+    at_random = Trainer(make_recipe({'flight': tiny_flight()}, flight_teacher), tmp_path)
+    start = StartRecipe(method=method, pairs=1)
+    losses = LossRecipe(encoder_features=0.1, decoder_features=0.1)
+    recipe = make_recipe({'flight': tiny_flight(start=start, losses=losses)}, flight_teacher)
+    trainer = Trainer(recipe, tmp_path)
+    plan = capsys.readouterr().out
+    assert 'flight starts from its teacher' in plan and 'decoder.dec_blocks.0.attn.qkv' in plan
+    key = 'decoder.dec_blocks.0.attn.qkv.weight'
+    assert not torch.equal(weights(trainer, 'flight')[key], weights(at_random, 'flight')[key])
+    if method == 'shared_basis':
+        projector = trainer.students['flight'].learner.projectors['decoder'].linear.weight
+        torch.testing.assert_close(projector.T @ projector, torch.eye(16), rtol=0, atol=1e-5)
+
+
+def test_wider_student_than_teacher_is_a_clear_error(make_recipe, flight_teacher, tmp_path):
+    student = tiny_flight(start=StartRecipe(method='shared_basis', pairs=1))
+    student.model = {**TINY_FLIGHT, 'decoder_width': 64}
+    with pytest.raises(ModelError, match='student decoder width is 64, teacher 32'):
+        Trainer(make_recipe({'flight': student}, flight_teacher), tmp_path)
+
+
+def test_going_on_from_a_trained_student(make_recipe, tmp_path):
+    trainer = Trainer(make_recipe({'flight': tiny_flight()}), tmp_path / 'first')
+    trainer.train_step([trainer.data[0]])
+    trainer.save()
+    write_safetensors(trainer.path, tmp_path / 'flight.safetensors')
+    wanted = trainer.students['flight'].average.module.state_dict()
+    for path in (trainer.path, tmp_path / 'flight.safetensors'):
+        recipe = make_recipe({'mine': StudentRecipe(start=StartRecipe(checkpoint=str(path)))})
+        started = Trainer(recipe, tmp_path / 'second').students['mine'].student
+        torch.testing.assert_close(started.state_dict(), wanted, rtol=0, atol=0)
+
+
+def test_frozen_encoder_keeps_weights_and_statistics(make_recipe, tmp_path):
+    recipe = make_recipe({'flight': tiny_flight(freeze_encoder=True)})
+    trainer = Trainer(recipe, tmp_path)
+    before = weights(trainer, 'flight')
+    trainer.train_step([trainer.data[0]])
+    after = weights(trainer, 'flight')
+    for name, value in before.items():
+        if name.startswith('encoder.'):
+            torch.testing.assert_close(after[name], value, rtol=0, atol=0)
+    assert not torch.equal(
+        after['decoder.decoder_embed.weight'], before['decoder.decoder_embed.weight']
+    )
+
+
+def test_pointmap_student_round_trip_through_safetensors(make_recipe, tmp_path):
+    recipe = make_recipe(
+        {'S4': tiny_pointmap_student(distillation={'encoder_features': 0.0, 'gradient': 0.0})}
+    )
+    trainer = Trainer(recipe, tmp_path)
+    trainer.save()
+    write_safetensors(trainer.path, tmp_path / 's4.safetensors')
+    loaded = trained_network(tmp_path / 's4.safetensors')
+    wanted = trainer.students['S4'].average.module.state_dict()
+    torch.testing.assert_close(loaded.state_dict(), wanted, rtol=0, atol=0)
+    with pytest.raises(InputError, match='pointmap1'):
+        trainer.train_step([trainer.data[0]])  # ground truth of rendered pairs has no pointmaps
+
+
+# --- The loop ------------------------------------------------------------------------------
+
+
+def test_resumed_distillation_equals_an_uninterrupted_one(make_recipe, flight_teacher, tmp_path):
+    student = tiny_flight(target='teacher', losses=ALL_TEACHER_LOSSES)
+    recipe = make_recipe({'flight': student}, flight_teacher)
+    whole = Trainer(recipe, tmp_path / 'whole')
+    whole.run()
+    first = Trainer(recipe, tmp_path / 'parts')
+    first.run(minutes=0.0)
+    second = Trainer(recipe, tmp_path / 'parts')
+    second.resume()
+    second.run()
+    ours, theirs = (t.students['flight'].learner.state_dict() for t in (second, whole))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    other = Trainer(make_recipe({'other': tiny_flight()}), tmp_path / 'parts')
+    with pytest.raises(ModelError, match='holds students flight; the recipe has other'):
+        other.resume()
+
+
+def test_two_equal_batches_accumulate_to_one(make_recipe, tmp_path):
+    one, two = (Trainer(make_recipe({'flight': tiny_flight()}), tmp_path) for _ in range(2))
+    batch = one.data[0]
+    terms = one.train_step([batch]), two.train_step([batch, batch])
+    assert terms[0]['loss'] == pytest.approx(terms[1]['loss'], rel=1e-5)
+    for name, value in one.students['flight'].student.named_parameters():
+        # Adam's first step is the sign of the gradient: compare where that is not rounding.
+        other = dict(two.students['flight'].student.named_parameters())[name]
+        assert (value - other).abs().median() < 1e-6, name
+
+
+def test_bf16_agrees_with_full_precision(make_recipe, flight_teacher, tmp_path):
+    student = tiny_flight(target='teacher', losses=ALL_TEACHER_LOSSES)
+    recipe = make_recipe({'flight': student}, flight_teacher)
+    half = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, amp='bf16'))
+    losses = []
+    for version in (recipe, half):
+        trainer = Trainer(version, tmp_path)
+        losses.append(trainer.train_step([trainer.data[0]])['loss'])
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert losses[1] != losses[0]
+
+
+def test_figures_go_to_metrics_events_and_curves(make_recipe, plane_pairs, tmp_path):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = make_recipe({'flight': tiny_flight()})
+    recipe.optimizer.total_steps = 10
+    recipe.data.validation = str(plane_pairs)
+    Trainer(recipe, tmp_path).run()
+    curves = read_curves(tmp_path)
+    assert [step for step, _ in curves['loss']] == [10]
+    assert curves['validation/epe'][0][1] > 0
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Scalars('loss')[0].value == pytest.approx(curves['loss'][0][1], rel=1e-5)
+    draw_curves([tmp_path], tmp_path / 'curves.png')
+    assert (tmp_path / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_damaged_log_is_named(tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text(json.dumps({'step': 1, 'loss': 2.0}) + '\n{"st')
+    with pytest.raises(InputError, match='line 2'):
+        read_curves(tmp_path)
+
+
+@pytest.mark.slow
+def test_smoke_distils_to_onnx(tmp_path, capsys):
+    assert main(['smoke', '--out', str(tmp_path)]) == 0
+    assert 'agrees with torch' in capsys.readouterr().out
+    curve = [loss for _, loss in read_curves(tmp_path / 'student')['loss']]
+    assert curve[-1] < curve[0]
+    assert (tmp_path / 'smoke.onnx').stat().st_size > 1000
