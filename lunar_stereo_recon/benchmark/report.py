@@ -170,14 +170,13 @@ def contact_sheets(
             (index for index, pair in enumerate(pairs) if pair.stratum == stratum),
             key=lambda index: _badness(scores[index]),
         )
-        places = {'best': 0, 'median': len(ranked) // 2, 'worst': len(ranked) - 1}
-        # Of few pairs one may be the median and the worst; it is shown once.
-        chosen = {ranked[place]: name for name, place in reversed(places.items())}
+        # Of one or two pairs one would have two names; it is shown once.
+        names = {ranked[len(ranked) // 2]: 'median', ranked[0]: 'best', ranked[-1]: 'worst'}
         rows = []
-        for index, place in reversed(chosen.items()):
+        for index in sorted(names, key=ranked.index):
             pair, figures = pairs[index], subset_figures(scores[index].sums['all'])
             caption = (
-                f'{place}: {pair.id}, EPE {figures["epe_px"]:.2f} px, '
+                f'{names[index]}: {pair.id}, EPE {figures["epe_px"]:.2f} px, '
                 f'bad-1 {100 * figures["bad1_all"]:.1f} %, '
                 f'bad-2 {100 * figures["bad2_all"]:.1f} %'
             )

@@ -216,17 +216,3 @@ def test_run_with_a_model(files, model_maker):
     options = ['--calibration', str(files / 'rig.yaml'), '--out', str(files / 'out')]
     assert main(['run', *images, *options, '--model', str(model_maker()), '--npz']) == 0
     assert np.isfinite(np.load(files / 'out' / 'left.npz')['confidence']).all()
-
-
-def test_bench_sets_the_student_beside_the_matchers(files, model_maker, capsys):
-    manifest, model = str(files / 'manifest.json'), str(model_maker())
-    figures = files / 'bench.json'
-    assert main(['bench', manifest, '--model', model, '--tags', '--json', str(figures)]) == 0
-    printed = capsys.readouterr().out
-    assert '2 pairs, 96x64' in printed and '### student' in printed
-    document = json.loads(figures.read_text())
-    results = {name: summary['overall'] for name, summary in document['results'].items()}
-    assert results['BM padded + fill']['all']['density'] == 1.0
-    assert results['BM padded + fill']['all']['epe_px'] < results['student']['all']['epe_px']
-    assert results['student + refinement']['ece'] is not None
-    assert results['SGBM 3WAY']['ece'] is None and results['SGBM 3WAY']['ms_median'] > 0
