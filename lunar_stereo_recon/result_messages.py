@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,24 +83,35 @@ def camera_info_message(
     )
 
 
-def cloud_values(reconstruction: Reconstruction) -> FloatImage:
+def cloud_values(reconstruction: Reconstruction, out: FloatImage | None = None) -> FloatImage:
     """Return (H, W, 5) float32: x, y, z, rgb, confidence. x, y, z are NaN where invalid.
 
     rgb holds the bytes of 0x00RRGGBB, as PCL and RViz read the field `rgb`.
+
+    Args:
+        reconstruction: The result.
+        out: (H, W, 5) float32 to write to; a new array where None.
     """
-    height, width = reconstruction.depth.shape
-    values = np.empty((height, width, len(CLOUD_FIELDS)), np.float32)
-    values[..., :3] = reconstruction.points
-    # Written as bytes (blue first in little endian): a float assignment would change NaN bits.
-    rgb = values.view(np.uint8).reshape(height, width, POINT_STEP)[..., 12:16]
-    rgb[..., :3] = reconstruction.color[..., ::-1]
-    rgb[..., 3] = 0
-    values[..., 4] = reconstruction.confidence
-    return values
+    if out is None:
+        out = np.empty((*reconstruction.depth.shape, len(CLOUD_FIELDS)), np.float32)
+    packed = cv2.cvtColor(reconstruction.color, cv2.COLOR_RGB2BGRA)
+    packed[..., 3] = 0
+    # Channels are moved as bits: no float rule touches the colours.
+    sources = [reconstruction.points, packed.view(np.float32), reconstruction.confidence]
+    cv2.mixChannels(sources, [out], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    return out
 
 
-def point_cloud_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:
-    """Return the organised PointCloud2, one point a pixel of the left image."""
+def point_cloud_message(
+    make: MakeMessage, reconstruction: Reconstruction, out: FloatImage | None = None
+) -> Any:
+    """Return the organised PointCloud2, one point a pixel of the left image.
+
+    Args:
+        make: Message factory.
+        reconstruction: The result.
+        out: Where its values go, see `cloud_values`.
+    """
     height, width = reconstruction.depth.shape
     return make(
         'sensor_msgs/msg/PointCloud2',
@@ -119,7 +131,7 @@ def point_cloud_message(make: MakeMessage, reconstruction: Reconstruction) -> An
         is_bigendian=False,
         point_step=POINT_STEP,
         row_step=POINT_STEP * width,
-        data=cloud_values(reconstruction).view(np.uint8).reshape(-1),
+        data=cloud_values(reconstruction, out).view(np.uint8).reshape(-1),
         is_dense=False,
     )
 

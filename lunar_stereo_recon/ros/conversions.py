@@ -10,9 +10,11 @@ from array import array
 from collections.abc import Mapping
 import functools
 import importlib
+import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lunar_stereo_recon.result_messages import header
 
@@ -66,12 +68,37 @@ def diagnostic_array(stamp_ns: int, frame_id: str, statuses: list[Any]) -> Any:
     )
 
 
+class MessageBuffer:
+    """Memory for a message's bytes, kept from frame to frame.
+
+    A cloud has 6 MB: asking the system for them anew costs more than filling them. Publishing
+    serializes at once, so the buffer is free again when `publish` returns.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = array('B')
+
+    def floats(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return the buffer as float32 of a shape; what was in it before is lost."""
+        size = 4 * math.prod(shape)
+        if len(self._bytes) != size:
+            self._bytes = array('B', bytes(size))
+        return np.frombuffer(self._bytes, np.float32).reshape(shape)
+
+
 def _field_value(value: Any) -> Any:
     """Return NumPy arrays as what rclpy copies fastest: array.array for bytes, else a list."""
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype != np.uint8:
         return value.tolist()
+    owner = value
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    if isinstance(owner, array) and owner.typecode == 'B' and len(owner) == value.size:
+        return owner
     data = array('B')
     data.frombytes(np.ascontiguousarray(value).data)
     return data

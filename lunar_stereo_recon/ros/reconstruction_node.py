@@ -31,6 +31,7 @@ from lunar_stereo_recon.errors import CalibrationError, ReconError
 from lunar_stereo_recon.messages import baseline_of_camera_infos, pair_from_messages, StereoTopics
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from lunar_stereo_recon.result_messages import (
+    CLOUD_FIELDS,
     confidence_message,
     depth_info_message,
     depth_message,
@@ -44,6 +45,7 @@ from lunar_stereo_recon.ros.conversions import (
     ERROR,
     make_message,
     message_class,
+    MessageBuffer,
     OK,
     WARN,
 )
@@ -123,6 +125,7 @@ class ReconstructionNode(LifecycleNode):
         self._periodic: list[Any] = []
         self._output: dict[str, Any] = {}
         self._last_stamp_ns: int | None = None
+        self._cloud_buffer = MessageBuffer()
         self._idle = True
         self._demand: list[str] = []
         self._demand_since_s = 0.0
@@ -354,7 +357,7 @@ class ReconstructionNode(LifecycleNode):
     def _publish(self, result: Reconstruction, parameters: ReconstructionParameters) -> None:
         """Publish what is selected and, when lazy, subscribed to."""
         makers = {
-            'points2': point_cloud_message,
+            'points2': self._cloud_message,
             'confidence': confidence_message,
             'disparity': self._disparity_message,
             'depth/image': depth_message,
@@ -363,6 +366,10 @@ class ReconstructionNode(LifecycleNode):
         topics = self._wanted_outputs() if parameters.lazy else self._selected_outputs()
         for topic in topics:
             self._output[topic].publish(makers[topic](make_message, result))
+
+    def _cloud_message(self, make: Any, result: Reconstruction) -> Any:
+        values = self._cloud_buffer.floats((*result.depth.shape, len(CLOUD_FIELDS)))
+        return point_cloud_message(make, result, values)
 
     def _disparity_message(self, make: Any, result: Reconstruction) -> Any:
         largest = searched_disparity_px(self._engine.backend, result.calibration)

@@ -25,6 +25,7 @@ from lunar_stereo_recon.ros.conversions import (  # noqa: E402
     diagnostic_status,
     make_message,
     message_class,
+    MessageBuffer,
     WARN,
 )
 
@@ -58,6 +59,15 @@ def test_message_on_the_wire_is_that_of_the_bag(reconstruction, build):
     received = types.deserialize_cdr(on_wire, ours.__msgtype__)
     assert bytes(types.serialize_cdr(received, ours.__msgtype__)) == bytes(in_bag)
     assert cdr_stamp_ns(on_wire) == 5_000_000_007
+
+
+def test_buffer_is_reused_and_its_message_is_the_same(reconstruction):
+    buffer = MessageBuffer()
+    values = buffer.floats((6, 8, 5))
+    message = point_cloud_message(make_message, reconstruction, values)
+    assert message.data == point_cloud_message(make_message, reconstruction).data
+    assert buffer.floats((6, 8, 5)).ctypes.data == values.ctypes.data
+    assert buffer.floats((2, 3, 5)).shape == (2, 3, 5)
 
 
 def test_cloud_is_read_by_sensor_msgs_py(reconstruction):
