@@ -36,6 +36,7 @@ CORE = [
     'lunar_stereo_recon.bags.writer',
     'lunar_stereo_recon.backends.onnx_backend',
     'lunar_stereo_recon.backends.sgbm_backend',
+    'lunar_stereo_recon.benchmark.report',
     'lunar_stereo_recon.cli',
 ]
 

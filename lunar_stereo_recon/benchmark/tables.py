@@ -111,13 +111,13 @@ def difference_table(before: MethodScores, after: MethodScores) -> str:
     strata = list(dict.fromkeys(score.tag for score in before.pairs))
     rows = []
     for group in [*strata, 'overall']:
-        chosen = [
+        first, second = (
             [score for score in scores.pairs if group in ('overall', score.tag)]
             for scores in (before, after)
-        ]
+        )
         cells = []
         for key, _, factor, decimals in DIFFERENCE_COLUMNS:
-            change, (low, high) = paired_difference(*chosen, 'all', key)
+            change, (low, high) = paired_difference(first, second, 'all', key)
             texts = [f'{factor * value:+.{decimals}f}' for value in (change, low, high)]
             cells.append(f'{texts[0]} ({texts[1]} to {texts[2]})')
         rows.append([group, *cells])
