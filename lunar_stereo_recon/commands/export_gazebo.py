@@ -43,7 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the terrain, write the world and say what was written."""
-    from lunar_stereo_recon.simulation.gazebo import DESCRIPTION_FILE, export_world, WorldOptions
+    from lunar_stereo_recon.simulation.gazebo import export_world, WorldOptions
+    from lunar_stereo_recon.simulation.gazebo_rover import DESCRIPTION_FILE
     from lunar_stereo_recon.simulation.presets import site_preset
     from lunar_stereo_recon.simulation.terrain import make_terrain
 

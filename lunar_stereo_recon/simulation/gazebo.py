@@ -15,10 +15,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 import torch
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.simulation.collada import write_collada
+from lunar_stereo_recon.simulation.gazebo_rover import (
+    DESCRIPTION_FILE,
+    DROP_M,
+    START_HEIGHTS_FILE,
+)
 from lunar_stereo_recon.simulation.terrain import Terrain
 from lunar_stereo_recon.simulation.terrain_mesh import (
     height_differences,
@@ -29,17 +35,18 @@ from lunar_stereo_recon.simulation.terrain_textures import patch_textures
 
 WORLD_NAME = 'lunar'
 WORLD_FILE = 'world.sdf'
-DESCRIPTION_FILE = 'world.json'
 LUNAR_GRAVITY_MS2 = 1.62
 # Gazebo's cameras have no exposure control. Soil is painted brighter than the Moon's 0.12 so that
 # 8 bits hold its shades, and the sun's intensity is set as an exposure control would.
 _SOIL_REFLECTANCE = 0.45
 _GROUND_BRIGHTNESS = 0.22
 _MAX_SUN_INTENSITY = 5.0
-# Reach of the rover around its centre, and where a good place to stand is looked for.
+# Reach of the rover around its centre, where a good place to stand is looked for, and the reach
+# and step of the table of heights to start from.
 _FOOTPRINT_M = 0.6
 _SEARCH_M = 4.0
-_DROP_M = 0.02
+_TABLE_REACH_M = 60.0
+_TABLE_STEP_M = 0.25
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,8 @@ def export_world(
             progress(f'ground to {patch.half_size_m:g} m')
             _write_patch(terrain, patch, folder, options)
         (folder / WORLD_FILE).write_text(world_sdf(patches, options), encoding='utf-8')
+        axis, highest, _ = _ground_below(terrain, _TABLE_REACH_M, _TABLE_STEP_M)
+        np.savez_compressed(folder / START_HEIGHTS_FILE, position_m=axis, highest_m=highest)
         description = _description(terrain, patches, options, about or {})
         # Last, because its presence says that the world is complete.
         (folder / DESCRIPTION_FILE).write_text(
@@ -132,25 +141,45 @@ def export_world(
 
 def find_spawn(terrain: Terrain, yaw_rad: float = 0.0) -> Spawn:
     """Return the most level place near the terrain's centre to put the rover down."""
-    step = 0.1
-    reach = min(_SEARCH_M + _FOOTPRINT_M, terrain.levels[-1].half_size_m)
-    axis = torch.arange(-reach, reach + step / 2, step)
-    y, x = torch.meshgrid(axis, axis, indexing='ij')
-    heights = terrain.height_at(x.reshape(-1), y.reshape(-1)).reshape(x.shape).cpu().numpy()
-    window = 2 * round(_FOOTPRINT_M / step) + 1
-    square = np.ones((window, window), np.uint8)
-    highest, lowest = cv2.dilate(heights, square), cv2.erode(heights, square)
-    uneven = highest - lowest
-    inside = slice(window // 2, len(axis) - window // 2)
-    best = np.argmin(uneven[inside, inside])
-    row, column = np.unravel_index(best, uneven[inside, inside].shape)
-    row, column = row + window // 2, column + window // 2
+    axis, highest, lowest = _ground_below(terrain, _SEARCH_M, 0.1)
+    row, column = np.unravel_index(np.argmin(highest - lowest), highest.shape)
     return Spawn(
         round(float(axis[column]), 3),
         round(float(axis[row]), 3),
-        round(float(highest[row, column]) + _DROP_M, 3),
+        round(float(highest[row, column]) + DROP_M, 3),
         yaw_rad,
     )
+
+
+def _ground_below(
+    terrain: Terrain, reach_m: float, step_m: float
+) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+    """Return positions along x and y, and the extremes of the ground under a rover there.
+
+    Args:
+        terrain: The ground.
+        reach_m: Largest |x| and |y| of the positions; the terrain's edge limits it.
+        step_m: Distance of neighbouring positions.
+
+    Returns:
+        (n,) positions, (n, n) highest and (n, n) lowest height, row is y, metres.
+    """
+    margin = math.ceil(_FOOTPRINT_M / step_m)
+    limit = math.floor(terrain.levels[-1].half_size_m / step_m)
+    count = min(math.floor(reach_m / step_m) + margin, limit)
+    if count <= margin:
+        raise InputError(
+            f'the terrain reaches {terrain.levels[-1].half_size_m:g} m from its centre; a rover '
+            f'needs more than {_FOOTPRINT_M + step_m:g} m'
+        )
+    axis = np.arange(-count, count + 1) * step_m
+    y, x = np.meshgrid(axis, axis, indexing='ij')
+    points = (torch.from_numpy(v.reshape(-1)).float() for v in (x, y))
+    heights = terrain.height_at(*points).cpu().numpy().reshape(x.shape)
+    footprint = np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)
+    inside = slice(margin, len(axis) - margin)
+    highest, lowest = cv2.dilate(heights, footprint), cv2.erode(heights, footprint)
+    return axis[inside], highest[inside, inside], lowest[inside, inside]
 
 
 def world_sdf(patches: list[TerrainPatch], options: WorldOptions) -> str:

@@ -1,13 +1,15 @@
-"""Where the cameras of a Gazebo rover sit, read from its SDF, for transforms and calibration.
+"""What a launch file wants to know of a Gazebo rover and its world; no simulator, no torch.
 
-One source for both: the model file. Needs no simulator and no torch.
+The rig is read from the rover's SDF, so that transforms and calibration have one source.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+import json
 import math
 from pathlib import Path
+from typing import Any
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -15,6 +17,10 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.errors import InputError
 
+DESCRIPTION_FILE = 'world.json'
+START_HEIGHTS_FILE = 'start_heights.npz'
+# A rover starts this much above the highest ground below it, metres.
+DROP_M = 0.02
 # Gazebo's bodies look along x with y left and z up; optical frames look along z with y down.
 _OPTICAL_FROM_BODY_RPY = (-math.pi / 2, 0.0, -math.pi / 2)
 
@@ -91,6 +97,49 @@ def read_rig(model_sdf: Path, base: str = 'base_link') -> RoverRig:
         _number(model_sdf, right[1], 'p_fx'),
         _number(model_sdf, right[1], 'tx'),
     )
+
+
+def read_world(folder: Path) -> dict[str, Any]:
+    """Return the description of an exported world (`world.json`).
+
+    Raises:
+        InputError: The folder holds no complete world.
+    """
+    path = folder / DESCRIPTION_FILE
+    try:
+        description = json.loads(path.read_text(encoding='utf-8'))
+        missing = {'world', 'name', 'spawn'} - description.keys()
+    except OSError as error:
+        raise InputError(
+            f'{folder} holds no world ({DESCRIPTION_FILE}: {error.strerror}); '
+            '`lunar-stereo export-gazebo --out FOLDER` makes one'
+        ) from error
+    except (ValueError, AttributeError) as error:
+        raise InputError(f'{path} is not the description of a world: {error}') from error
+    if missing:
+        raise InputError(f'{path} does not tell {", ".join(sorted(missing))} of the world')
+    return description
+
+
+def start_height(folder: Path, x_m: float, y_m: float) -> float:
+    """Return the height to put the rover down at a place of an exported world, metres.
+
+    Raises:
+        InputError: The place is outside the table of heights, or there is none.
+    """
+    path = folder / START_HEIGHTS_FILE
+    try:
+        with np.load(path, allow_pickle=False) as table:
+            position, highest = table['position_m'], table['highest_m']
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f'cannot read the heights of the ground from {path}: {error}') from error
+    if max(abs(x_m), abs(y_m)) > position[-1]:
+        raise InputError(
+            f'a start at x {x_m:g} y {y_m:g} m is outside the ground with known heights, '
+            f'+-{position[-1]:g} m'
+        )
+    row, column = (int(np.argmin(np.abs(position - value))) for value in (y_m, x_m))
+    return float(highest[row, column]) + DROP_M
 
 
 def _camera(
