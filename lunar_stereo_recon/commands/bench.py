@@ -44,6 +44,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         '--speed', action='store_true', help='also time the network against pixels and a roofline'
     )
     parser.add_argument(
+        '--teacher',
+        action='store_true',
+        help='also time a full-size MASt3R teacher (needs torch and 3 GB of memory)',
+    )
+    parser.add_argument(
         '--out', type=Path, default=Path('out/bench'), help='folder for tables and pictures'
     )
     parser.add_argument('--cache', type=Path, help='folder for rendered pairs')
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         _setting(args, pairs, estimators), pairs, _scores(pairs, methods, estimators, variants)
     )
     result.memory_mb = _memory_mb(methods, args, pairs[0])
-    result.speed = _speed(args, pairs[0]) if args.speed else None
+    _measure_speed(args, result)
     summaries = result.summaries()
     report = result.markdown(summaries)
     print(report)
@@ -202,11 +207,15 @@ def _memory_mb(
     return {method: by_run[method.removesuffix(FILL)] for method in methods}
 
 
-def _speed(args: argparse.Namespace, pair: BenchmarkPair):
+def _measure_speed(args: argparse.Namespace, result: BenchmarkRun) -> None:
     from lunar_stereo_recon.backends import DEFAULT_MODEL
-    from lunar_stereo_recon.benchmark.speed import measure_speed
+    from lunar_stereo_recon.benchmark.speed import measure_speed, measure_teacher
 
-    return measure_speed(args.model or DEFAULT_MODEL, args.threads, pair.load()[0])
+    model, pair = args.model or DEFAULT_MODEL, result.pairs[0].load()[0]
+    if args.speed:
+        result.speed = measure_speed(model, args.threads, pair)
+    if args.teacher:
+        result.teacher = measure_teacher(model, args.threads, pair)
 
 
 def _write_pictures(
