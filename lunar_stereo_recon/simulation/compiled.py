@@ -252,7 +252,8 @@ def hapke(cos_i, cos_e, cos_g, model):
 @numba.njit(cache=True, nogil=True)
 def _shade_point(scene, ray, depth, level, sun, with_radiance):
     """Return the radiance of a surface point and whether it gets no direct sunlight."""
-    grids, surfaces, micro, texel_m, layers, boxes, pose, model, ambient, bounce, focal = scene
+    grids, surfaces, micro, texel_m, layers, boxes, pose = scene[:7]
+    model, ambient, bounce, shadow_lift, focal = scene[7:]
     x, y, z = ray[0] + depth * ray[3], ray[1] + depth * ray[4], ray[2] + depth * ray[5]
     cells, origins, sizes = grids[3], grids[4], grids[5]
     slope_x, slope_y, albedo = _surface(
@@ -263,7 +264,7 @@ def _shade_point(scene, ray, depth, level, sun, with_radiance):
         lit = not _in_box_shadow(boxes, pose, x, y, z, sun)
     if lit:
         # Lifted a little, or the facets of the surface would shade themselves at low sun.
-        up = (x, y, z + 0.08 * sizes[level], sun[0], sun[1], sun[2])
+        up = (x, y, z + shadow_lift * sizes[level], sun[0], sun[1], sun[2])
         lit = _trace(grids, up, np.inf, 1)[1] < 0
     if not with_radiance:
         return 0.0, not lit
@@ -291,7 +292,8 @@ def render_rows(scene, camera, rotation, offsets, suns, first_row, radiance, dep
 
     Args:
         scene: Grids, surfaces, fine texture (table, texel, layers), rover boxes and pose, Hapke
-            parameters, ambient light, bounced light, focal length of the view (pixels).
+            parameters, ambient light, bounced light, lift of shadow rays (cells), focal length of
+            the view (pixels).
         camera: x, y, z, fx, fy, cx, cy.
         rotation: (3, 3) world from camera.
         offsets: (S, 2) sample offsets, pixels.

@@ -24,7 +24,6 @@ import torch
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.simulation.camera import (
-    camera_rotation,
     expose,
     right_view,
     Sensor,
@@ -40,6 +39,7 @@ from lunar_stereo_recon.simulation.renderer import (
     View,
 )
 from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
+from lunar_stereo_recon.simulation.traverse import attitude_on_ground, rounded, rover_frame
 
 STRATA = ('nominal', 'lowsun', 'opposition', 'smooth')
 SPLITS = {'train': 1, 'calibration': 2, 'test': 3}
@@ -49,6 +49,8 @@ VIEWS_PER_TERRAIN = 8
 # The largest disparity that the flight student matches, as a fraction of the image width.
 _MAX_DISPARITY = 180 / 640
 _FRAME = (640, 480)
+# A rover turns back from steeper ground.
+_MAX_TILT_RAD = math.radians(20.0)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Sample:
             partial,
             left=self.left,
             right=self.right,
-            disparity=_rounded(self.disparity),
+            disparity=rounded(self.disparity, 15),
             shadow=self.shadow,
             occlusion=self.occlusion,
             intrinsics=self.intrinsics,
@@ -217,7 +219,6 @@ def render_sample(
     left = _left_view(terrain, scene, window)
     if left is None:
         return None
-    rover_pose = _rover_pose(terrain, scene, left)
     probe = _nearest_and_sky(terrain, left)
     if probe is None:
         return None
@@ -232,6 +233,8 @@ def render_sample(
     if _buried(terrain, right):
         return None
     lighting, rover = scene.lighting, scene.rover
+    heading = math.radians(scene.heading_deg)
+    rover_pose = rover_frame(left, heading, scene.height_m, baseline)
     seen_left = render(terrain, left, lighting, samples, rover, rover_pose)
     seen_right = render(terrain, right, lighting, samples, rover, rover_pose)
     disparity = left.fx * baseline / seen_left.depth
@@ -297,6 +300,14 @@ def write_pairs(
 ) -> Iterator[int]:
     """Write chosen pairs of a seed and split as `NNNNNN.npz`; existing files are kept.
 
+    Args:
+        out: Folder, made if it is not there.
+        indices: Numbers of the pairs.
+        seed, split: Which pairs; no terrain of one split occurs in another.
+        size: Width and height of the windows; None writes whole frames.
+        workers: Processes; 0 or 1 works in this one.
+        samples: Rays a pixel.
+
     Yields:
         How many were written, each time that the pairs of one terrain are done.
 
@@ -310,6 +321,9 @@ def write_pairs(
     for index in indices:
         groups.setdefault(index // VIEWS_PER_TERRAIN, []).append(index)
     jobs = [(out, wanted, seed, split, size, samples, group) for group, wanted in groups.items()]
+    if workers <= 1:
+        yield from map(_write_group, jobs)
+        return
     with multiprocessing.get_context('spawn').Pool(workers, _start_worker) as pool:
         yield from pool.imap_unordered(_write_group, jobs)
 
@@ -430,12 +444,10 @@ def _left_view(terrain: Terrain, scene: SceneConfig, window: Window) -> View | N
     ch, sh = math.cos(heading), math.sin(heading)
     x = -scene.distance_m * ch - scene.lateral_m * sh
     y = -scene.distance_m * sh + scene.lateral_m * ch
-    ground, ahead, aside = _ground_plane(terrain, x, y, heading)
-    rotation = camera_rotation(
-        heading,
-        math.radians(scene.pitch_deg) + math.atan(ahead),
-        math.radians(scene.roll_deg) + math.atan(aside),
-    )
+    pitch, roll = math.radians(scene.pitch_deg), math.radians(scene.roll_deg)
+    ground, rotation = attitude_on_ground(terrain, x, y, heading, pitch, roll)
+    if float(torch.acos(-rotation[2, 1].clamp(-1, 1))) > _MAX_TILT_RAD + abs(pitch) + abs(roll):
+        return None
     focal = scene.focal * scene.frame_width
     view = View(
         torch.tensor([x, y, ground + scene.height_m]),
@@ -450,31 +462,9 @@ def _left_view(terrain: Terrain, scene: SceneConfig, window: Window) -> View | N
     return None if _buried(terrain, view) else view
 
 
-def _ground_plane(terrain: Terrain, x: float, y: float, heading: float):
-    """Return height and the slopes ahead and to the right's downside under a rover's wheels."""
-    ch, sh = math.cos(heading), math.sin(heading)
-    along = torch.tensor([0.5, 0.5, -0.5, -0.5, 0.0])
-    across = torch.tensor([0.4, -0.4, 0.4, -0.4, 0.0])
-    z = terrain.height_at(x + along * ch - across * sh, y + along * sh + across * ch).numpy()
-    ahead = float((z[0] + z[1] - z[2] - z[3]) / 2.0)
-    left_up = float((z[0] + z[2] - z[1] - z[3]) / 1.6)
-    return float(np.median(z)), ahead, left_up
-
-
 def _buried(terrain: Terrain, view: View) -> bool:
     x, y, z = view.position_m
     return not float(z) > float(terrain.height_at(x[None], y[None])[0]) + 0.15
-
-
-def _rover_pose(terrain: Terrain, scene: SceneConfig, left: View) -> torch.Tensor:
-    """Return (4, 4) world from rover; the rover stands upright below the cameras."""
-    heading = math.radians(scene.heading_deg)
-    pose = torch.eye(4)
-    pose[0, 0], pose[0, 1] = math.cos(heading), -math.sin(heading)
-    pose[1, 0], pose[1, 1] = math.sin(heading), math.cos(heading)
-    pose[:3, 3] = left.position_m + 0.5 * scene.baseline_m * left.rotation[:, 0]
-    pose[2, 3] = left.position_m[2] - scene.height_m
-    return pose
 
 
 def _nearest_and_sky(terrain: Terrain, view: View) -> tuple[float, float] | None:
@@ -585,13 +575,6 @@ def _sample_dust(rng: np.random.Generator) -> tuple[tuple[float, float, float, f
 
 def _sign(rng: np.random.Generator) -> int:
     return 1 if rng.random() < 0.5 else -1
-
-
-def _rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return values rounded to 15 mantissa bits (relative 1.5e-5), which compress far better."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = ((bits + np.uint32(1 << 7)) & np.uint32(0xFFFFFF00)).view(np.float32)
-    return np.where(np.isfinite(values), rounded, np.float32(np.nan))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,6 +29,8 @@ except ImportError:  # numba is optional: without it the CPU uses the batched wa
 _NUDGE_CELLS = 1e-3
 # Rays that gave no result after this many steps are taken as misses; it guards the loop only.
 _MAX_STEPS = 4000
+# Shadow rays start this much (cells) above the ground.
+_SHADOW_LIFT_CELLS = 0.2
 _SUN_RADIUS_RAD = math.radians(0.266)
 
 
@@ -448,6 +450,7 @@ def _render_compiled(
         (hapke.w, hapke.b, hapke.c, hapke.B0, hapke.h, hapke.theta_bar_deg),
         lighting.ambient,
         lighting.bounce,
+        _SHADOW_LIFT_CELLS,
         view.fx,
     )
     place = tuple(float(v) for v in view.position_m)
@@ -587,7 +590,7 @@ def _sun_blocked(terrain, points, grid, sun, rover, rover_pose) -> torch.Tensor:
     cells = torch.tensor([level.cell_m for level in terrain.levels], device=points.device)
     start = points.clone()
     # Lifted a little, or the facets of the surface would shade themselves at low sun.
-    start[:, 2] += 0.08 * cells[grid]
+    start[:, 2] += _SHADOW_LIFT_CELLS * cells[grid]
     blocked = torch.isfinite(trace(terrain, start, sun.expand_as(start), None, True).depth)
     if rover and rover_pose is not None:
         blocked |= _behind_boxes(points, sun, rover, rover_pose.to(points))

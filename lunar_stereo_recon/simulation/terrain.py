@@ -203,7 +203,7 @@ def make_terrain(config: TerrainConfig) -> Terrain:
         _draw_home_craters(ground, bright, craters, config, k)
         height, reflectance = ground.copy(), 1.0 + bright
         _draw_small_craters(height, craters, config, k)
-        _draw_rocks(height, reflectance, rocks, cell, rng)
+        _draw_rocks(height, reflectance, rocks, cell)
         if heights:
             _join(height, heights[0], config, k)
             _join(reflectance, albedo[0], config, k)
@@ -501,30 +501,27 @@ def _sample_rocks(config: TerrainConfig, rng: np.random.Generator) -> NDArray[np
 
 
 def _draw_rocks(
-    height: FloatGrid,
-    albedo: FloatGrid,
-    rocks: NDArray[np.float64],
-    cell_m: float,
-    rng: np.random.Generator,
+    height: FloatGrid, albedo: FloatGrid, rocks: NDArray[np.float64], cell_m: float
 ) -> None:
     """Put every rock that this grid resolves onto the surface, in place.
 
-    A rock is a convex body cut by random planes; its upper surface is the lowest of the planes.
+    A rock is an ellipsoid cut by random planes and sunk into the ground; its upper surface is
+    the lowest of the planes, with a little roughness.
     """
     side = height.shape[0]
     half = 0.5 * (side - 1) * cell_m
     for x, y, diameter, seed, bright in rocks[rocks[:, 2] >= 2 * _MIN_RADIUS_CELLS * cell_m]:
-        reach = 0.75 * diameter
-        patch = _patch(side, cell_m, x, y, reach)
+        patch = _patch(side, cell_m, x, y, 0.9 * diameter)
         if patch is None or abs(x) > half or abs(y) > half:
             continue
         rows, columns, dx, dy = patch
-        planes = _rock_planes(np.random.default_rng(int(seed)), diameter)
+        rng = np.random.default_rng(int(seed))
+        planes = _rock_planes(rng, diameter)
         base = height[round((y + half) / cell_m), round((x + half) / cell_m)]
         top = np.full((dy.shape[0], dx.shape[1]), np.inf, np.float32)
         for px, py, offset in planes:
             np.minimum(top, offset + px * dx + py * dy, out=top)
-        top += base
+        top += base + _rock_roughness(rng, diameter, dx, dy)
         ground = height[rows, columns]
         inside = top > ground
         ground[inside] = top[inside]
@@ -532,28 +529,36 @@ def _draw_rocks(
 
 
 def _rock_planes(rng: np.random.Generator, diameter: float) -> list[tuple[float, float, float]]:
-    """Return planes z = offset + px * dx + py * dy of a partly buried angular rock, metres."""
-    sides = int(rng.integers(5, 9))
-    squash = rng.uniform(0.55, 1.0)
-    azimuth = rng.uniform(0, 2 * math.pi)
-    tall = rng.uniform(0.3, 0.75) * diameter
-    angles = (np.arange(sides) + rng.uniform(-0.35, 0.35, sides)) * 2 * math.pi / sides
-    planes = []
-    for angle in angles:
-        # Distance of the face from the axis: an ellipse, so that rocks are longer than wide.
-        radius = 0.5 * diameter * rng.uniform(0.8, 1.05)
-        radius *= math.hypot(math.cos(angle), squash * math.sin(angle))
-        steep = math.tan(math.radians(rng.uniform(55, 82)))
-        direction = angle + azimuth
-        planes.append((-steep * math.cos(direction), -steep * math.sin(direction), steep * radius))
-    for _ in range(int(rng.integers(3, 7))):
-        direction = rng.uniform(0, 2 * math.pi)
-        slope = math.tan(math.radians(rng.uniform(3, 42)))
-        planes.append(
-            (
-                -slope * math.cos(direction),
-                -slope * math.sin(direction),
-                tall * rng.uniform(0.75, 1.1),
-            )
-        )
-    return planes
+    """Return planes z = offset + px * dx + py * dy of a partly buried angular rock, metres.
+
+    No face is steeper than about 72 degrees: a heightfield would show its cells there.
+    """
+    flanks, caps = int(rng.integers(6, 10)), int(rng.integers(4, 9))
+    around = (np.arange(flanks) + rng.uniform(-0.4, 0.4, flanks)) * 2 * math.pi / flanks
+    azimuths = np.concatenate([around, rng.uniform(0, 2 * math.pi, caps)])
+    rises = np.radians(np.concatenate([rng.uniform(18, 45, flanks), rng.uniform(40, 88, caps)]))
+    half = 0.5 * diameter * np.array([1.0, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.05)])
+    turn = rng.uniform(0, 2 * math.pi)
+    center = half[2] * rng.uniform(-0.35, 0.45)
+    normals = np.column_stack(
+        [np.cos(rises) * np.cos(azimuths), np.cos(rises) * np.sin(azimuths), np.sin(rises)]
+    )
+    # Distance of a plane from the centre: where it would touch the ellipsoid, or a bit deeper.
+    reach = np.linalg.norm(normals * half, axis=1) * rng.uniform(0.78, 1.0, len(normals))
+    nx = normals[:, 0] * math.cos(turn) - normals[:, 1] * math.sin(turn)
+    ny = normals[:, 0] * math.sin(turn) + normals[:, 1] * math.cos(turn)
+    nz = normals[:, 2]
+    return list(zip(-nx / nz, -ny / nz, reach / nz + center, strict=True))
+
+
+def _rock_roughness(
+    rng: np.random.Generator, diameter: float, dx: FloatGrid, dy: FloatGrid
+) -> FloatGrid:
+    """Return small undulations of a rock's faces, metres."""
+    rough = np.zeros((dy.shape[0], dx.shape[1]), np.float32)
+    for scale in (0.45, 0.22, 0.12):
+        angle, phase = rng.uniform(0, 2 * math.pi, 2)
+        k = 2 * math.pi / (scale * diameter * rng.uniform(0.7, 1.3))
+        wave = np.sin(k * (math.cos(angle) * dx + math.sin(angle) * dy) + phase)
+        rough += np.float32(0.014 * scale * diameter) * wave
+    return rough
