@@ -53,6 +53,8 @@ EXTRAS = {
         'safetensors>=0.4,<1',
         'scipy>=1.11,<2',
         'openexr>=3.3,<4',
+        'tensorboard>=2.17,<3',
+        'matplotlib>=3.8,<4',
     ],
     'dev': [
         'colcon-core>=0.15,<1',
