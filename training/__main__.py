@@ -8,6 +8,7 @@ import sys
 
 from lunar_stereo_recon.errors import ReconError
 from training import (
+    ablate,
     adapt,
     calibrate,
     convert,
@@ -19,7 +20,18 @@ from training import (
     train,
 )
 
-COMMANDS = (train, adapt, export, calibrate, curves, teacher, convert, texture_pairs, smoke)
+COMMANDS = (
+    train,
+    adapt,
+    export,
+    calibrate,
+    curves,
+    ablate,
+    teacher,
+    convert,
+    texture_pairs,
+    smoke,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

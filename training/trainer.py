@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lunar_stereo_recon.errors import InputError, ModelError, ReconError
-from lunar_stereo_recon.models.flight import FlightStudent
 from training.batch_norm import share_batch_norms
 from training.checkpoint import git_commit, load_checkpoint, save_checkpoint
 from training.curves import ScalarLog
@@ -27,7 +26,7 @@ from training.learner import build_learner, Learner
 from training.recipe import OptimizerRecipe, Recipe
 from training.start import start_student
 from training.students import config_values
-from training.validation import validate
+from training.validation import validate_student
 
 LOG = logging.getLogger(__name__)
 # Steps with a loss that is not finite are skipped; so many in a row mean a broken run.
@@ -330,9 +329,7 @@ class Trainer:
             return
         for name, student in self.students.items():
             network = student.average.module
-            if not isinstance(network, FlightStudent):
-                continue
-            figures = validate(network, self.recipe.data.validation, self.device)
+            figures = validate_student(network, self.recipe.data.validation, self.device)
             several = len(self.students) > 1
             self.log.write_validation(self.step, figures, name if several else '')
             text = ', '.join(f'{k} {v:.4g}' for k, v in figures.items())

@@ -13,7 +13,9 @@ pytest.importorskip('omegaconf')
 
 from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
 from lunar_stereo_recon.models.lunar_teacher import pointmaps_from_disparity  # noqa: E402
+from lunar_stereo_recon.models.mast3r import Mast3r  # noqa: E402
 from training.__main__ import main  # noqa: E402
+from training.ablate import compare, format_table, train_seeds  # noqa: E402
 from training.checkpoint import load_network, trained_network  # noqa: E402
 from training.curves import draw_curves, read_curves  # noqa: E402
 from training.export import write_safetensors  # noqa: E402
@@ -26,6 +28,7 @@ from training.stereo_losses import (  # noqa: E402
     occlusion_from_disparity,
 )
 from training.trainer import Trainer  # noqa: E402
+from training.validation import validate_pointmaps  # noqa: E402
 
 TINY_FLIGHT = {
     'encoder_channels': [8, 8, 16, 16],
@@ -359,3 +362,49 @@ def test_smoke_distils_to_onnx(tmp_path, capsys):
     curve = [loss for _, loss in read_curves(tmp_path / 'student')['loss']]
     assert curve[-1] < curve[0]
     assert (tmp_path / 'smoke.onnx').stat().st_size > 1000
+
+
+# --- Comparison of students ----------------------------------------------------------------
+
+
+def test_ablation_compares_students_over_seeds(make_recipe, flight_teacher, plane_pairs, tmp_path):
+    students = {
+        'random': tiny_flight(target='teacher'),
+        'shared_basis': tiny_flight(
+            target='teacher', start=StartRecipe(method='shared_basis', pairs=1)
+        ),
+    }
+    recipe = make_recipe(students, flight_teacher)
+    recipe.validate_every, recipe.data.validation = 1, str(plane_pairs)
+    folders = train_seeds(recipe, tmp_path / 'study', seeds=2, device='cpu')
+    table = compare(folders, list(students), 'epe', total_steps=4)
+    ends = [read_curves(folder)['random/validation/epe'][-1][1] for folder in folders]
+    mean, spread = table['random'][-1]
+    assert mean == pytest.approx(sum(ends) / 2)
+    assert spread == pytest.approx(abs(ends[0] - ends[1]) / math.sqrt(2))
+    assert ends[0] != ends[1]
+    assert '| shared_basis |' in format_table(table, 'epe', 2)
+    rows = len((folders[0] / 'metrics.jsonl').read_text().splitlines())
+    train_seeds(recipe, tmp_path / 'study', seeds=1, device='cpu')  # finished: nothing is added
+    assert len((folders[0] / 'metrics.jsonl').read_text().splitlines()) == rows
+    with pytest.raises(InputError, match='no random/validation/bad7'):
+        compare(folders, ['random'], 'bad7', total_steps=4)
+    recipe.students.pop('random')
+    with pytest.raises(InputError, match='at least two'):
+        train_seeds(recipe, tmp_path / 'one', seeds=1, device='cpu')
+
+
+def test_depth_of_a_pointmap_student_is_validated_up_to_scale(plane_pairs):
+    class Planes(Mast3r):
+        """Knows the depth up to scale, with a tilt of 10 % from side to side."""
+
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+        def forward(self, left, right):
+            tilt = torch.linspace(0.9, 1.1, left.shape[-1]).expand(1, *left.shape[-2:])
+            return {'pointmap1': torch.stack([tilt, tilt, 7.3 * tilt], dim=-1)}
+
+    figures = validate_pointmaps(Planes(), plane_pairs, torch.device('cpu'))
+    assert figures['abs_rel'] == pytest.approx(5.0, abs=0.1)
+    assert figures['delta1.05'] == pytest.approx(49, abs=2)
