@@ -62,7 +62,7 @@ EXTRAS = {
         'mypy>=1.11,<3',
         'onnx>=1.16,<2',
         'pytest>=8,<10',
-        'ruff>=0.9,<1',
+        'ruff>=0.17,<0.18',  # one release line formats alike
         'types-PyYAML>=6.0,<7',
         'types-tqdm>=4.66,<5',
     ],

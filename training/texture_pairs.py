@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -68,7 +69,7 @@ def ground_disparity(rng: np.random.Generator) -> np.ndarray:
     return np.clip(disparity, 0, MAX_DISPARITY_PX).astype(np.float32)
 
 
-def texture_pair(seed: int, number: int) -> dict[str, np.ndarray]:
+def texture_pair(seed: int, number: int) -> dict[str, Any]:
     """Return pair `number` of a seed in the form of `training.data.read_sample`, images uint8."""
     rng = np.random.default_rng([seed, number])
     texture = regolith_texture(rng, HEIGHT, WIDTH + _REACH + _SPARE).astype(np.float32)
