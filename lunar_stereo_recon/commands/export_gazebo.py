@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         '--cells',
         type=int,
         default=512,
-        help='mesh cells along a side of the ground near the rover, a power of two (default: 512)',
+        help='mesh cells along a side of the two finest patches, a power of two (default: 512)',
     )
     parser.add_argument(
         '--texels', type=int, default=4096, help='side of the textures there (default: 4096)'

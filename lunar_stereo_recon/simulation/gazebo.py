@@ -56,7 +56,7 @@ class WorldOptions:
     Attributes:
         sun_elevation_deg: Height of the sun above the horizon, degrees.
         sun_azimuth_deg: Direction to the sun, counterclockwise from +x, degrees.
-        cells: Cells along a side of the finest patch, a power of two.
+        cells: Cells along a side of the two finest patches, a power of two.
         texels: Side of the textures of the finest patch; the others get half as many.
     """
 
@@ -172,7 +172,7 @@ def _ground_below(
             f'the terrain reaches {terrain.levels[-1].half_size_m:g} m from its centre; a rover '
             f'needs more than {_FOOTPRINT_M + step_m:g} m'
         )
-    axis = np.arange(-count, count + 1) * step_m
+    axis = np.linspace(-count * step_m, count * step_m, 2 * count + 1)
     y, x = np.meshgrid(axis, axis, indexing='ij')
     points = (torch.from_numpy(v.reshape(-1)).float() for v in (x, y))
     heights = terrain.height_at(*points).cpu().numpy().reshape(x.shape)

@@ -51,8 +51,8 @@ def terrain_patches(terrain: Terrain, cells: int) -> list[TerrainPatch]:
 
     Args:
         terrain: Nested heightfields.
-        cells: Cells along a side of the finest patch, a power of two; the coarser patches get
-            half as many. A grid that has fewer cells is taken whole.
+        cells: Cells along a side of the two finest patches, a power of two; the others get half
+            as many. A grid that has fewer cells is taken whole.
 
     Raises:
         InputError: `cells` is not a power of two of at least 4.
@@ -64,7 +64,7 @@ def terrain_patches(terrain: Terrain, cells: int) -> list[TerrainPatch]:
     patches: list[TerrainPatch] = []
     inner: GridLevel | None = None
     for k, level in enumerate(terrain.levels):
-        wanted = cells if k == 0 else cells // 2
+        wanted = cells if k < 2 else cells // 2
         stride = _stride(level, inner, wanted)
         finer_cell = patches[-1].cell_m if patches else 0.0
         patches.append(_patch(k, level, inner, stride, finer_cell))
@@ -81,7 +81,8 @@ def grid_heights(level: GridLevel) -> FloatArray:
 def mesh_slopes(level: GridLevel, cell_m: float) -> tuple[FloatArray, FloatArray]:
     """Return dz/dx and dz/dy, (n + 1, n + 1), of the grid thinned out to a cell size."""
     stride = round(cell_m / level.cell_m)
-    along_y, along_x = np.gradient(grid_heights(level)[::stride, ::stride], cell_m)
+    heights = grid_heights(level)[::stride, ::stride]
+    along_x, along_y = (np.asarray(np.gradient(heights, cell_m, axis=axis)) for axis in (1, 0))
     return along_x, along_y
 
 
@@ -184,8 +185,8 @@ class _Border:
                 second = self._at(steps + 1, fixed, along_row)
                 far_first = self._at(steps, fixed + outward, along_row)
                 far_second = self._at(steps + 1, fixed + outward, along_row)
-                new = count + np.arange(len(steps) * (self.ratio - 1))
-                new = new.reshape(len(steps), self.ratio - 1)
+                shape = (len(steps), self.ratio - 1)
+                new = count + np.arange(shape[0] * shape[1]).reshape(shape)
                 count += new.size
                 between = _between(vertices, first, second, self.ratio)
                 between[:, 2] = _heights_at(inner, between)
@@ -285,7 +286,9 @@ def _on_triangle(
     area = ax * by - ay * bx
     second, third = (px * by - py * bx) / area, (ax * py - ay * px) / area
     height = one[:, 2] + second * (two[:, 2] - one[:, 2]) + third * (three[:, 2] - one[:, 2])
-    return height, (second >= -1e-6) & (third >= -1e-6) & (second + third <= 1 + 1e-6)
+    # The slack, a thousandth of a cell, takes up the rounding of float32 vertices.
+    slack = 1e-3
+    return height, (second >= -slack) & (third >= -slack) & (second + third <= 1 + slack)
 
 
 def height_differences(
