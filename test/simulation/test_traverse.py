@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
 
+import lunar_stereo_recon  # noqa: E402
 from lunar_stereo_recon.bags.reader import StereoBagReader  # noqa: E402
 from lunar_stereo_recon.datatypes import StereoCalibration  # noqa: E402
 from lunar_stereo_recon.errors import InputError  # noqa: E402
@@ -132,3 +134,18 @@ def test_rounding_keeps_what_it_promises():
     np.testing.assert_allclose(short, values, rtol=2.0**-13)
     bits = short[3:].view(np.uint32)
     assert (bits & ((1 << 11) - 1) == 0).all() and np.isnan(short[:3]).all()
+
+
+def test_demo_bag_in_the_package():
+    """The bag that the demo replays is the drive that this module describes."""
+    config = traverse.demo_traverse(10)
+    path = Path(lunar_stereo_recon.__file__).parent / 'data' / 'demo_traverse'
+    assert sum(p.stat().st_size for p in path.iterdir()) < 12e6
+    with StereoBagReader(path) as bag:
+        frames = list(bag.frames())
+        first = frames[0].pair()
+    assert len(frames) == config.frames
+    assert first.calibration == config.rig.calibration
+    step = np.linalg.norm(frames[1].pose.position - frames[0].pose.position)
+    assert step == pytest.approx(config.speed_m_s / config.rate_hz, abs=0.05)
+    assert sum(frame.depth_message is not None for frame in frames) == 6
