@@ -6,6 +6,7 @@ in `bags/writer`. All results are in the left optical frame with the left image'
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol
 
 import cv2
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoCalibration
+from lunar_stereo_recon.outputs import depth_millimetres
 
 # x y z rgb confidence, float32 each, without padding: 20 bytes a point. PCL's 32-byte layout
 # (x y z pad rgb pad pad pad) would be 60 % larger, 9.8 instead of 6.1 MB at 640x480, which costs
@@ -102,6 +104,17 @@ def cloud_values(reconstruction: Reconstruction, out: FloatImage | None = None) 
     return out
 
 
+def decimated(reconstruction: Reconstruction, step: int) -> Reconstruction:
+    """Return every `step`-th row and column, for a smaller organised cloud."""
+    if step == 1:
+        return reconstruction
+    grids = {
+        name: np.ascontiguousarray(getattr(reconstruction, name)[::step, ::step])
+        for name in ('disparity', 'depth', 'confidence', 'points', 'color')
+    }
+    return dataclasses.replace(reconstruction, **grids)
+
+
 def point_cloud_message(
     make: MakeMessage, reconstruction: Reconstruction, out: FloatImage | None = None
 ) -> Any:
@@ -147,11 +160,20 @@ def confidence_message(make: MakeMessage, reconstruction: Reconstruction) -> Any
     )
 
 
-def depth_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:
-    """Return the depth along the optical axis, 32FC1 in metres, NaN invalid."""
-    return image_message(
-        make, reconstruction.depth, '32FC1', reconstruction.stamp_ns, reconstruction.frame_id
-    )
+def depth_message(
+    make: MakeMessage, reconstruction: Reconstruction, encoding: str = '32FC1'
+) -> Any:
+    """Return the depth along the optical axis, by REP 118.
+
+    Args:
+        make: Message factory.
+        reconstruction: The result.
+        encoding: '32FC1' for metres, NaN invalid; '16UC1' for millimetres, 0 invalid or farther
+            than 65.5 m.
+    """
+    depth = reconstruction.depth
+    values = depth if encoding == '32FC1' else depth_millimetres(depth)
+    return image_message(make, values, encoding, reconstruction.stamp_ns, reconstruction.frame_id)
 
 
 def depth_info_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:

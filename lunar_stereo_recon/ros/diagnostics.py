@@ -114,6 +114,7 @@ class NodeReport:
         engine: dict[str, Any],
         warning: str,
         idle: bool,
+        enabled: bool,
     ) -> list[Any]:
         """Return the DiagnosticStatus messages of the second since the last call.
 
@@ -122,13 +123,17 @@ class NodeReport:
             frames: Statistics of the pairs now.
             engine: Facts about model and provider, shown as they are.
             warning: A lasting problem such as a fallback provider; '' where there is none.
-            idle: True while nobody subscribes to a result.
+            idle: True while no images are received on purpose.
+            enabled: False while the work is stopped by ~/enable.
         """
         now = time.monotonic()
         elapsed = max(now - self._time, 1e-3)
+        reason = '' if enabled else 'disabled by ~/enable'
+        if enabled and idle:
+            reason = 'idle: nobody subscribes to a result'
         statuses = [
-            self._input_status(sync, elapsed, idle),
-            self._output_status(sync, frames, elapsed, idle),
+            self._input_status(sync, elapsed, reason),
+            self._output_status(sync, frames, elapsed, reason),
             self._engine_status(engine, warning),
         ]
         self._time, self._sync, self._frames = now, copy.deepcopy(sync), frames.snapshot()
@@ -145,7 +150,7 @@ class NodeReport:
             self._sync_at_silence, sync, self._topics, self._tolerance_ns, self.publishers
         )
 
-    def _input_status(self, sync: SyncStatistics, elapsed: float, idle: bool) -> Any:
+    def _input_status(self, sync: SyncStatistics, elapsed: float, idle: str) -> Any:
         before = self._sync
         rates = {
             f'{side} image rate [Hz]': (sync.images[side] - before.images[side]) / elapsed
@@ -154,7 +159,7 @@ class NodeReport:
         pair_rate = (sync.pairs - before.pairs) / elapsed
         level, text = OK, f'{pair_rate:.1f} pairs per second'
         if idle:
-            text = 'not subscribed: nobody wants a result'
+            text = idle
         elif sync.pairs == before.pairs:
             level = WARN
             text = explain_no_pairs(
@@ -171,7 +176,7 @@ class NodeReport:
         return diagnostic_status(level, f'{self._node_name}: input', text, values)
 
     def _output_status(
-        self, sync: SyncStatistics, frames: FrameStatistics, elapsed: float, idle: bool
+        self, sync: SyncStatistics, frames: FrameStatistics, elapsed: float, idle: str
     ) -> Any:
         before = self._frames
         rate = (frames.published - before.published) / elapsed
@@ -179,7 +184,7 @@ class NodeReport:
         if frames.drops['invalid'] > before.drops['invalid']:
             level, text = ERROR, f'pairs are refused: {frames.last_error}'
         elif idle:
-            text = 'idle: nobody subscribes to a result'
+            text = idle
         elif sync.pairs > self._sync.pairs and frames.published == before.published:
             level, text = WARN, 'pairs come in, but no reconstruction came out'
         latencies = list(frames.latencies_ms)

@@ -22,6 +22,7 @@ from lunar_stereo_recon.pipeline import ReconstructionOptions
 
 OUTPUTS = ('points2', 'confidence', 'disparity', 'depth')
 RELIABILITIES = ('auto', 'reliable', 'best_effort')
+DEPTH_ENCODINGS = ('32FC1', '16UC1')
 TRANSPORTS = ('raw', 'compressed')
 
 _Parameters = TypeVar('_Parameters')
@@ -74,7 +75,7 @@ class ReconstructionParameters:
         [''], 'Execution providers of onnxruntime in order of preference; empty is the CPU'
     )
     threads: int = parameter(
-        0, 'Threads of the matcher; 0 leaves it to the runtime', minimum=0, maximum=256
+        0, 'Threads of matcher and refinement; 0 leaves it to the runtime', minimum=0, maximum=256
     )
     approximate_sync: bool = parameter(
         False, 'Pair images whose stamps differ by up to the tolerance; false wants equal stamps'
@@ -131,6 +132,22 @@ class ReconstructionParameters:
     refine: bool = parameter(True, 'Sharpen the disparity by sub-pixel matching', dynamic=True)
     outputs: list[str] = parameter(
         list(OUTPUTS), 'Results to publish', choices=OUTPUTS, dynamic=True
+    )
+    decimation: int = parameter(
+        1,
+        'Keep every n-th row and column of the cloud; the images stay whole',
+        minimum=1,
+        maximum=64,
+        dynamic=True,
+    )
+    depth_encoding: str = parameter(
+        '32FC1',
+        'Depth image in metres (32FC1, NaN invalid) or millimetres (16UC1, 0 invalid)',
+        choices=DEPTH_ENCODINGS,
+        dynamic=True,
+    )
+    save_directory: str = parameter(
+        '.', 'Where the service ~/save_cloud writes its PLY files', dynamic=True
     )
     lazy: bool = parameter(
         True,

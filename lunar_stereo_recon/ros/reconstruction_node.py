@@ -11,28 +11,34 @@ from collections.abc import Callable, Sequence
 import dataclasses
 from dataclasses import dataclass
 import functools
+from pathlib import Path
 import sys
 import time
 from typing import Any
 
+import cv2
 import numpy as np
 from rcl_interfaces.msg import SetParametersResult
 import rclpy
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.signals import SignalHandlerOptions
+from std_srvs.srv import SetBool, Trigger
 
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, ReconError
 from lunar_stereo_recon.messages import baseline_of_camera_infos, pair_from_messages, StereoTopics
+from lunar_stereo_recon.outputs import write_ply
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from lunar_stereo_recon.result_messages import (
     CLOUD_FIELDS,
     confidence_message,
+    decimated,
     depth_info_message,
     depth_message,
     disparity_message,
@@ -51,6 +57,7 @@ from lunar_stereo_recon.ros.conversions import (
 )
 from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
 from lunar_stereo_recon.ros.image_subscription import ImageSubscription
+from lunar_stereo_recon.ros.interruption import on_interruption
 from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
 from lunar_stereo_recon.ros.parameters import (
     changed_parameters,
@@ -73,6 +80,7 @@ OUTPUT_TOPICS = {
 OUTPUT_DEPTH = 10
 DIAGNOSTICS_PERIOD_S = 1.0
 SUBSCRIPTION_CHECK_S = 0.1
+SIGNAL_CHECK_S = 0.2
 DEMAND_SETTLE_S = 0.4
 LOG_THROTTLE_S = 5.0
 # P[3] and the `baseline` parameter may differ by this share before it is worth a warning.
@@ -126,6 +134,8 @@ class ReconstructionNode(LifecycleNode):
         self._output: dict[str, Any] = {}
         self._last_stamp_ns: int | None = None
         self._cloud_buffer = MessageBuffer()
+        self._newest: Reconstruction | None = None
+        self._enabled = True
         self._idle = True
         self._demand: list[str] = []
         self._demand_since_s = 0.0
@@ -135,6 +145,8 @@ class ReconstructionNode(LifecycleNode):
         self._diagnostics = self.create_publisher(
             message_class('diagnostic_msgs/msg/DiagnosticArray'), '/diagnostics', 1
         )
+        self.create_service(SetBool, '~/enable', self._on_enable)
+        self.create_service(Trigger, '~/save_cloud', self._on_save_cloud)
 
     # Lifecycle
 
@@ -142,6 +154,8 @@ class ReconstructionNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm the model, make the publishers."""
         parameters = self.parameters
+        if parameters.threads > 0:
+            cv2.setNumThreads(parameters.threads)
         backend = load_backend(
             parameters.backend,
             parameters.model or None,
@@ -243,7 +257,7 @@ class ReconstructionNode(LifecycleNode):
 
     def _refresh_inputs(self) -> None:
         """Subscribe to what is published; when lazy, only while somebody wants a result."""
-        if self.parameters.lazy and not self._settled_demand():
+        if not self._enabled or (self.parameters.lazy and not self._settled_demand()):
             if not self._idle:
                 self._idle = True
                 self._sync.clear()
@@ -276,6 +290,9 @@ class ReconstructionNode(LifecycleNode):
     def _on_pair(self, messages: StereoMessages) -> None:
         """Hand a pair to the worker unless nobody wants it; answer for each one that is not."""
         if self._worker is None:  # A callback that was already under way when the node stopped.
+            return
+        if not self._enabled:
+            self._answer_drop(messages, 'disabled')
             return
         if self.parameters.lazy and not self._wanted_outputs():
             self._answer_drop(messages, 'no_subscriber')
@@ -310,6 +327,7 @@ class ReconstructionNode(LifecycleNode):
             self.get_logger().error(str(error), throttle_duration_sec=LOG_THROTTLE_S)
             self._answer(messages, ERROR, f'invalid: {error}', {})
             return
+        self._newest = result
         done = time.monotonic()
         self._publish(result, parameters)
         end = time.monotonic()
@@ -360,7 +378,7 @@ class ReconstructionNode(LifecycleNode):
             'points2': self._cloud_message,
             'confidence': confidence_message,
             'disparity': self._disparity_message,
-            'depth/image': depth_message,
+            'depth/image': self._depth_message,
             'depth/camera_info': depth_info_message,
         }
         topics = self._wanted_outputs() if parameters.lazy else self._selected_outputs()
@@ -368,8 +386,12 @@ class ReconstructionNode(LifecycleNode):
             self._output[topic].publish(makers[topic](make_message, result))
 
     def _cloud_message(self, make: Any, result: Reconstruction) -> Any:
+        result = decimated(result, self.parameters.decimation)
         values = self._cloud_buffer.floats((*result.depth.shape, len(CLOUD_FIELDS)))
         return point_cloud_message(make, result, values)
+
+    def _depth_message(self, make: Any, result: Reconstruction) -> Any:
+        return depth_message(make, result, self.parameters.depth_encoding)
 
     def _disparity_message(self, make: Any, result: Reconstruction) -> Any:
         largest = searched_disparity_px(self._engine.backend, result.calibration)
@@ -400,7 +422,31 @@ class ReconstructionNode(LifecycleNode):
             if self._output[topic].get_subscription_count() > 0
         ]
 
-    # Health and parameters
+    # Services, health and parameters
+
+    def _on_enable(self, request: Any, response: Any) -> Any:
+        """Stop or resume the work; a paused node does not even receive images."""
+        self._enabled = request.data
+        response.success = True
+        response.message = 'enabled' if request.data else 'disabled: no images are received'
+        return response
+
+    def _on_save_cloud(self, request: Any, response: Any) -> Any:
+        """Write the newest cloud; the answer says where, or why not."""
+        result = self._newest
+        if result is None:
+            response.message = 'there is no cloud yet'
+            return response
+        path = Path(self.parameters.save_directory) / f'cloud_{result.stamp_ns}.ply'
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            count = write_ply(path, result)
+        except OSError as error:
+            response.message = f'cannot write {path}: {error}'
+            return response
+        response.success = True
+        response.message = f'{count} points in {path.resolve()}'
+        return response
 
     def _report_health(self) -> None:
         """Publish diagnostics, and say it in the log when nothing comes out."""
@@ -423,7 +469,7 @@ class ReconstructionNode(LifecycleNode):
             'weights sha256': backend.metadata.get('weights_sha256', ''),
         }
         statuses = self._report.statuses(
-            sync, frames, engine, backend.provider_fallback, self._idle
+            sync, frames, engine, backend.provider_fallback, self._idle, self._enabled
         )
         now_ns = self.get_clock().now().nanoseconds
         self._diagnostics.publish(diagnostic_array(now_ns, '', statuses))
@@ -463,7 +509,7 @@ class ReconstructionNode(LifecycleNode):
     def _release(self) -> None:
         for publisher in self._output.values():
             self.destroy_lifecycle_publisher(publisher)
-        self._output, self._engine = {}, None
+        self._output, self._engine, self._newest = {}, None, None
 
 
 def _blank_pair() -> StereoPair:
@@ -476,7 +522,11 @@ def _blank_pair() -> StereoPair:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until it is interrupted; return 1 where it cannot start."""
-    rclpy.init(args=sys.argv if argv is None else list(argv))
+    interrupted = on_interruption()
+    rclpy.init(
+        args=sys.argv if argv is None else list(argv),
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
     node = None
     try:
         node = ReconstructionNode()
@@ -484,17 +534,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             for start in (node.trigger_configure, node.trigger_activate):
                 if start() != TransitionCallbackReturn.SUCCESS:
                     return 1
-        rclpy.spin(node)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        while not interrupted.is_set():
+            executor.spin_once(timeout_sec=SIGNAL_CHECK_S)
+        return 0
     except ReconError as error:
         rclpy.logging.get_logger('reconstruction_node').fatal(str(error))
         return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 0
     finally:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
-    return 0
 
 
 if __name__ == '__main__':

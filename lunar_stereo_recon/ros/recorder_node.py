@@ -14,7 +14,6 @@ import functools
 import json
 from pathlib import Path
 import queue
-import signal
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from lunar_stereo_recon.bags.writer import BagWriter
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.messages import cdr_stamp_ns
 from lunar_stereo_recon.ros.conversions import message_class, OK
+from lunar_stereo_recon.ros.interruption import on_interruption
 from lunar_stereo_recon.ros.parameters import declare_parameters, named, RecorderParameters
 
 EXIT_DONE, EXIT_ERROR = 0, 1
@@ -198,10 +198,7 @@ def latency_percentiles(summary: dict[str, Any]) -> tuple[float, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Record until done or interrupted; return the exit status that the module lists."""
-    # With its own handlers the context outlives the signal, so that the last results still come.
-    interrupted = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: interrupted.set())
+    interrupted = on_interruption()
     rclpy.init(
         args=sys.argv if argv is None else list(argv),
         signal_handler_options=SignalHandlerOptions.NO,

@@ -18,12 +18,14 @@ from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.signals import SignalHandlerOptions
 
 from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.messages import cdr_stamp_ns, stamp_ns, StereoTopics
 from lunar_stereo_recon.pairing import PairQueue, Side
 from lunar_stereo_recon.ros.conversions import make_message, message_class
+from lunar_stereo_recon.ros.interruption import on_interruption
 from lunar_stereo_recon.ros.parameters import declare_parameters, named, ReplayParameters
 
 EXIT_DONE, EXIT_ERROR, EXIT_UNANSWERED, EXIT_NO_SUBSCRIBER = 0, 1, 2, 3
@@ -37,13 +39,18 @@ SETTLE_S = 0.3
 class ReplayNode(Node):
     """See the module. `run` publishes; an executor spins the node in another thread."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, interrupted: threading.Event, **kwargs: Any) -> None:
         """Open the bag and make a publisher for each topic.
+
+        Args:
+            interrupted: Set by somebody else to end the replay early.
+            kwargs: Of rclpy's Node.
 
         Raises:
             InputError: The bag or a parameter cannot be used.
         """
         super().__init__('replay_node', **kwargs)
+        self._interrupted = interrupted
         self.settings = declare_parameters(self, ReplayParameters)
         if not self.settings.bag:
             raise InputError("the parameter 'bag' is empty; the path of a recording is needed")
@@ -69,17 +76,19 @@ class ReplayNode(Node):
     def run(self) -> int:
         """Publish the bag and return the exit status."""
         if not self._wait_for_subscribers():
-            return EXIT_NO_SUBSCRIBER
+            return EXIT_DONE if self._interrupted.is_set() else EXIT_NO_SUBSCRIBER
         while True:
             self._play_once()
-            if not self.settings.loop or not rclpy.ok():
+            if not self.settings.loop or self._interrupted.is_set():
                 break
         self._wait_for_answers(0)
         for publisher in self._outputs.values():
             publisher.wait_for_all_acked(Duration(seconds=2))
         lost = self.frames_published - self.frames_answered
         self.get_logger().info(self._summary(lost))
-        return EXIT_UNANSWERED if self.settings.flow_control and lost else EXIT_DONE
+        if self._interrupted.is_set() or not self.settings.flow_control:
+            return EXIT_DONE
+        return EXIT_UNANSWERED if lost else EXIT_DONE
 
     def _summary(self, lost: int) -> str:
         text = f'{self.frames_published} frames of {self.settings.bag} published'
@@ -168,7 +177,7 @@ class ReplayNode(Node):
             for topic, count in needed.items()
             if topic in self._outputs
         ):
-            if time.monotonic() > deadline or not rclpy.ok():
+            if time.monotonic() > deadline or self._interrupted.is_set():
                 return False
             time.sleep(POLL_S)
         return True
@@ -185,7 +194,7 @@ class ReplayNode(Node):
             recorded_s = (time_ns - first_ns) * 1e-9 - self.settings.start_offset
             if recorded_s < 0:
                 continue
-            if not rclpy.ok():
+            if self._interrupted.is_set():
                 return
             self._wait_until(start_s, recorded_s, first_ns)
             side = sides.get(connection.topic)
@@ -208,7 +217,7 @@ class ReplayNode(Node):
             return
         due_s = start_s + recorded_s / rate
         tick_s = 1.0 / self.settings.clock_rate
-        while rclpy.ok() and (left_s := due_s - time.monotonic()) > 0:
+        while not self._interrupted.is_set() and (left_s := due_s - time.monotonic()) > 0:
             if self._clock_publisher is not None:
                 passed_s = (time.monotonic() - start_s) * rate + self.settings.start_offset
                 self._publish_clock(first_ns + round(passed_s * 1e9))
@@ -235,7 +244,7 @@ class ReplayNode(Node):
     def _wait_for_answers(self, allowed: int) -> None:
         """Wait until at most `allowed` frames are unanswered; give up those that take too long."""
         with self._answers:
-            while len(self._unanswered) > allowed and rclpy.ok():
+            while len(self._unanswered) > allowed and not self._interrupted.is_set():
                 stamp, since_s = min(self._unanswered.items(), key=lambda item: item[1])
                 left_s = since_s + self.settings.answer_timeout - time.monotonic()
                 if left_s <= 0:
@@ -250,10 +259,14 @@ class ReplayNode(Node):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Replay a bag; return the exit status that the module lists."""
-    rclpy.init(args=sys.argv if argv is None else list(argv))
-    node, executor, spinner = None, None, None
+    interrupted = on_interruption()
+    rclpy.init(
+        args=sys.argv if argv is None else list(argv),
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
+    node, spinner = None, None
     try:
-        node = ReplayNode()
+        node = ReplayNode(interrupted)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         spinner = threading.Thread(target=_spin, args=(executor,), daemon=True)
@@ -262,8 +275,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ReconError as error:
         rclpy.logging.get_logger('replay_node').fatal(str(error))
         return EXIT_ERROR
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return EXIT_DONE
     finally:
         rclpy.try_shutdown()
         if spinner is not None:

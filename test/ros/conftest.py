@@ -256,21 +256,23 @@ class Cameras:
             lambda: next((m for m in self.received[topic] if stamp_of(m) == stamp_ns), None)
         )
 
+    def call(self, service: type, name: str, **fields: Any) -> Any:
+        """Call a service of the node and return its response."""
+        client = self.node.create_client(service, f'reconstruction_node/{name}')
+        self.spin_until(client.service_is_ready)
+        future = client.call_async(service.Request(**fields))
+        self.spin_until(future.done)
+        self.node.destroy_client(client)
+        return future.result()
+
     def set_parameters(self, **values: Any) -> list[Any]:
         """Call the node's set_parameters service and return its results."""
         from rcl_interfaces.srv import SetParameters
         from rclpy.parameter import Parameter
 
-        client = self.node.create_client(SetParameters, 'reconstruction_node/set_parameters')
-        self.spin_until(client.service_is_ready)
-        request = SetParameters.Request(
-            parameters=[Parameter(k, value=v).to_parameter_msg() for k, v in values.items()]
-        )
-        future = client.call_async(request)
-        self.spin_until(future.done)
-        self.node.destroy_client(client)
         self.changed |= values.keys()
-        return future.result().results
+        messages = [Parameter(name, value=v).to_parameter_msg() for name, v in values.items()]
+        return self.call(SetParameters, 'set_parameters', parameters=messages).results
 
 
 @pytest.fixture(scope='session', autouse=True)

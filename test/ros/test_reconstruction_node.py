@@ -9,6 +9,8 @@ import pytest
 pytest.importorskip('rclpy')
 pytestmark = pytest.mark.ros
 
+from std_srvs.srv import SetBool, Trigger  # noqa: E402
+
 from lunar_stereo_recon.messages import decode_image, stamp_ns  # noqa: E402
 from lunar_stereo_recon.ros.conversions import make_message  # noqa: E402
 
@@ -165,6 +167,57 @@ def test_parameters_act_on_the_next_frame_and_bad_values_are_refused(running):
         (result,) = running.set_parameters(**values)
         assert not result.successful
         assert reason in result.reason.lower().replace('read only', 'read-only')
+
+
+def test_decimation_thins_the_cloud_only(running):
+    whole = cloud_values(running.result('points2', running.publish()))
+    running.set_parameters(decimation=4)
+    stamp = running.publish()
+    cloud = running.result('points2', stamp)
+    assert (cloud.height, cloud.width) == (16, 24)
+    np.testing.assert_array_equal(cloud_values(cloud), whole[::4, ::4])
+    assert running.result('depth/image', stamp).width == 96
+
+
+def test_depth_in_millimetres(running):
+    metres = decode_image(running.result('depth/image', running.publish()), 'depth')
+    running.set_parameters(depth_encoding='16UC1')
+    message = running.result('depth/image', running.publish())
+    assert message.encoding == '16UC1'
+    millimetres = decode_image(message, 'depth')
+    valid = np.isfinite(metres)
+    assert (millimetres[~valid] == 0).all()
+    np.testing.assert_allclose(millimetres[valid], 1000 * metres[valid], atol=0.5)
+
+
+def test_enable_stops_and_resumes_the_work(running):
+    assert running.call(SetBool, 'enable', data=False).success
+    heard = running.publishers['left image']
+    running.spin_until(lambda: heard.get_subscription_count() == 0)
+    running.received['diagnostics'].clear()
+    running.spin_until(
+        lambda: any('disabled' in s.message for s in running.received['diagnostics'])
+    )
+    assert running.call(SetBool, 'enable', data=True).success
+    running.wait_until_heard()
+    assert running.answer(running.publish()).message == 'published'
+
+
+def test_save_cloud_writes_a_ply(running, tmp_path):
+    running.set_parameters(save_directory=str(tmp_path / 'clouds'))
+    stamp = running.publish()
+    cloud = cloud_values(running.result('points2', stamp))
+    answer = running.call(Trigger, 'save_cloud')
+    assert answer.success
+    data = (tmp_path / 'clouds' / f'cloud_{stamp}.ply').read_bytes()
+    count = int(np.isfinite(cloud[..., 2]).sum())
+    assert f'element vertex {count}\n'.encode() in data
+    assert f'{count} points in' in answer.message
+    (tmp_path / 'file').touch()
+    running.set_parameters(save_directory=str(tmp_path / 'file'))
+    answer = running.call(Trigger, 'save_cloud')
+    assert not answer.success
+    assert 'cannot write' in answer.message
 
 
 def test_target_rate_drops_pairs_with_that_reason(running):
