@@ -44,6 +44,8 @@ CLOUD_TYPE = 'sensor_msgs/msg/PointCloud2'
 # Farther ground truth does not count, as in the published baselines.
 MAX_TRUE_DEPTH_M = 40.0
 SHEET_ROWS = 6
+# Frames whose pictures are held in memory until the rows are chosen.
+MOST_ROWS_KEPT = 40
 
 
 @dataclass(frozen=True)
@@ -123,25 +125,35 @@ def write_report(
         InputError: A bag cannot be read, or no frame of the source has a result.
     """
     settings = settings or ReportSettings()
-    scores, rows = Scores(), []
+    scores, rows, with_truth = Scores(), [], []
     sgbm = load_backend('sgbm')
     with StereoBagReader(source, settings.topics, tolerance_s=settings.tolerance_s) as reader:
         cloud = _FusedFrames(settings, posed=bool(reader.pose_topic))
         count = reader.frame_count
+        # A row with an error picture says more: the others serve where there is no truth.
+        stride = max(count // MOST_ROWS_KEPT, 1)
         shown = set(np.linspace(0, count - 1, min(SHEET_ROWS, count)).round().astype(int))
         for frame, pair, result in _matched_frames(reader, results, settings):
             truth = ground_truth_of(frame, pair.calibration)
             _score(scores, result, pair, truth, sgbm)
             cloud.add(result, frame)
-            if frame.index in shown:
+            if truth is not None and frame.index % stride == 0:
+                with_truth.append(_sheet_row(frame, result, truth))
+            elif frame.index in shown:
                 rows.append(_sheet_row(frame, result, truth))
             if progress is not None:
                 progress(1)
     if not scores.density:
         raise InputError(f'{results}: no cloud with the stamp of a stereo frame of {source}')
-    write_png(directory / 'contact_sheet.png', contact_sheet(source.stem, rows))
+    sheet = _evenly(with_truth or rows, SHEET_ROWS)
+    write_png(directory / 'contact_sheet.png', contact_sheet(source.stem, sheet))
     fused = cloud.write(directory)
     return {'frames_with_cloud': len(scores.density), 'accuracy': scores.figures(), 'cloud': fused}
+
+
+def _evenly(rows: list[SheetRow], count: int) -> list[SheetRow]:
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return [rows[place] for place in places]
 
 
 def published_clouds(path: Path) -> Iterator[tuple[int, Any]]:
