@@ -40,8 +40,8 @@ def train_seeds(
     folders = []
     for seed in range(recipe.seed, recipe.seed + seeds):
         run_folder = folder / f'seed_{seed}'
-        trainer = Trainer(dataclasses.replace(recipe, seed=seed), run_folder, device)
-        trainer.resume()
+        run_recipe = dataclasses.replace(recipe, seed=seed)
+        trainer = Trainer(run_recipe, run_folder, device, resume=True)
         if trainer.step < recipe.optimizer.total_steps:
             trainer.run(minutes)
         folders.append(run_folder)

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Iterator
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,9 @@ def label_bag(
             path = folder / f'{frame.index:06d}.npz'
             if not path.exists():
                 arrays = labelled(network, frame.pair(), torch.device(device))
-                partial = path.with_suffix('.partial.npz')
-                np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
+                partial = path.with_suffix(f'.{os.getpid()}.partial')
+                with partial.open('wb') as file:
+                    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
                 partial.rename(path)
             with np.load(path) as arrays:
                 shares.append(float((arrays['confidence'] >= 0.5).mean()))
@@ -204,11 +206,9 @@ def run(args: argparse.Namespace) -> int:
     labels = args.out / 'pairs'
     shares = label_bag(args.bag, args.teacher, labels, args.frames, device)
     print(f'{len(shares)} frames labelled; sure of {100 * np.mean(shares):.0f} % of the pixels')
-    overrides = [f'data.train=[{labels}]', f'students.flight.start.checkpoint={start}']
+    overrides = [f'data.train=["{labels}"]', f'students.flight.start.checkpoint="{start}"']
     recipe = load_recipe(recipe_path('adapt'), [*overrides, *args.overrides])
-    trainer = Trainer(recipe, args.out, device)
-    if args.resume:
-        trainer.resume()
+    trainer = Trainer(recipe, args.out, device, resume=args.resume)
     trainer.run(args.minutes)
     print(f'export it with: python -m training export {trainer.path} flight.onnx')
     return 0

@@ -36,6 +36,8 @@ POINTMAPS = frozenset({'pointmap1', 'pointmap2', 'conf1', 'conf2'})
 DISPARITIES = frozenset({'disparity', 'confidence', 'logits'})
 # What a lesson is a function of; a cache entry is named by it.
 CACHE_KEYS = ('left', 'right', 'intrinsics')
+# To be raised when a lesson changes for the same network and images.
+CACHE_VERSION = '1'
 
 
 class FrozenTeacher(ABC):
@@ -141,7 +143,8 @@ class CachedTeacher:
         self.offers = teacher.offers
         self.network = teacher.network
         self.hits = self.misses = 0
-        self._network_digest = _digest(teacher.network.state_dict().values())
+        start = f'{CACHE_VERSION} {teacher.amp}'
+        self._network_digest = _digest(teacher.network.state_dict().values(), start)
 
     def calibration_tokens(self, batch: Batch) -> CalibrationTokens:
         """Return the encoder's tokens, computed anew."""

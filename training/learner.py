@@ -14,7 +14,7 @@ from lunar_stereo_recon.models.mast3r import Mast3r
 from training.checkpoint import trained_network
 from training.frozen_teacher import Batch, flight_tokens, Teacher
 from training.losses import distillation_loss, FeatureProjector, LossWeights
-from training.recipe import StudentRecipe
+from training.recipe import LossRecipe, StudentRecipe
 from training.stereo_losses import feature_loss, flight_losses, teacher_labels
 from training.students import build_student, encoder_modules, feature_widths, grey, rgb
 
@@ -66,6 +66,8 @@ class FlightLearner(Learner):
     def __init__(
         self, recipe: StudentRecipe, student: FlightStudent, teacher: Teacher | None
     ) -> None:
+        if recipe.distillation:
+            raise InputError('distillation is for students of the MASt3R kind; flight has losses')
         parts = [part for part in PARTS if getattr(recipe.losses, f'{part}_features')]
         super().__init__(recipe, student, parts, teacher)
         wanted = {f'{part}{view}' for part in parts for view in (1, 2)}
@@ -109,6 +111,8 @@ class PointmapLearner(Learner):
     student: Mast3r
 
     def __init__(self, recipe: StudentRecipe, student: Mast3r, teacher: Teacher | None) -> None:
+        if recipe.losses != LossRecipe():
+            raise InputError('losses is for flight students; this one has distillation')
         try:
             weights = LossWeights(**recipe.distillation)
         except TypeError as error:

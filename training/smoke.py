@@ -54,12 +54,10 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     data, teacher, student = args.out / 'pairs', args.out / 'teacher', args.out / 'student'
     write_plane_pairs(data)
-    places = [f'data.train=[{data}]']
+    places = [f'data.train=["{data}"]']
     Trainer(load_recipe(recipe_path('smoke_teacher'), places), teacher).run()
-    places += [
-        f'teacher.checkpoint={teacher / "checkpoint.pt"}',
-        f'teacher.cache={args.out / "cache"}',
-    ]
+    checkpoint, cache = teacher / 'checkpoint.pt', args.out / 'cache'
+    places += [f'teacher.checkpoint="{checkpoint}"', f'teacher.cache="{cache}"']
     Trainer(load_recipe(recipe_path('smoke'), places), student).run()
     write_onnx(student / 'checkpoint.pt', args.out / 'smoke.onnx')
     return 0

@@ -41,13 +41,12 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     device = join_processes(args.device)
     recipe = load_recipe(recipe_path(args.recipe), args.overrides)
-    trainer = Trainer(recipe, args.out or Path('runs') / recipe.name, device)
+    folder = args.out or Path('runs') / recipe.name
+    trainer = Trainer(recipe, folder, device, resume=args.resume)
     if args.dry_run:
         for step in range(2):
             print({k: round(v, 4) for k, v in trainer.train_step([trainer.data[step]]).items()})
         return 0
-    if args.resume:
-        trainer.resume()
     trainer.run(args.minutes)
     return 0
 

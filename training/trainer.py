@@ -23,7 +23,7 @@ from training.curves import ScalarLog
 from training.data import RenderedPairs, StepBatches
 from training.frozen_teacher import Batch, load_frozen_teacher
 from training.learner import build_learner, Learner
-from training.recipe import OptimizerRecipe, Recipe
+from training.recipe import OptimizerRecipe, Recipe, StartRecipe
 from training.start import start_student
 from training.students import config_values
 from training.validation import validate_student
@@ -194,8 +194,16 @@ def any_process(condition: bool, device: torch.device) -> bool:
 class Trainer:
     """One recipe, its students, one folder."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: str = 'cpu') -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, device: str = 'cpu', resume: bool = False
+    ) -> None:
         """Build teacher, students, optimisers and data.
+
+        Args:
+            recipe: The run.
+            folder: Of checkpoint and log.
+            device: Torch device.
+            resume: Go on from the folder's checkpoint if there is one.
 
         Raises:
             InputError: No training data, or a recipe that cannot be built.
@@ -215,23 +223,29 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.teacher = load_frozen_teacher(recipe.teacher, self.device)
         self.data = build_data(recipe, self.rank, self.world_size)
-        self.students = {name: self._build_student(name) for name in recipe.students}
+        # Weights that a checkpoint replaces need no start.
+        resume = resume and self.path.exists()
+        self.students = {name: self._build_student(name, not resume) for name in recipe.students}
         self.log = ScalarLog(folder) if self.rank == 0 else None
         self.step = 0
         self.seconds = 0.0
+        if resume:
+            self.resume()
 
-    def _build_student(self, name: str) -> StudentInTraining:
+    def _build_student(self, name: str, start: bool) -> StudentInTraining:
         student_recipe = self.recipe.students[name]
         learner = build_learner(student_recipe, self.teacher)
-        plan = start_student(learner, self.teacher, self._fitting_pairs(student_recipe.start))
-        if plan and self.rank == 0:
-            print(f'{name} starts from its teacher:\n{plan}')
+        if start:
+            pairs = self._fitting_pairs(student_recipe.start)
+            plan = start_student(learner, self.teacher, pairs)
+            if plan and self.rank == 0:
+                print(f'{name} starts from its teacher:\n{plan}')
         member = StudentInTraining(name, learner.to(self.device), self.recipe.optimizer)
         if self.distributed:
             member.distribute()
         return member
 
-    def _fitting_pairs(self, start) -> Batch | None:
+    def _fitting_pairs(self, start: StartRecipe) -> Batch | None:
         if start.method != 'shared_basis' or not start.pairs:
             return None
         # The same pairs in every process, so that all start from the same weights.
@@ -319,10 +333,11 @@ class Trainer:
         progress.update()
         if self.log is None or self.step % 10:
             return
-        progress.set_postfix({k: f'{v:.3g}' for k, v in terms.items()}, refresh=False)
         pairs = self.recipe.optimizer.batch_size * self.recipe.optimizer.accumulate
         rate = progress.format_dict['rate'] or 0.0
-        self.log.write(self.step, {'pairs_per_s': rate * pairs, **terms})
+        values = {'pairs_per_s': rate * pairs, **terms}
+        progress.set_postfix({k: f'{v:.3g}' for k, v in values.items()}, refresh=False)
+        self.log.write(self.step, values)
 
     def _validate(self) -> None:
         if self.log is None or not self.recipe.data.validation:

@@ -147,6 +147,14 @@ def test_loss_that_its_teacher_cannot_serve_is_refused(make_recipe, mast3r_teach
         Trainer(recipe, tmp_path)
 
 
+def test_losses_of_the_other_kind_of_student_are_refused(make_recipe, tmp_path):
+    with pytest.raises(InputError, match='flight has losses'):
+        Trainer(make_recipe({'a': tiny_flight(distillation={'gradient': 1.0})}), tmp_path)
+    with pytest.raises(InputError, match='this one has distillation'):
+        losses = LossRecipe(disparity=2.0)
+        Trainer(make_recipe({'a': tiny_pointmap_student(losses=losses)}), tmp_path)
+
+
 def test_bins_of_different_number_are_refused():
     with pytest.raises(ModelError, match='soft_bins'):
         bin_divergence(torch.zeros(1, 8, 2, 2), torch.zeros(1, 9, 2, 2))
@@ -299,8 +307,8 @@ def test_resumed_distillation_equals_an_uninterrupted_one(make_recipe, flight_te
     whole.run()
     first = Trainer(recipe, tmp_path / 'parts')
     first.run(minutes=0.0)
-    second = Trainer(recipe, tmp_path / 'parts')
-    second.resume()
+    second = Trainer(recipe, tmp_path / 'parts', resume=True)
+    assert second.step == 1
     second.run()
     ours, theirs = (t.students['flight'].learner.state_dict() for t in (second, whole))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
