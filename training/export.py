@@ -113,12 +113,17 @@ def parity(student: FlightStudent, path: Path, size: tuple[int, int], seed: int 
     return float((difference > PARITY_PX).mean())
 
 
-def metadata_of(student: FlightStudent, content: dict, confidence: dict | None) -> dict[str, str]:
-    """Return the metadata written into the model file; every value is a string."""
+def metadata_of(
+    student: FlightStudent, content: dict, confidence: dict | None, name: str = ''
+) -> dict[str, str]:
+    """Return the metadata written into the model file; every value is a string.
+
+    The name is the student's where one is given, else the run's.
+    """
     config: FlightConfig = student.config
     return {
         'format_version': FORMAT_VERSION,
-        'name': content['recipe']['name'],
+        'name': name or content['recipe']['name'],
         'config': json.dumps(dataclasses.asdict(config)),
         'recipe': json.dumps(content['recipe']),
         'training': json.dumps({key: content[key] for key in ('step', 'seconds', 'git_commit')}),
@@ -161,7 +166,7 @@ def write_onnx(
     """
     student, content = load_student(checkpoint, name)
     confidence = json.loads(calibration.read_text()) if calibration else None
-    export_onnx(student, target, metadata_of(student, content, confidence))
+    export_onnx(student, target, metadata_of(student, content, confidence, name))
     for size in ((480, 640), (224, 352)):
         share = parity(student, target, size)
         if share > PARITY_SHARE:
@@ -178,7 +183,7 @@ def write_safetensors(checkpoint: Path, target: Path, name: str = '') -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(student, FlightStudent):
         state = {key: value.contiguous() for key, value in student.state_dict().items()}
-        metadata = metadata_of(student, content, None) | {'kind': FLIGHT_KIND}
+        metadata = metadata_of(student, content, None, name) | {'kind': FLIGHT_KIND}
         save_file(state, target, metadata)
     elif isinstance(student, Mast3r):
         save_model(student, target)

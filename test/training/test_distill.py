@@ -250,6 +250,24 @@ def test_student_starts_from_its_teacher(method, make_recipe, flight_teacher, tm
         torch.testing.assert_close(projector.T @ projector, torch.eye(16), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize('method', ['shared_basis', 'truncate'])
+def test_student_of_the_paper_starts_with_its_heads(
+    method, make_recipe, mast3r_teacher, tmp_path, capsys
+):
+    start = StartRecipe(method=method, pairs=1, mapping='last_k')
+    student = tiny_pointmap_student(target='teacher', start=start)
+    trainer = Trainer(make_recipe({'S4': student}, mast3r_teacher, matches=16), tmp_path)
+    plan = capsys.readouterr().out
+    # One block of the teacher's two: the last.
+    assert 'from dec_blocks.1.attn.qkv.weight' in plan
+    assert 'downstream_head2.head_local_features.fc1.weight' in plan
+    ours = weights(trainer, 'S4')
+    theirs = trainer.teacher.network.state_dict()
+    key = 'downstream_head1.dpt.scratch.refinenet1.out_conv.weight'
+    torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=0)  # equal shapes: copied
+    assert math.isfinite(trainer.train_step([trainer.data[0]])['loss'])
+
+
 def test_wider_student_than_teacher_is_a_clear_error(make_recipe, flight_teacher, tmp_path):
     student = tiny_flight(start=StartRecipe(method='shared_basis', pairs=1))
     student.model = {**TINY_FLIGHT, 'decoder_width': 64}
