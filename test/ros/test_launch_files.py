@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import os
 from pathlib import Path
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,11 @@ import yaml
 pytest.importorskip('rclpy')
 pytestmark = pytest.mark.ros
 
-from lunar_stereo_recon.ros.parameters import ReconstructionParameters  # noqa: E402
+from lunar_stereo_recon.ros.parameters import (  # noqa: E402
+    ReconstructionParameters,
+    RecorderParameters,
+    ReplayParameters,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
@@ -179,3 +184,12 @@ def test_rover_launch_shows_its_arguments(install_tree):
     ).stdout.split()
     expected = {'namespace', 'left_namespace', 'right_namespace', 'params_file', 'use_sim_time'}
     assert expected <= set(listed)
+
+
+@pytest.mark.parametrize('section', ['replay_node', 'recorder_node'])
+def test_manual_lists_the_parameters_of_the_other_nodes(section):
+    kind = {'replay_node': ReplayParameters, 'recorder_node': RecorderParameters}[section]
+    text = (ROOT / 'docs' / 'ros.md').read_text().split(f'\n## {section}')[1].split('\n## ')[0]
+    rows = [line.split('|')[1] for line in text.splitlines() if line.startswith('| `')]
+    documented = {name for row in rows for name in re.findall(r'`(\w+)`', row)}
+    assert documented == {item.name for item in dataclasses.fields(kind)}
