@@ -5,6 +5,7 @@ Needs ros_gz (`sudo apt install ros-jazzy-ros-gz`). Without `world` the ground i
 """
 
 from pathlib import Path
+import shlex
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
@@ -128,7 +129,7 @@ def _simulation(context: LaunchContext, folder: Path) -> list[LaunchDescriptionE
             PathJoinSubstitution([FindPackageShare('ros_gz_sim'), 'launch', 'gz_sim.launch.py'])
         ),
         launch_arguments={
-            'gz_args': f'{flags} {folder / description["world"]}',
+            'gz_args': f'{flags} {shlex.quote(str(folder / description["world"]))}',
             'on_exit_shutdown': 'true',
         }.items(),
     )
