@@ -264,7 +264,8 @@ def _shade_point(scene, ray, depth, level, sun, with_radiance):
         lit = not _in_box_shadow(boxes, pose, x, y, z, sun)
     if lit:
         # Lifted a little, or the facets of the surface would shade themselves at low sun.
-        up = (x, y, z + shadow_lift * sizes[level], sun[0], sun[1], sun[2])
+        lift = shadow_lift * sizes[level] * math.sqrt(1 + slope_x**2 + slope_y**2)
+        up = (x, y, z + lift, sun[0], sun[1], sun[2])
         lit = _trace(grids, up, np.inf, 1)[1] < 0
     if not with_radiance:
         return 0.0, not lit

@@ -29,7 +29,7 @@ except ImportError:  # numba is optional: without it the CPU uses the batched wa
 _NUDGE_CELLS = 1e-3
 # Rays that gave no result after this many steps are taken as misses; it guards the loop only.
 _MAX_STEPS = 4000
-# Shadow rays start this much (cells) above the ground.
+# Shadow rays start this far (cells) from the ground, measured at right angles to it.
 _SHADOW_LIFT_CELLS = 0.2
 _SUN_RADIUS_RAD = math.radians(0.266)
 
@@ -576,7 +576,8 @@ def _shade(
     facing = sun[2] - slopes[:, 0] * sun[0] - slopes[:, 1] * sun[1]
     lit = facing > 0
     ask = lit.nonzero()[:, 0]
-    blocked = _sun_blocked(terrain, points[ask], grid[ask], sun, rover, rover_pose)
+    steepness = torch.sqrt(1 + slopes[ask].square().sum(dim=1))
+    blocked = _sun_blocked(terrain, points[ask], grid[ask], steepness, sun, rover, rover_pose)
     lit[ask[blocked]] = False
     shadow[seen] = ~lit
     if with_radiance:
@@ -585,12 +586,12 @@ def _shade(
     return radiance, shadow
 
 
-def _sun_blocked(terrain, points, grid, sun, rover, rover_pose) -> torch.Tensor:
+def _sun_blocked(terrain, points, grid, steepness, sun, rover, rover_pose) -> torch.Tensor:
     """Return (N,) bool: something is between the points and the sun."""
     cells = torch.tensor([level.cell_m for level in terrain.levels], device=points.device)
     start = points.clone()
     # Lifted a little, or the facets of the surface would shade themselves at low sun.
-    start[:, 2] += _SHADOW_LIFT_CELLS * cells[grid]
+    start[:, 2] += _SHADOW_LIFT_CELLS * cells[grid] * steepness
     blocked = torch.isfinite(trace(terrain, start, sun.expand_as(start), None, True).depth)
     if rover and rover_pose is not None:
         blocked |= _behind_boxes(points, sun, rover, rover_pose.to(points))

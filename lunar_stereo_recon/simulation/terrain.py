@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import math
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 import torch
@@ -26,6 +27,9 @@ _BLEND_CELLS = 24
 _HOME_RADIUS_CELLS = 20.0
 # Features below this radius (in cells of a grid) are left out there: they would only alias.
 _MIN_RADIUS_CELLS = 2.0
+# Shortest waves that a grid holds, and those that finer grids take over from it (cells).
+_SHORTEST_WAVE_CELLS = 3.0
+_INHERITED_WAVE_CELLS = 7.0
 # Wavelength above which the fractal ground grows more slowly (metres).
 _ROLL_OFF_M = 12.0
 _MICRO_TEXELS = 1024
@@ -196,12 +200,14 @@ def make_terrain(config: TerrainConfig) -> Terrain:
     bright: FloatGrid | None = None
     for k in reversed(range(len(config.cells))):
         cell = config.cell_sizes_m[k]
-        ground = _inherit(ground, config, k) + _fractal(config, k, rng)
+        waves, detail = _fractal(config, k, rng)
+        ground = _inherit(ground, config, k) + waves
         bright = _inherit(bright, config, k) + _albedo_noise(config, k, rng)
         if k == len(config.cells) - 1:
             ground = ground + _tilt(config, rng, ground.shape[0], cell)
         _draw_home_craters(ground, bright, craters, config, k)
-        height, reflectance = ground.copy(), 1.0 + bright
+        height = ground.copy() if detail is None else ground + detail
+        reflectance = 1.0 + bright
         _draw_small_craters(height, craters, config, k)
         _draw_rocks(height, reflectance, rocks, cell)
         if heights:
@@ -254,11 +260,17 @@ def _grid_level(height: FloatGrid, albedo: FloatGrid, cell_m: float) -> GridLeve
 
 
 def _inherit(coarse: FloatGrid | None, config: TerrainConfig, k: int) -> FloatGrid:
-    """Return the coarser grid interpolated (bicubic) onto grid k; zeros for the last grid."""
+    """Return the coarser grid interpolated smoothly onto grid k; zeros for the last grid."""
     side = config.cells[k] + 1
     if coarse is None:
         return np.zeros((side, side), np.float32)
-    return _resample(coarse, config, k, 'bicubic')
+    fine = _resample(coarse, config, k, 'bicubic')
+    # Bicubic surfaces bend at the coarse cells' borders, which low sun shows as ripples; a mean
+    # over one coarse cell has its zero exactly at their period.
+    ratio = round(config.cell_sizes_m[k + 1] / config.cell_sizes_m[k])
+    kernel = np.full(ratio + 1, 1.0 / ratio)
+    kernel[[0, -1]] /= 2
+    return cv2.sepFilter2D(fine, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 
 
 def _resample(coarse: FloatGrid, config: TerrainConfig, k: int, mode: str) -> FloatGrid:
@@ -306,36 +318,60 @@ def _filtered_noise(side: int, cell_m: float, rng: np.random.Generator, density)
     return torch.fft.irfft2(torch.fft.rfft2(white) * gain, s=(side, side))
 
 
-def _band(config: TerrainConfig, k: int) -> tuple[float, float]:
-    """Return the wavenumbers (1/m) between which grid k adds detail to the coarser grids."""
-    highest = 2 * math.pi / (3.0 * config.cell_sizes_m[k])
+def _band(config: TerrainConfig, k: int, cells: float, above: float) -> tuple[float, float]:
+    """Return the wavenumbers (1/m) that grid k adds: down to waves of `cells` of its cells.
+
+    Longer waves than `above` cells of the next coarser grid come from there.
+    """
+    highest = 2 * math.pi / (cells * config.cell_sizes_m[k])
     if k == len(config.cells) - 1:
         return 0.0, highest
-    return 2 * math.pi / (3.0 * config.cell_sizes_m[k + 1]), highest
+    return 2 * math.pi / (above * config.cell_sizes_m[k + 1]), highest
 
 
-def _fractal(config: TerrainConfig, k: int, rng: np.random.Generator) -> FloatGrid:
-    low, high = _band(config, k)
+def _fractal(
+    config: TerrainConfig, k: int, rng: np.random.Generator
+) -> tuple[FloatGrid, FloatGrid | None]:
+    """Return the waves that finer grids inherit from grid k, and the shorter ones it adds itself.
 
+    Interpolation would turn waves near the grid's limit into a pattern aligned with its cells,
+    so finer grids make these anew. The finest grid has no second part.
+    """
+    shortest = _SHORTEST_WAVE_CELLS
+    low, high = _band(config, k, _INHERITED_WAVE_CELLS if k else shortest, _INHERITED_WAVE_CELLS)
+    cell = config.cell_sizes_m[k]
+    ground = _filtered_noise(config.cells[k], cell, rng, _relief_band(config, low, high))
+    if k == 0:
+        return _wrapped(ground), None
+    end = 2 * math.pi / (shortest * cell)
+    detail = _filtered_noise(config.cells[k], cell, rng, _relief_band(config, high, end))
+    return _wrapped(ground), _wrapped(detail)
+
+
+def _relief_band(config: TerrainConfig, low: float, high: float):
     def density(wavenumber: torch.Tensor) -> torch.Tensor:
         inside = (wavenumber > low) & (wavenumber <= high)
         return _spectrum(config, wavenumber) * inside
 
-    noise = _filtered_noise(config.cells[k], config.cell_sizes_m[k], rng, density)
+    return density
+
+
+def _wrapped(noise: torch.Tensor) -> FloatGrid:
+    """Return periodic cell values (N, N) as vertex values (N + 1, N + 1)."""
     return nnf.pad(noise[None, None], (0, 1, 0, 1), mode='circular')[0, 0].numpy()
 
 
 def _albedo_noise(config: TerrainConfig, k: int, rng: np.random.Generator) -> FloatGrid:
     """Return reflectance noise with equal variance per octave from 1 cm to about 20 m."""
-    low, high = _band(config, k)
+    shortest = _INHERITED_WAVE_CELLS if k else _SHORTEST_WAVE_CELLS
+    low, high = _band(config, k, shortest, _INHERITED_WAVE_CELLS)
     per_octave = config.albedo_noise**2 / 11.0 / (2 * math.pi * math.log(2.0))
 
     def density(wavenumber: torch.Tensor) -> torch.Tensor:
         inside = (wavenumber > max(low, 0.3)) & (wavenumber <= high)
         return per_octave * wavenumber.clamp(min=1e-6) ** -2 * inside
 
-    noise = _filtered_noise(config.cells[k], config.cell_sizes_m[k], rng, density)
-    return nnf.pad(noise[None, None], (0, 1, 0, 1), mode='circular')[0, 0].numpy()
+    return _wrapped(_filtered_noise(config.cells[k], config.cell_sizes_m[k], rng, density))
 
 
 def _tilt(config: TerrainConfig, rng: np.random.Generator, side: int, cell_m: float) -> FloatGrid:
@@ -349,18 +385,15 @@ def _tilt(config: TerrainConfig, rng: np.random.Generator, side: int, cell_m: fl
 
 def _micro(config: TerrainConfig, rng: np.random.Generator) -> torch.Tensor:
     """Return the periodic texture of slopes and albedo below the finest cell size."""
-    low = 2 * math.pi / (3.0 * config.cell_sizes_m[0])
-    high = 2 * math.pi / (3.0 * _MICRO_TEXEL_M)
-
-    def relief(wavenumber: torch.Tensor) -> torch.Tensor:
-        return _spectrum(config, wavenumber) * ((wavenumber > low) & (wavenumber <= high))
+    low = 2 * math.pi / (_SHORTEST_WAVE_CELLS * config.cell_sizes_m[0])
+    high = 2 * math.pi / (_SHORTEST_WAVE_CELLS * _MICRO_TEXEL_M)
 
     def mottle(wavenumber: torch.Tensor) -> torch.Tensor:
         inside = (wavenumber > 0.5 * low) & (wavenumber <= high)
         variance = config.albedo_noise**2 / 11.0 / (2 * math.pi * math.log(2.0))
         return variance * wavenumber.clamp(min=1e-6) ** -2 * inside
 
-    height = _filtered_noise(_MICRO_TEXELS, _MICRO_TEXEL_M, rng, relief)
+    height = _filtered_noise(_MICRO_TEXELS, _MICRO_TEXEL_M, rng, _relief_band(config, low, high))
     slope_x = (torch.roll(height, -1, 1) - torch.roll(height, 1, 1)) / (2 * _MICRO_TEXEL_M)
     slope_y = (torch.roll(height, -1, 0) - torch.roll(height, 1, 0)) / (2 * _MICRO_TEXEL_M)
     grain = 1.0 + _filtered_noise(_MICRO_TEXELS, _MICRO_TEXEL_M, rng, mottle)

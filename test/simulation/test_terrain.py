@@ -117,3 +117,14 @@ def test_wrong_grids_are_refused():
         TerrainConfig(0, cells=(64, 64), cell_sizes_m=(0.1,))
     with pytest.raises(InputError, match=r'\(5, 6\)'):
         terrain_from_heights([np.zeros((5, 6), np.float32)], [0.1])
+
+
+def test_no_pattern_of_the_coarser_cells():
+    """Low sun would show a ripple with the period of the coarser grid's cells."""
+    terrain = make_terrain(bare(2, hurst=0.95))
+    slopes = np.diff(heights(terrain, 0)[32:-32, 32:-32], axis=1)
+    power = (np.abs(np.fft.rfft(slopes * np.hanning(slopes.shape[1]), axis=1)) ** 2).mean(axis=0)
+    frequency = np.fft.rfftfreq(slopes.shape[1], 0.02)
+    at = int(np.argmin(np.abs(frequency - 1 / 0.08)))
+    around = np.r_[power[at - 12 : at - 4], power[at + 5 : at + 13]]
+    assert power[at - 2 : at + 3].max() < 3 * np.median(around)
