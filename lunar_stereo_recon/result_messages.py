@@ -108,7 +108,7 @@ def decimated(reconstruction: Reconstruction, step: int) -> Reconstruction:
     """Return every `step`-th row and column, for a smaller organised cloud."""
     if step == 1:
         return reconstruction
-    grids = {
+    grids: dict[str, Any] = {
         name: np.ascontiguousarray(getattr(reconstruction, name)[::step, ::step])
         for name in ('disparity', 'depth', 'confidence', 'points', 'color')
     }
