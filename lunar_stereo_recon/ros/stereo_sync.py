@@ -5,7 +5,7 @@ Plain Python: the node feeds it messages. The matching rule is in `lunar_stereo_
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ DROP_REASONS = {
     'time_jump': 'stamps jumped back',
     'no_camera_info': 'no camera_info yet',
 }
+MIN_INFOS_KEPT = 10
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,10 @@ class StereoSynchronizer:
         """Make an empty synchronizer; see `pairing.PairQueue`."""
         self.statistics = SyncStatistics()
         self._queue: PairQueue[Any] = PairQueue(tolerance_ns, queue_size, self._count_drop)
-        self._infos: dict[Side, Any] = {}
+        # Infos are small and overtake their images; a few are kept until those are here.
+        self._infos: dict[Side, deque[Any]] = {
+            side: deque(maxlen=max(queue_size, MIN_INFOS_KEPT)) for side in OTHER
+        }
         self._info_with_each_image: dict[Side, bool] = {'left': False, 'right': False}
         self._waiting: tuple[Any, Any] | None = None
 
@@ -88,32 +92,42 @@ class StereoSynchronizer:
     def add_info(self, side: Side, message: Any) -> list[StereoMessages]:
         """Add a camera_info and return the set that it completes, if it was the missing one."""
         self.statistics.infos[side] += 1
-        self._infos[side] = message
+        self._infos[side].append(message)
         return self._complete()
 
     def clear(self) -> None:
         """Forget waiting images and infos; the statistics stay."""
         self._queue.clear()
-        self._infos.clear()
+        for infos in self._infos.values():
+            infos.clear()
         self._waiting = None
 
     def _complete(self, wait_for_own_infos: bool = True) -> list[StereoMessages]:
         """Return the waiting pair with its infos once they are there."""
-        if self._waiting is None or len(self._infos) < 2:
+        if self._waiting is None or not all(self._infos.values()):
             return []
         images = dict(zip(OTHER, self._waiting, strict=True))
-        has_own = {
-            side: stamp_ns(self._infos[side]) == stamp_ns(image) for side, image in images.items()
-        }
-        if wait_for_own_infos and any(
-            self._info_with_each_image[side] and not has_own[side] for side in OTHER
-        ):
+        own = {side: self._own_info(side, stamp_ns(images[side])) for side in OTHER}
+        if wait_for_own_infos and any(self._will_come(side, images, own) for side in OTHER):
             return []
-        self._info_with_each_image = has_own
+        self._info_with_each_image = {side: own[side] is not None for side in OTHER}
         self._waiting = None
         self.statistics.pairs += 1
-        infos = self._infos
+        infos = {side: own[side] or self._infos[side][-1] for side in OTHER}
         return [StereoMessages(images['left'], images['right'], infos['left'], infos['right'])]
+
+    def _own_info(self, side: Side, image_stamp_ns: int) -> Any:
+        infos = reversed(self._infos[side])
+        return next((info for info in infos if stamp_ns(info) == image_stamp_ns), None)
+
+    def _will_come(self, side: Side, images: dict[Side, Any], own: dict[Side, Any]) -> bool:
+        """Say whether a camera_info with the image's stamp is still to be expected.
+
+        Topics overtake one another: the infos of later images may be here before the image.
+        """
+        if own[side] is not None or not self._info_with_each_image[side]:
+            return False
+        return stamp_ns(self._infos[side][-1]) < stamp_ns(images[side])
 
     def _count_drop(self, unpaired: Unpaired) -> None:
         self.statistics.drops[f'{unpaired.side} {unpaired.reason}'] += 1

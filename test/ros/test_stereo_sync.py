@@ -62,6 +62,23 @@ def test_set_has_its_own_infos_where_they_come_with_each_image(sync, order):
         assert messages.right_info.header.stamp.nanosec == stamp * MS
 
 
+def test_infos_that_overtake_their_images_are_kept_for_them(sync):
+    feed(sync, 0, 'left info', 'right info', 'left', 'right')
+    for stamp in (100, 200, 300):
+        feed(sync, stamp, 'left info', 'right info')
+    for stamp in (100, 200, 300):
+        (messages,) = feed(sync, stamp, 'left', 'right')
+        assert messages.left_info.header.stamp.nanosec == stamp * MS
+        assert messages.right_info.header.stamp.nanosec == stamp * MS
+
+
+def test_lost_info_is_not_waited_for_when_a_later_one_is_here(sync):
+    feed(sync, 0, 'left info', 'right info', 'left', 'right')
+    feed(sync, 200, 'left info', 'right info')
+    (messages,) = feed(sync, 100, 'left', 'right')
+    assert messages.left_info.header.stamp.nanosec == 200 * MS
+
+
 def test_lost_info_is_replaced_by_the_newest_when_the_next_pair_comes(sync):
     order = ('left info', 'right info', 'left', 'right')
     feed(sync, 0, *order)
