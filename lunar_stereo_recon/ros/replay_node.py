@@ -79,9 +79,9 @@ class ReplayNode(Node):
             return EXIT_DONE if self._interrupted.is_set() else EXIT_NO_SUBSCRIBER
         while True:
             self._play_once()
+            self._wait_for_answers(0)
             if not self.settings.loop or self._interrupted.is_set():
                 break
-        self._wait_for_answers(0)
         for publisher in self._outputs.values():
             publisher.wait_for_all_acked(Duration(seconds=2))
         lost = self.frames_published - self.frames_answered
@@ -186,6 +186,7 @@ class ReplayNode(Node):
         """Publish the recording once, from its start offset to its end."""
         topics = self._reader.topics
         sides: dict[str, Side] = {topics.left_image: 'left', topics.right_image: 'right'}
+        rig = dataclasses.astuple(topics)
         pairs: PairQueue[int] = PairQueue(FRAME_TOLERANCE_NS)
         first_ns: int | None = None
         start_s = time.monotonic()
@@ -197,17 +198,14 @@ class ReplayNode(Node):
             if self._interrupted.is_set():
                 return
             self._wait_until(start_s, recorded_s, first_ns)
-            side = sides.get(connection.topic)
-            if side is not None:
-                self._wait_for_answers(self.settings.in_flight - 1)
+            if connection.topic in rig:
+                self._wait_for_answers(self.settings.in_flight - 1, cdr_stamp_ns(raw))
             if self._clock_publisher is not None:
                 self._publish_clock(time_ns)
-            complete = []
-            if side is not None:
+            if connection.topic in sides:
                 stamp = cdr_stamp_ns(raw)
-                complete = pairs.add(side, stamp, stamp)
-            for left_stamp, _ in complete:
-                self._expect_answer(left_stamp)
+                for left_stamp, _ in pairs.add(sides[connection.topic], stamp, stamp):
+                    self._expect_answer(left_stamp)
             self._outputs[connection.topic].publish(bytes(raw))
 
     def _wait_until(self, start_s: float, recorded_s: float, first_ns: int) -> None:
@@ -241,11 +239,24 @@ class ReplayNode(Node):
                 self.frames_answered += 1
                 self._answers.notify_all()
 
-    def _wait_for_answers(self, allowed: int) -> None:
-        """Wait until at most `allowed` frames are unanswered; give up those that take too long."""
+    def _wait_for_answers(self, allowed: int, before_ns: int | None = None) -> None:
+        """Wait until at most `allowed` frames are unanswered; give up those that take too long.
+
+        Args:
+            allowed: Number of frames that may stay unanswered.
+            before_ns: Only frames older than this stamp count: the camera_info of a frame may
+                follow its images.
+        """
         with self._answers:
-            while len(self._unanswered) > allowed and not self._interrupted.is_set():
-                stamp, since_s = min(self._unanswered.items(), key=lambda item: item[1])
+            while not self._interrupted.is_set():
+                waiting = [
+                    (since_s, stamp)
+                    for stamp, since_s in self._unanswered.items()
+                    if before_ns is None or stamp < before_ns - FRAME_TOLERANCE_NS
+                ]
+                if len(waiting) <= allowed:
+                    return
+                since_s, stamp = min(waiting)
                 left_s = since_s + self.settings.answer_timeout - time.monotonic()
                 if left_s <= 0:
                     del self._unanswered[stamp]
