@@ -108,6 +108,7 @@ setup(
             'ros/*.xml',
             'weights/*.md',
             'weights/*.onnx',
+            'weights/*.safetensors',
         ]
     },
     data_files=share_files(),
