@@ -60,28 +60,62 @@ def read_sample(path: Path) -> dict[str, np.ndarray]:
 def vary_light(
     left: np.ndarray, right: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the views with another exposure, gamma, gain and noise, clipped to [0, 1]."""
-    exposure = np.exp(rng.uniform(np.log(0.4), np.log(1.8))) if rng.random() < 0.4 else 1.0
+    """Return the views as another, worse pair of cameras would give them, clipped to [0, 1].
+
+    Exposure, gamma and noise of both; gain, black level, gamma, focus and dust of each; JPEG.
+    """
+    exposure = np.exp(rng.uniform(np.log(0.3), np.log(1.9))) if rng.random() < 0.4 else 1.0
     gamma = np.exp(rng.uniform(-0.4, 0.4)) if rng.random() < 0.4 else 1.0
     noise = rng.uniform(0.0, 0.012) if rng.random() < 0.4 else 0.0
     blurred_view = rng.integers(0, 8)  # 0 and 1: that view is out of focus
+    unlike = rng.random() < 0.3
+    dusty = rng.random() < 0.15
+    quality = int(rng.integers(30, 90)) if rng.random() < 0.2 else None
     views = []
     for number, image in enumerate((left, right)):
-        mismatch = rng.uniform(0.94, 1.06)
-        image = np.clip(image * (exposure * mismatch), 0.0, 1.0) ** np.float32(gamma)
+        gain = rng.uniform(0.85, 1.15) if unlike else rng.uniform(0.94, 1.06)
+        own_gamma = np.exp(rng.uniform(-0.25, 0.25)) if unlike else 1.0
+        black = rng.uniform(-0.02, 0.02) if unlike else 0.0
+        if dusty:
+            image = image * dust_shadow(image.shape, rng)
+        image = np.clip(image * (exposure * gain) + black, 0.0, 1.0)
+        image = image ** np.float32(gamma * own_gamma)
         if number == blurred_view:
-            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.2))
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3))
         if noise:
             image = image + rng.normal(0.0, noise, image.shape)
-        views.append(np.clip(image, 0.0, 1.0).astype(np.float32))
+        image = np.clip(image, 0.0, 1.0).astype(np.float32)
+        views.append(compressed(image, quality) if quality else image)
     return views[0], views[1]
 
 
-def shift_rows(image: np.ndarray, offset_px: float) -> np.ndarray:
-    """Return the image moved down by a fraction of a row (bilinear, border repeated)."""
-    matrix = np.array([[1, 0, 0], [0, 1, offset_px]], np.float64)
+def dust_shadow(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Return the light (H, W) float32 in (0, 1] that comes through a few grains on the lens."""
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    light = np.ones(shape[:2], np.float32)
+    for _ in range(rng.integers(1, 6)):
+        row, column = rng.uniform(0, shape[0]), rng.uniform(0, shape[1])
+        radius = shape[1] * np.exp(rng.uniform(np.log(0.02), np.log(0.12)))
+        distance2 = (columns - column) ** 2 + (rows - row) ** 2
+        light *= 1 - rng.uniform(0.1, 0.45) * np.exp(-distance2 / radius**2)
+    return light if len(shape) == 2 else light[..., None]
+
+
+def compressed(image: np.ndarray, quality: int) -> np.ndarray:
+    """Return an image in [0, 1] as JPEG of this quality keeps it."""
+    _, data = cv2.imencode(
+        '.jpg', np.rint(image * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
+    return cv2.imdecode(data, cv2.IMREAD_UNCHANGED).astype(np.float32) / np.float32(255)
+
+
+def misalign_rows(image: np.ndarray, offset_px: float, roll_deg: float) -> np.ndarray:
+    """Return the image rolled about its centre, then moved down (bilinear, border repeated)."""
+    centre = ((image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(centre, roll_deg, 1.0)
+    matrix[1, 2] += offset_px
     return cv2.warpAffine(
-        image, matrix, image.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        image, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
 
 
@@ -213,9 +247,11 @@ class RenderedPairs(StepBatches):
         crop['occlusion'] = np.where(seen_left_of_crop, np.uint8(OUT_OF_FRAME), crop['occlusion'])
         if self.recipe.fixed_crops:
             return crop
-        if self.recipe.max_vertical_offset_px:
-            limit = self.recipe.max_vertical_offset_px
-            crop['right'] = shift_rows(crop['right'], rng.uniform(-limit, limit))
+        offset, roll = self.recipe.max_vertical_offset_px, self.recipe.max_roll_deg
+        if offset or roll:
+            crop['right'] = misalign_rows(
+                crop['right'], rng.uniform(-offset, offset), rng.uniform(-roll, roll)
+            )
         if self.recipe.photometric:
             crop['left'], crop['right'] = vary_light(crop['left'], crop['right'], rng)
         return crop

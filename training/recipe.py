@@ -39,8 +39,9 @@ class DataRecipe:
             scaled to cover it and cut about the centre.
         fixed_crops: Each pair is cut in so many ways and no more, and its light is not varied,
             so that a cache of teacher outputs serves every epoch; 0: a new crop each time.
-        photometric: Vary exposure, gain, gamma and noise on top of the rendered camera.
+        photometric: Vary the light and what cameras do to it on top of the rendered camera.
         max_vertical_offset_px: Largest random shift of the right rows, pixels.
+        max_roll_deg: Largest random roll of the right view, degrees.
         matches: Correspondences drawn a pair, for the matching loss; 0 for none.
         min_overlap: StereoLunar: pairs are left out where a smaller share of the left view is
             seen in the right one.
@@ -56,7 +57,8 @@ class DataRecipe:
     crop_width: int = 384
     fixed_crops: int = 0
     photometric: bool = True
-    max_vertical_offset_px: float = 0.3
+    max_vertical_offset_px: float = 0.4
+    max_roll_deg: float = 0.05
     matches: int = 0
     min_overlap: float = 0.3
     max_frame_distance: int = 1
