@@ -314,7 +314,8 @@ def list_samples(folders: Sequence[str | Path]) -> list[Path]:
 def stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
     """Return samples as one batch of tensors; grey images get a channel dimension.
 
-    Where only some pairs have a confidence, the others' is 1.
+    Where only some pairs have a confidence, the others' is 1; where some have no intrinsics
+    (pairs of warped textures), the batch has none.
 
     Raises:
         InputError: The samples hold different arrays.
@@ -322,6 +323,8 @@ def stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
     if any('confidence' in sample for sample in samples):
         for sample in samples:
             sample.setdefault('confidence', np.ones(sample['left'].shape, np.float32))
+    if not all('intrinsics' in sample for sample in samples):
+        samples = [{k: v for k, v in sample.items() if k != 'intrinsics'} for sample in samples]
     names = {frozenset(sample) for sample in samples}
     if len(names) > 1:
         lacking = sorted(frozenset.union(*names) - frozenset.intersection(*names))

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         topics = reader.topics
     _clear(args.out)
     print(f'{count} stereo frames of {args.bag}')
-    rate = run_nodes(args, topics, count, compressed=kind.endswith('CompressedImage'))
+    run_nodes(args, topics, count, compressed=kind.endswith('CompressedImage'))
     recorded = json.loads((args.out / 'recording.json').read_text(encoding='utf-8'))
     bar = _progress_bar(count, 'looking at the results')
     with bar:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         'bag': str(args.bag),
         'backend': args.backend,
         'frames': frame_counts(recorded, count, figures['frames_with_cloud']),
-        'rate_hz': rate,
+        'rate_hz': received_rate_hz(recorded),
         **latencies(recorded),
         **figures,
         'machine': describe_machine(),
@@ -98,8 +98,8 @@ def check_ros() -> None:
 
 def run_nodes(
     args: argparse.Namespace, topics: StereoTopics, count: int, *, compressed: bool
-) -> float:
-    """Replay the bag through the nodes until every frame is answered; return frames a second.
+) -> None:
+    """Replay the bag through the nodes until every frame is answered.
 
     Raises:
         ReconError: A node ended early, or nothing came for `STALL_LIMIT_S`.
@@ -148,24 +148,21 @@ def run_nodes(
             },
             remappings,
         )
-        rate = _follow(nodes, progress, bar)
+        _follow(nodes, progress, bar)
         for name in ('recorder_node', 'reconstruction_node'):
             status = nodes.stop(name)
             if status != 0:
                 raise nodes.failure(name, f'ended with status {status}')
-    return rate
 
 
-def _follow(nodes: Any, progress: Any, bar: Any) -> float:
-    """Advance the bar until the replay is over; return frames a second after the first."""
-    times: list[float] = []
+def _follow(nodes: Any, progress: Any, bar: Any) -> None:
+    """Advance the bar until the replay is over."""
     last_news = time.monotonic()
     while nodes.status('replay_node') is None:
         nodes.check_running(NODES[:2])
         new = progress.wait(0.1)
         now = time.monotonic()
         if new:
-            times.append(now)
             bar.update(new)
             last_news = now
         elif now - last_news > STALL_LIMIT_S:
@@ -175,7 +172,6 @@ def _follow(nodes: Any, progress: Any, bar: Any) -> float:
         raise nodes.failure('replay_node', f'ended with status {status}')
     while progress.wait(0.2):
         bar.update(1)
-    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
 
 def _wait_for_recorder(nodes: Any, bag: Path) -> None:
@@ -238,6 +234,16 @@ def frame_counts(recorded: dict[str, Any], sent: int, with_cloud: int) -> dict[s
     if unexplained > 0:
         reasons['lost on the way'] = unexplained
     return {'in': sent, 'out': with_cloud, 'dropped': sent - with_cloud, 'reasons': reasons}
+
+
+def received_rate_hz(recorded: dict[str, Any]) -> float:
+    """Return clouds a second from the first received to the last, 0 for fewer than two.
+
+    Args:
+        recorded: Summary of the recorder node.
+    """
+    times = [f['received_ns'] for f in recorded['frames'] if f['received_ns'] is not None]
+    return 1e9 * (len(times) - 1) / (max(times) - min(times)) if len(times) > 1 else 0.0
 
 
 def latencies(recorded: dict[str, Any]) -> dict[str, Any]:

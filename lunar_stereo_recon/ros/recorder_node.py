@@ -147,6 +147,7 @@ class RecorderNode(Node):
                 {
                     'stamp_ns': stamp_ns,
                     'outcome': frame.outcome,
+                    'received_ns': frame.cloud_received_ns,
                     'latency_ms': frame.latency_ms,
                     **frame.values,
                 }

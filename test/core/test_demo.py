@@ -92,8 +92,7 @@ def test_every_frame_comes_back_over_dds_and_agrees_with_the_truth(drive_bag, no
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((out / 'summary.json').read_text())
     assert summary['frames'] == {'in': FRAMES, 'out': FRAMES, 'dropped': 0, 'reasons': {}}
-    # Results that arrive together have no rate: 0 then, on a busy machine with few frames.
-    assert summary['rate_hz'] >= 0
+    assert summary['rate_hz'] > 0
     assert 0 < summary['latency_ms']['p50'] <= summary['latency_ms']['p95']
     published = summary['accuracy']['published']
     assert published['density'] > 0.8

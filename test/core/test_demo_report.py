@@ -11,7 +11,12 @@ import pytest
 
 from lunar_stereo_recon.bags.reader import Pose, StereoBagReader
 from lunar_stereo_recon.bags.writer import BagWriter, make_message, pose_message
-from lunar_stereo_recon.commands.demo import format_summary, frame_counts, latencies
+from lunar_stereo_recon.commands.demo import (
+    format_summary,
+    frame_counts,
+    latencies,
+    received_rate_hz,
+)
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.camera import points_from_depth
@@ -169,6 +174,12 @@ def test_every_missing_frame_is_counted_with_a_reason():
         'dropped': 5,
         'reasons': {'superseded': 2, 'lost on the way': 3},
     }
+
+
+def test_rate_counts_the_gaps_between_clouds_in_any_order():
+    frames = [{'received_ns': t} for t in (3_000_000_000, None, 1_000_000_000, 2_500_000_000)]
+    assert received_rate_hz({'frames': frames}) == pytest.approx(1.0)
+    assert received_rate_hz({'frames': frames[:2]}) == 0.0
 
 
 def test_latencies_and_table_say_what_was_recorded():
