@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation
 
 DESCRIPTION_FILE = 'world.json'
 START_HEIGHTS_FILE = 'start_heights.npz'
@@ -171,7 +172,8 @@ def _transform(
     name = sensor.get('name', '').removesuffix('_camera')
     frame = sensor.findtext('camera/optical_frame_id') or f'{name}_camera_optical_frame'
     x, y, z = (float(value) for value in pose[:3, 3])
-    return FrameTransform(base, frame, (x, y, z), _quaternion(pose[:3, :3]))
+    qx, qy, qz, qw = quaternion_from_rotation(pose[:3, :3]).tolist()
+    return FrameTransform(base, frame, (x, y, z), (qx, qy, qz, qw))
 
 
 def _link_pose(
@@ -211,21 +213,3 @@ def _rotation(roll: float, pitch: float, yaw: float) -> NDArray[np.float64]:
             [-sp, cp * sr, cp * cr],
         ]
     )
-
-
-def _quaternion(rotation: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """Return x, y, z, w of a rotation matrix."""
-    # The eigenvector of the largest eigenvalue of this symmetric matrix (Bar-Itzhack, 2000): no
-    # special cases where the trace is small.
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
-    form = np.array(
-        [
-            [xx - yy - zz, xy + yx, xz + zx, zy - yz],
-            [xy + yx, yy - xx - zz, yz + zy, xz - zx],
-            [xz + zx, yz + zy, zz - xx - yy, yx - xy],
-            [zy - yz, xz - zx, yx - xy, xx + yy + zz],
-        ]
-    )
-    vector = np.linalg.eigh(form)[1][:, -1]
-    x, y, z, w = (float(value) for value in (vector if vector[3] >= 0 else -vector))
-    return x, y, z, w

@@ -26,6 +26,7 @@ from lunar_stereo_recon.bags.writer import (
 )
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation
 from lunar_stereo_recon.result_messages import camera_info_message, image_message
 from lunar_stereo_recon.simulation.camera import (
     camera_rotation,
@@ -330,31 +331,6 @@ def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
     half, mask = np.uint32(1 << (drop - 1)), np.uint32((0xFFFFFFFF >> drop) << drop)
     short = ((raw + half) & mask).view(np.float32)
     return np.where(np.isfinite(values), short, values)
-
-
-def quaternion_from_rotation(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the unit quaternion x, y, z, w (w >= 0) of a (3, 3) rotation."""
-    r = rotation
-    # The largest of four squared components is the one that can be divided by safely.
-    squares = np.array(
-        [
-            1 + r[0, 0] - r[1, 1] - r[2, 2],
-            1 - r[0, 0] + r[1, 1] - r[2, 2],
-            1 - r[0, 0] - r[1, 1] + r[2, 2],
-            1 + r[0, 0] + r[1, 1] + r[2, 2],
-        ]
-    )
-    rows = np.array(
-        [
-            [squares[0], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0], r[2, 1] - r[1, 2]],
-            [r[0, 1] + r[1, 0], squares[1], r[1, 2] + r[2, 1], r[0, 2] - r[2, 0]],
-            [r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], squares[2], r[1, 0] - r[0, 1]],
-            [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], squares[3]],
-        ]
-    )
-    quaternion = rows[int(np.argmax(squares))]
-    quaternion = quaternion / np.linalg.norm(quaternion)
-    return quaternion if quaternion[3] >= 0 else -quaternion
 
 
 def _exposure(seen: Rendering) -> float:

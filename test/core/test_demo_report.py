@@ -19,9 +19,11 @@ from lunar_stereo_recon.commands.demo import (
 )
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.fusion import FusedCloud
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.disparity import disparity_from_depth
 from lunar_stereo_recon.report import (
+    cloud_picture,
     published_clouds,
     reconstruction_of_cloud,
     ReportSettings,
@@ -164,6 +166,20 @@ def test_ground_truth_pose_reaches_the_report(tmp_path, calibration, texture):
     assert all(isinstance(pose, Pose) for pose in poses)
     forward = poses[1].matrix @ [0.0, 0.0, 1.0, 1.0]
     np.testing.assert_allclose(forward, [1.0, -STEP_M, 1.0, 1.0], atol=1e-9)
+
+
+def test_cloud_of_a_camera_that_looks_straight_down_is_drawn():
+    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 60), np.linspace(-1, 1, 60)), -1)
+    points = np.dstack([grid, 0.05 * np.sin(5 * grid[..., 0])]).reshape(-1, 3)
+    colors = np.full((len(points), 3), 120, np.uint8)
+    pose = np.eye(4)
+    pose[:3, :3] = [[1, 0, 0], [0, -1, 0], [0, 0, -1]]
+    pose[2, 3] = 2.0
+    seen = np.ones(len(points))
+    cloud = FusedCloud(points, colors, seen.astype(np.float32), seen.astype(np.int64))
+    picture = cloud_picture(cloud, pose, z_up=True)
+    # Ground is drawn: grey points on the light background of the first view.
+    assert (picture[30:670] < 200).all(axis=2).mean() > 0.01
 
 
 def test_every_missing_frame_is_counted_with_a_reason():

@@ -1,0 +1,24 @@
+"""Rotations in the forms that messages and files want."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def quaternion_from_rotation(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the unit quaternion x, y, z, w (w >= 0) of a (3, 3) rotation."""
+    # The eigenvector of the largest eigenvalue of this symmetric matrix (Bar-Itzhack, "New method
+    # for extracting the quaternion from a rotation matrix", 2000): no special cases where the
+    # trace is small.
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    form = np.array(
+        [
+            [xx - yy - zz, xy + yx, xz + zx, zy - yz],
+            [xy + yx, yy - xx - zz, yz + zy, xz - zx],
+            [xz + zx, yz + zy, zz - xx - yy, yx - xy],
+            [zy - yz, xz - zx, yx - xy, xx + yy + zz],
+        ]
+    )
+    quaternion = np.linalg.eigh(form)[1][:, -1]
+    return quaternion if quaternion[3] >= 0 else -quaternion
