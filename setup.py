@@ -27,6 +27,9 @@ RUNTIME = [
 
 SIMULATION = [
     'numba>=0.60,<1',
+    'openexr>=3.3,<4',
+    'pyerfa>=2.0,<3',
+    'rasterio>=1.3,<2',
     'torch>=2.5,<3',
 ]
 
@@ -52,7 +55,6 @@ EXTRAS = {
         'onnxscript>=0.1,<1',
         'safetensors>=0.4,<1',
         'scipy>=1.11,<2',
-        'openexr>=3.3,<4',
         'tensorboard>=2.17,<3',
         'matplotlib>=3.8,<4',
     ],
