@@ -2,6 +2,8 @@
 
 Views of a folder are a flight over one scene; pairs are views near each other in it, in both
 orders. They are not rectified. Which pairs are left out is decided by recipe settings alone.
+A folder with a pair index, as `lunar-stereo dataset --form stereolunar` writes it, has the pairs
+that the index names, also in both orders.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import OpenEXR
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.image_io import read_image
+from lunar_stereo_recon.simulation.folders import PAIR_INDEX
 from training.data import drawn_matches, StepBatches, UnsuitablePairError, vary_light
 from training.recipe import DataRecipe
 
@@ -119,6 +122,9 @@ def list_view_pairs(
         raise InputError('data.train is empty; it must list StereoLunar folders')
     pairs: list[tuple[Path, Path]] = []
     for folder in folders:
+        if (Path(folder).expanduser() / PAIR_INDEX).is_file():
+            pairs += _indexed_pairs(Path(folder).expanduser())
+            continue
         stems = [path.with_suffix('') for path in sorted(Path(folder).expanduser().glob('*.exr'))]
         found = [
             (stems[i], stems[j])
@@ -130,6 +136,18 @@ def list_view_pairs(
             raise InputError(f'{folder}: {len(stems)} views (.exr); at least 2 are needed')
         pairs += found
     return pairs
+
+
+def _indexed_pairs(folder: Path) -> list[tuple[Path, Path]]:
+    with np.load(folder / PAIR_INDEX, allow_pickle=False) as index:
+        scenes, names = index['scenes'][index['sceneids']], index['images']
+        stems = [
+            folder / str(scene) / str(name) for scene, name in zip(scenes, names, strict=True)
+        ]
+        both = [(stems[i], stems[j]) for i, j in index['pairs'][:, :2]]
+    if not both:
+        raise InputError(f'{folder / PAIR_INDEX}: names no pairs')
+    return [pair for one, two in both for pair in ((one, two), (two, one))]
 
 
 def read_view(stem: Path) -> LunarView:

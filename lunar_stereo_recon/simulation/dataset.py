@@ -1,33 +1,38 @@
-"""Random rendered stereo pairs with exact ground truth, one .npz file a pair.
+"""Random rendered stereo pairs with exact ground truth; `lunar-stereo dataset` writes them.
 
-`python -m lunar_stereo_recon.simulation.dataset --out DIR --count N --seed S`. Pair number i of
-a seed and split is always the same, so that a stopped run goes on where it was.
+Pair number i of a seed and split is always the same, so that a stopped run goes on where it was.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 import json
 import math
 import multiprocessing
 import os
 from pathlib import Path
 import sys
-import time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 import torch
 
+from lunar_stereo_recon import __version__
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.simulation.camera import (
     expose,
     right_view,
     Sensor,
     Window,
+)
+from lunar_stereo_recon.simulation.folders import (
+    write_pair_files,
+    write_pair_index,
+    write_scene_bag,
+    write_view_folder,
 )
 from lunar_stereo_recon.simulation.renderer import (
     Box,
@@ -46,6 +51,9 @@ SPLITS = {'train': 1, 'calibration': 2, 'test': 3}
 # Pairs that share a terrain: making one takes longer than rendering a pair on it. All of one
 # group belong to one stratum, because the stratum also shapes the ground.
 VIEWS_PER_TERRAIN = 8
+# How the pairs are stored; see `folders`.
+FORMS = {'pairs': write_pair_files, 'stereolunar': write_view_folder, 'bags': write_scene_bag}
+MANIFEST = 'dataset.json'
 # The largest disparity that the flight student matches, as a fraction of the image width.
 _MAX_DISPARITY = 180 / 640
 _FRAME = (640, 480)
@@ -65,6 +73,9 @@ class Sample:
         intrinsics: (3, 3) float64 matrix of both cameras for this window, pixels.
         baseline_m: Metres.
         meta: How the pair was made (JSON types only).
+        depth_left, depth_right: (H, W) float32, metres along each camera's own axis, NaN in the
+            sky. They and the poses are not part of the `.npz` file.
+        poses: (2, 4, 4) float64 world from left and from right camera, metres, OpenCV axes.
     """
 
     left: NDArray[np.uint8]
@@ -75,6 +86,15 @@ class Sample:
     intrinsics: NDArray[np.float64]
     baseline_m: float
     meta: dict[str, Any]
+    depth_left: NDArray[np.float32]
+    depth_right: NDArray[np.float32]
+    poses: NDArray[np.float64]
+
+    def intrinsics_of(self, side: int) -> NDArray[np.float64]:
+        """Return the true (3, 3) matrix of the left (0) or right (1) camera, pixels."""
+        matrix = self.intrinsics.copy()
+        matrix[1, 2] += side * self.meta['shift_y_px']
+        return matrix
 
     def save(self, path: Path) -> None:
         """Write the sample to an .npz file; the file appears only when it is complete."""
@@ -255,7 +275,16 @@ def render_sample(
             'window': asdict(window),
             'sensors': [asdict(sensor) for sensor in sensors],
         },
+        depth_left=seen_left.depth.numpy(),
+        depth_right=seen_right.depth.numpy(),
+        poses=np.stack([_pose(left), _pose(right)]),
     )
+
+
+def _pose(view: View) -> NDArray[np.float64]:
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = view.rotation.numpy(), view.position_m.numpy()
+    return pose
 
 
 def make_sample(
@@ -263,8 +292,8 @@ def make_sample(
 ) -> Sample:
     """Return pair number `index` of a seed and split."""
     group = index // VIEWS_PER_TERRAIN
-    terrain, stratum = _group_terrain(seed, split, group)
-    return _sample_on(terrain, stratum, seed, split, index, size, samples)
+    stratum, config = _group_config(seed, split, group)
+    return _sample_on(make_terrain(config), stratum, seed, split, index, size, samples)
 
 
 def write_dataset(
@@ -275,18 +304,81 @@ def write_dataset(
     size: tuple[int, int] | None = (384, 256),
     workers: int = 1,
     samples: int = 2,
-) -> None:
-    """Write pairs 0..count-1 of a seed and split as `NNNNNN.npz`; existing files are kept.
+    form: str = 'pairs',
+) -> Iterator[int]:
+    """Write pairs 0..count-1 of a seed and split with a manifest; what is there is kept.
+
+    The manifest `dataset.json` holds the options, and seed and parameters of every terrain.
+
+    Args:
+        out: Folder, made if it is not there.
+        count: Number of pairs, those that are there included.
+        seed, split: Which pairs; no terrain of one split occurs in another.
+        size: Width and height of the windows; None writes whole frames.
+        workers: Processes; 0 or 1 works in this one.
+        samples: Rays a pixel.
+        form: One of FORMS.
+
+    Yields:
+        How many pairs were written, each time that those of one terrain are done.
 
     Raises:
-        InputError: The split is unknown.
+        InputError: An option is unknown, or the folder holds pairs of other options.
     """
-    started, done = time.monotonic(), 0
-    for written in write_pairs(out, range(count), seed, split, size, workers, samples):
-        done += written
-        if written:
-            rate = done / (time.monotonic() - started)
-            print(f'{done} pairs written, {rate:.2f} a second', flush=True)
+    if form not in FORMS:
+        raise InputError(f'form is {form!r}; one of {sorted(FORMS)} is needed')
+    if count < 1:
+        raise InputError(f'{count} pairs asked for; 1 or more are needed')
+    if form == 'bags' and count % VIEWS_PER_TERRAIN:
+        raise InputError(
+            f'{count} pairs asked for; a bag holds the {VIEWS_PER_TERRAIN} pairs of one terrain, '
+            'a multiple of which is needed'
+        )
+    options = {
+        'version': __version__,
+        'form': form,
+        'split': split,
+        'seed': seed,
+        'size': list(size) if size else None,
+        'samples': samples,
+    }
+    _write_manifest(out, options, count)
+    yield from write_pairs(out, range(count), seed, split, size, workers, samples, form)
+    if form == 'stereolunar':
+        write_pair_index(out)
+
+
+def _write_manifest(out: Path, options: dict[str, Any], count: int) -> None:
+    """Write or extend the manifest.
+
+    Raises:
+        InputError: The one that is there says other options, or cannot be read.
+    """
+    path = out / MANIFEST
+    if path.exists():
+        try:
+            there = json.loads(path.read_text(encoding='utf-8'))
+            differing = [name for name in options if there[name] != options[name]]
+            count = max(count, there['count'])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f'{path}: not a readable manifest of a data set: {error}') from error
+        if differing:
+            was, wanted = (
+                ', '.join(f'{name} {source[name]}' for name in differing)
+                for source in (there, options)
+            )
+            raise InputError(f'{out} holds pairs of {was}; {wanted} belongs in another folder')
+    terrains = []
+    for group in range(-(-count // VIEWS_PER_TERRAIN)):
+        stratum, config = _group_config(options['seed'], options['split'], group)
+        last = min((group + 1) * VIEWS_PER_TERRAIN, count) - 1
+        pairs = [group * VIEWS_PER_TERRAIN, last]
+        terrains.append({'stratum': stratum, 'pairs': pairs, 'terrain': asdict(config)})
+    out.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f'.{os.getpid()}')
+    manifest = {**options, 'count': count, 'terrains': terrains}
+    partial.write_text(json.dumps(manifest, indent=1) + '\n', encoding='utf-8')
+    os.replace(partial, path)
 
 
 def write_pairs(
@@ -297,30 +389,16 @@ def write_pairs(
     size: tuple[int, int] | None = (384, 256),
     workers: int = 1,
     samples: int = 2,
+    form: str = 'pairs',
 ) -> Iterator[int]:
-    """Write chosen pairs of a seed and split as `NNNNNN.npz`; existing files are kept.
-
-    Args:
-        out: Folder, made if it is not there.
-        indices: Numbers of the pairs.
-        seed, split: Which pairs; no terrain of one split occurs in another.
-        size: Width and height of the windows; None writes whole frames.
-        workers: Processes; 0 or 1 works in this one.
-        samples: Rays a pixel.
-
-    Yields:
-        How many were written, each time that the pairs of one terrain are done.
-
-    Raises:
-        InputError: The split is unknown.
-    """
-    if split not in SPLITS:
-        raise InputError(f'split is {split!r}; one of {sorted(SPLITS)} is needed')
+    """Write chosen pairs as `write_dataset` does, without a manifest."""
     out.mkdir(parents=True, exist_ok=True)
     groups: dict[int, list[int]] = {}
     for index in indices:
         groups.setdefault(index // VIEWS_PER_TERRAIN, []).append(index)
-    jobs = [(out, wanted, seed, split, size, samples, group) for group, wanted in groups.items()]
+    jobs = [
+        (out, wanted, seed, split, size, samples, group, form) for group, wanted in groups.items()
+    ]
     if workers <= 1:
         yield from map(_write_group, jobs)
         return
@@ -333,22 +411,25 @@ def _start_worker() -> None:
 
 
 def _write_group(job: tuple) -> int:
-    out, wanted, seed, split, size, samples, group = job
-    missing = [i for i in wanted if not (out / f'{i:06d}.npz').exists()]
-    if not missing:
-        return 0
-    terrain, stratum = _group_terrain(seed, split, group)
-    for index in missing:
-        sample = _sample_on(terrain, stratum, seed, split, index, size, samples)
-        sample.save(out / f'{index:06d}.npz')
-    return len(missing)
+    out, wanted, seed, split, size, samples, group, form = job
+    stratum, config = _group_config(seed, split, group)
+    # Made when the first pair is missing: it takes longer than the pair.
+    ground = cache(lambda: make_terrain(config))
+
+    def make(index: int) -> Sample:
+        return _sample_on(ground(), stratum, seed, split, index, size, samples)
+
+    return FORMS[form](out, f'{group:05d}_{stratum}', wanted, make)
 
 
-def _group_terrain(seed: int, split: str, group: int) -> tuple[Terrain, str]:
+def _group_config(seed: int, split: str, group: int) -> tuple[str, TerrainConfig]:
+    """Return stratum and ground of a group of pairs."""
+    if split not in SPLITS:
+        raise InputError(f'split is {split!r}; one of {sorted(SPLITS)} is needed')
     # The split is part of the seed: no terrain of one split occurs in another.
     rng = np.random.default_rng([SPLITS[split], seed, group, 0x6E0])
     stratum = STRATA[group % len(STRATA)]
-    return make_terrain(sample_terrain_config(stratum, rng)), stratum
+    return stratum, sample_terrain_config(stratum, rng)
 
 
 def _sample_on(
@@ -577,25 +658,7 @@ def _sign(rng: np.random.Generator) -> int:
     return 1 if rng.random() < 0.5 else -1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write a data set; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', type=Path, required=True, help='folder for the pairs')
-    parser.add_argument('--count', type=int, required=True, help='number of pairs')
-    parser.add_argument('--seed', type=int, default=1)
-    parser.add_argument('--split', choices=sorted(SPLITS), default='train')
-    parser.add_argument('--size', default='384x256', help='window size, WIDTHxHEIGHT')
-    parser.add_argument('--full', action='store_true', help='whole 640x480 frames')
-    parser.add_argument('--workers', type=int, default=1)
-    parser.add_argument('--samples', type=int, default=2, help='rays a pixel: 1, 2 or 4')
-    args = parser.parse_args(argv)
-    width, _, height = args.size.partition('x')
-    if not (width.isdigit() and height.isdigit()):
-        parser.error(f'--size is {args.size!r}; WIDTHxHEIGHT is needed, for example 384x256')
-    size = None if args.full else (int(width), int(height))
-    write_dataset(args.out, args.count, args.seed, args.split, size, args.workers, args.samples)
-    return 0
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    from lunar_stereo_recon.cli import main
+
+    sys.exit(main(['dataset', *sys.argv[1:]]))

@@ -39,6 +39,7 @@ from lunar_stereo_recon.simulation.renderer import Box, Hapke, Lighting, render,
 from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
 
 MAP_FRAME = 'map'
+SIDES = ('left', 'right')
 CAMERA_FRAMES = ('left_camera_optical_frame', 'right_camera_optical_frame')
 # A second whose number is easy to recognise; the Moon has no calendar of its own.
 START_STAMP_NS = 1_800_000_000 * 1_000_000_000
@@ -310,15 +311,25 @@ def write_bag(
     with BagWriter(out, overwrite=True) as bag:
         frames = tqdm(render_traverse(config), total=config.frames, unit='frame')
         for number, frame in enumerate(frames):
-            _write_images(bag, frame, config.rig.calibration)
-            _write_pose(bag, frame)
-            if number % depth_every == 0:
-                depth = rounded(np.nan_to_num(frame.depth, nan=0.0), depth_bits)
-                message = image_message(
-                    make_message, depth, '32FC1', frame.stamp_ns, CAMERA_FRAMES[0]
-                )
-                bag.write('/ground_truth/depth', message, frame.stamp_ns)
+            with_depth = number % depth_every == 0
+            write_frame(bag, frame, config.rig.calibration, with_depth, depth_bits)
         return bag.counts
+
+
+def write_frame(
+    bag: BagWriter,
+    frame: TraverseFrame,
+    calibration: StereoCalibration,
+    with_depth: bool,
+    depth_bits: int = 12,
+) -> None:
+    """Write a pair with its calibration and truth to a bag; `write_bag` names the topics."""
+    _write_images(bag, frame, calibration)
+    _write_pose(bag, frame)
+    if with_depth:
+        depth = rounded(np.nan_to_num(frame.depth, nan=0.0), depth_bits)
+        message = image_message(make_message, depth, '32FC1', frame.stamp_ns, CAMERA_FRAMES[0])
+        bag.write('/ground_truth/depth', message, frame.stamp_ns)
 
 
 def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
@@ -350,14 +361,15 @@ def _images(config: TraverseConfig, seen: list[Rendering], gain: float, number: 
 
 
 def _write_images(bag: BagWriter, frame: TraverseFrame, calibration: StereoCalibration) -> None:
-    sides = zip(('left', 'right'), (frame.left, frame.right), CAMERA_FRAMES, strict=True)
-    for side, image, name in sides:
-        picture = image_message(make_message, image, 'mono8', frame.stamp_ns, name)
+    # Calibration first: a reader that has the images of a stamp has all it needs.
+    for side, name in zip(SIDES, CAMERA_FRAMES, strict=True):
         info = camera_info_message(
             make_message, calibration, frame.stamp_ns, name, right=side == 'right'
         )
-        bag.write(f'/stereo/{side}/image_rect', picture, frame.stamp_ns)
         bag.write(f'/stereo/{side}/camera_info', info, frame.stamp_ns)
+    for side, image, name in zip(SIDES, (frame.left, frame.right), CAMERA_FRAMES, strict=True):
+        picture = image_message(make_message, image, 'mono8', frame.stamp_ns, name)
+        bag.write(f'/stereo/{side}/image_rect', picture, frame.stamp_ns)
 
 
 def _write_pose(bag: BagWriter, frame: TraverseFrame) -> None:
