@@ -288,7 +288,33 @@ def _shade_point(scene, ray, depth, level, sun, with_radiance):
 
 
 @numba.njit(cache=True, nogil=True)
-def render_rows(scene, camera, rotation, offsets, suns, first_row, radiance, depth, shadow):
+def _undistorted(u, v, bending, steps):
+    """Return ideal normalised coordinates; `renderer.undistorted` explains it."""
+    k1, k2, p1, p2, k3 = bending
+    x, y = u, v
+    for _ in range(steps):
+        r2 = x * x + y * y
+        radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+        bent_x = 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+        bent_y = p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+        x, y = (u - bent_x) / radial, (v - bent_y) / radial
+    return x, y
+
+
+@numba.njit(cache=True, nogil=True)
+def render_rows(
+    scene,
+    camera,
+    bending,
+    undistort_steps,
+    rotation,
+    offsets,
+    suns,
+    first_row,
+    radiance,
+    depth,
+    shadow,
+):
     """Write radiance, depth (inf in the sky) and shadow of some rows of a view.
 
     Args:
@@ -296,6 +322,8 @@ def render_rows(scene, camera, rotation, offsets, suns, first_row, radiance, dep
             parameters, ambient light, bounced light, lift of shadow rays (cells), focal length of
             the view (pixels).
         camera: x, y, z, fx, fy, cx, cy.
+        bending: Distortion k1, k2, p1, p2, k3; zeros for a rectified camera.
+        undistort_steps: Iterations that undo it.
         rotation: (3, 3) world from camera.
         offsets: (S, 2) sample offsets, pixels.
         suns: (S + 1, 3) directions to the sun per sample, the last one for the pixel centre.
@@ -305,6 +333,9 @@ def render_rows(scene, camera, rotation, offsets, suns, first_row, radiance, dep
     samples = offsets.shape[0]
     wx, wy, wz, fx, fy, cx, cy = camera
     grids = scene[0]
+    bent = False
+    for value in bending:
+        bent = bent or value != 0.0
     for v in range(radiance.shape[0]):
         for u in range(radiance.shape[1]):
             total = 0.0
@@ -314,6 +345,8 @@ def render_rows(scene, camera, rotation, offsets, suns, first_row, radiance, dep
                     break
                 a = (u + (0.0 if centre else offsets[sample, 0]) - cx) / fx
                 b = (v + first_row + (0.0 if centre else offsets[sample, 1]) - cy) / fy
+                if bent:
+                    a, b = _undistorted(a, b, bending, undistort_steps)
                 dx = rotation[0, 0] * a + rotation[0, 1] * b + rotation[0, 2]
                 dy = rotation[1, 0] * a + rotation[1, 1] * b + rotation[1, 2]
                 dz = rotation[2, 0] * a + rotation[2, 1] * b + rotation[2, 2]

@@ -31,6 +31,8 @@ _NUDGE_CELLS = 1e-3
 _MAX_STEPS = 4000
 # Shadow rays start this far (cells) from the ground, measured at right angles to it.
 _SHADOW_LIFT_CELLS = 0.2
+# Enough for lenses whose corners are displaced by a fifth of the image: 1e-6 of the focal length.
+UNDISTORT_STEPS = 20
 _SUN_RADIUS_RAD = math.radians(0.266)
 
 
@@ -78,6 +80,7 @@ class Lighting:
         ambient: Light from everywhere relative to the sun's (earthshine, scattering).
         bounce: Light from sunlit ground relative to the sun's, for surfaces that face it.
         hapke: Reflectance of the ground.
+        night: There is no sun, only ambient light (and lamps; see `secondary_light`).
     """
 
     sun_elevation_deg: float
@@ -85,9 +88,19 @@ class Lighting:
     ambient: float = 0.003
     bounce: float = 0.003
     hapke: Hapke = field(default_factory=Hapke)
+    night: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.night and not 0 < self.sun_elevation_deg <= 90:
+            raise InputError(
+                f'sun elevation is {self.sun_elevation_deg:g} degrees; above 0 (the horizon), up '
+                'to 90 is needed, or a scene at night'
+            )
 
     def direction(self) -> tuple[float, float, float]:
-        """Return the unit vector towards the sun in the world."""
+        """Return the unit vector towards the sun in the world; at night straight down."""
+        if self.night:
+            return 0.0, 0.0, -1.0
         elevation = math.radians(self.sun_elevation_deg)
         azimuth = math.radians(self.sun_azimuth_deg)
         return (
@@ -106,6 +119,8 @@ class View:
         rotation: (3, 3) camera axes as columns: world from camera.
         fx, fy, cx, cy: Intrinsics for the window, pixels; integer coordinates are centres.
         width, height: Window size, pixels.
+        distortion: k1, k2, p1, p2, k3 of OpenCV's (and ROS's plumb_bob) model for a raw image;
+            empty for a rectified one.
     """
 
     position_m: torch.Tensor
@@ -116,6 +131,14 @@ class View:
     cy: float
     width: int
     height: int
+    distortion: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.distortion) not in (0, 5):
+            raise InputError(
+                f'distortion has {len(self.distortion)} numbers; 5 (k1, k2, p1, p2, k3) or none '
+                'are needed'
+            )
 
     def rays(self, dx_px: float = 0.0, dy_px: float = 0.0) -> torch.Tensor:
         """Return (H * W, 3) ray directions in the world, of length 1 along the camera's z."""
@@ -125,8 +148,30 @@ class View:
         u = (columns + dx_px - self.cx) / self.fx
         v = (rows + dy_px - self.cy) / self.fy
         v, u = torch.meshgrid(v, u, indexing='ij')
+        if self.distortion:
+            u, v = undistorted(u, v, self.distortion)
         camera = torch.stack([u, v, torch.ones_like(u)], dim=-1).reshape(-1, 3)
         return (camera @ self.rotation.T.double()).float()
+
+
+def undistorted(
+    u: torch.Tensor, v: torch.Tensor, distortion: tuple[float, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ideal normalised image coordinates for distorted ones, by fixed-point iteration.
+
+    Args:
+        u, v: Distorted (pixel - centre) / focal length, any shape.
+        distortion: k1, k2, p1, p2, k3.
+    """
+    k1, k2, p1, p2, k3 = distortion
+    x, y = u, v
+    for _ in range(UNDISTORT_STEPS):
+        r2 = x * x + y * y
+        radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+        bent_x = 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+        bent_y = p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+        x, y = (u - bent_x) / radial, (v - bent_y) / radial
+    return x, y
 
 
 @dataclass(frozen=True)
@@ -455,6 +500,7 @@ def _render_compiled(
     )
     place = tuple(float(v) for v in view.position_m)
     camera = (*place, float(view.fx), float(view.fy), float(view.cx), float(view.cy))
+    bending = tuple(float(v) for v in view.distortion or (0.0,) * 5)
     rotation = view.rotation.double().numpy()
     offsets = np.array(_SAMPLE_OFFSETS[samples])
     towards = torch.stack(suns).double().numpy()
@@ -464,7 +510,9 @@ def _render_compiled(
 
     def render_part(first: int, last: int) -> None:
         outputs = [image[first:last] for image in (radiance, depth, shadow)]
-        compiled.render_rows(scene, camera, rotation, offsets, towards, first, *outputs)
+        compiled.render_rows(
+            scene, camera, bending, UNDISTORT_STEPS, rotation, offsets, towards, first, *outputs
+        )
 
     _in_threads(render_part, view.height)
     depth[~np.isfinite(depth)] = np.nan

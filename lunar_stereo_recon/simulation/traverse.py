@@ -29,6 +29,7 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation
 from lunar_stereo_recon.result_messages import camera_info_message, image_message
 from lunar_stereo_recon.simulation.camera import (
+    automatic_gain,
     camera_rotation,
     expose,
     right_view,
@@ -274,7 +275,7 @@ def render_traverse(
         ]
         if gain <= 0.0:
             # One exposure for the whole drive, as a rover keeps it while the sun stands still.
-            gain = _exposure(seen[0])
+            gain = automatic_gain(seen[0])
         images = _images(config, seen, gain, number)
         yield TraverseFrame(
             stamp_ns=START_STAMP_NS + round(pose.time_s * 1e9),
@@ -342,14 +343,6 @@ def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
     half, mask = np.uint32(1 << (drop - 1)), np.uint32((0xFFFFFFFF >> drop) << drop)
     short = ((raw + half) & mask).view(np.float32)
     return np.where(np.isfinite(values), short, values)
-
-
-def _exposure(seen: Rendering) -> float:
-    """Return the gain that puts the brightest twentieth of the ground at 0.8 of full scale."""
-    ground = seen.radiance[torch.isfinite(seen.depth)].numpy()
-    if ground.size == 0 or ground.max() <= 0:
-        raise InputError('the first frame of the drive shows no lit ground; the exposure needs it')
-    return 0.8 * 255.0 / float(np.quantile(ground, 0.95))
 
 
 def _images(config: TraverseConfig, seen: list[Rendering], gain: float, number: int):

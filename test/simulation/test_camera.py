@@ -11,12 +11,16 @@ torch = pytest.importorskip('torch')
 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation.camera import (  # noqa: E402
+    automatic_gain,
     camera_rotation,
     expose,
+    Motion,
+    RigError,
     right_view,
     Sensor,
     Window,
 )
+from lunar_stereo_recon.simulation.renderer import Rendering  # noqa: E402
 
 FRAME = Window(0, 0, 200, 150, 200, 150)
 QUIET = Sensor(gain=1.0, shot_noise_dn=0.0, read_noise_dn=0.0, vignetting=0.0, psf_sigma_px=0.0)
@@ -113,3 +117,103 @@ def test_right_camera(view_from):
         local = (point - view.position_m) @ view.rotation
         assert float(view.fx * local[0] / local[2] + view.cx) == pytest.approx(column, abs=1e-3)
         assert float(view.fy * local[1] / local[2] + view.cy) == pytest.approx(row, abs=1e-3)
+
+
+def test_calibration_error_moves_the_image(view_from):
+    view = view_from()
+    point = view.position_m + 3.0 * view.rays()[1000]
+
+    def pixel(camera) -> np.ndarray:
+        x, y, z = ((point - camera.position_m) @ camera.rotation).tolist()
+        return np.array([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy])
+
+    was = pixel(view)
+    turned = pixel(RigError(yaw_deg=0.5).applied_to(view))
+    # Turned to the right, the camera sees things farther to the left: f * tan(0.5 deg).
+    assert turned[0] - was[0] == pytest.approx(-50 * np.radians(0.5), rel=0.15)
+    raised = pixel(RigError(pitch_deg=0.5).applied_to(view))
+    assert raised[1] - was[1] == pytest.approx(50 * np.radians(0.5), rel=0.15)
+    np.testing.assert_allclose(
+        pixel(RigError(shift_x_px=0.7, shift_y_px=-0.3).applied_to(view)) - was,
+        [0.7, -0.3],
+        atol=1e-5,
+    )
+    longer = pixel(RigError(focal=0.01).applied_to(view)) - [view.cx, view.cy]
+    np.testing.assert_allclose(longer, 1.01 * (was - [view.cx, view.cy]), atol=1e-4)
+    same = RigError().applied_to(view)
+    assert torch.equal(same.rotation, view.rotation) and same.cx == view.cx
+
+
+def test_motion(view_from):
+    view = view_from(pitch_deg=0.0)
+    ahead = Motion(velocity_m_s=(0.0, 0.0, 0.2)).after(view, 0.5)
+    torch.testing.assert_close(ahead.position_m - view.position_m, torch.tensor([0.1, 0.0, 0.0]))
+    # A rotation vector along y (down) turns the camera to its right.
+    turned = Motion(turn_deg_s=(0.0, 10.0, 0.0)).after(view, 1.0)
+    assert float(turned.rotation[1, 2]) == pytest.approx(-np.sin(np.radians(10.0)), abs=1e-6)
+    views = Motion(velocity_m_s=(0.3, 0.0, 0.0)).during(view, 0.1, 4)
+    middle = torch.stack([v.position_m for v in views])
+    torch.testing.assert_close(middle.mean(0), view.position_m)
+    assert float((middle[-1] - middle[0]).norm()) == pytest.approx(0.3 * 0.1 * 0.75, rel=1e-4)
+
+
+def test_blooming_runs_along_the_columns():
+    spot = even(10.0)
+    spot[70:80, 100] = 1000.0
+    plain = expose(spot, QUIET, FRAME, np.random.default_rng(0)).astype(int)
+    bloomed = expose(
+        spot, dataclasses.replace(QUIET, bloom_px=6.0), FRAME, np.random.default_rng(0)
+    ).astype(int)
+    assert plain[65, 100] == 10 and bloomed[65, 100] > 100
+    assert bloomed[75, 99] == bloomed[75, 101] == 10
+    assert bloomed[20, 100] == 10
+
+
+def test_defect_pixels_stay_where_they_are():
+    sensor = dataclasses.replace(QUIET, dead_pixels=0.01, hot_pixels=0.005, defect_seed=3)
+    whole = expose(even(100.0), sensor, FRAME, np.random.default_rng(0))
+    assert (whole == 0).mean() == pytest.approx(0.01, abs=0.002)
+    assert (whole == 255).mean() == pytest.approx(0.005, abs=0.002)
+    again = expose(even(80.0), sensor, FRAME, np.random.default_rng(9))
+    assert np.array_equal(whole == 0, again == 0)
+    part = Window(50, 40, 60, 40, 200, 150)
+    cut = expose(np.full((40, 60), 100.0, np.float32), sensor, part, np.random.default_rng(0))
+    assert np.array_equal(cut, whole[40:80, 50:110])
+    assert (expose(even(100.0), QUIET, FRAME, np.random.default_rng(0)) == 100).all()
+
+
+def test_images_of_more_bits():
+    for bits in (12, 16):
+        sensor = dataclasses.replace(QUIET, bits=bits, stored_bits=bits)
+        image = expose(even(100.3), sensor, FRAME, np.random.default_rng(0))
+        assert image.dtype == np.uint16
+        assert image[0, 0] == round(100.3 / 255 * (2**bits - 1))
+    with pytest.raises(InputError, match='20 bits'):
+        dataclasses.replace(QUIET, stored_bits=20)
+
+
+def test_colour():
+    sensor = dataclasses.replace(QUIET, colour='rgb')
+    image = expose(even(100.0), sensor, FRAME, np.random.default_rng(0))
+    assert image.shape == (150, 200, 3)
+    assert image[5, 5].tolist() == [115, 100, 84]
+    raw = dataclasses.replace(QUIET, colour='bayer_rggb')
+    mosaic = expose(even(100.0), raw, FRAME, np.random.default_rng(0))
+    assert mosaic[:2, :2].tolist() == [[115, 100], [100, 84]]
+    # A window that begins at an odd column begins with green.
+    cut = Window(1, 0, 60, 40, 200, 150)
+    part = expose(np.full((40, 60), 100.0, np.float32), raw, cut, np.random.default_rng(0))
+    assert part[0, :2].tolist() == [100, 115]
+    with pytest.raises(InputError, match="'cmyk'"):
+        dataclasses.replace(QUIET, colour='cmyk')
+
+
+def test_exposure_needs_lit_ground():
+    sky = Rendering(torch.zeros(4, 4), torch.full((4, 4), torch.nan), torch.zeros(4, 4).bool())
+    with pytest.raises(InputError, match='no ground is in view'):
+        automatic_gain(sky)
+    dark = dataclasses.replace(sky, depth=torch.ones(4, 4))
+    with pytest.raises(InputError, match='no lit ground'):
+        automatic_gain(dark)
+    lit = dataclasses.replace(dark, radiance=torch.full((4, 4), 0.1))
+    assert automatic_gain(lit) == pytest.approx(2040.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import cv2
 import numpy as np
 import pytest
 
@@ -180,6 +181,42 @@ def test_compiled_and_batched_agree(small_terrain, view_from, monkeypatch):
     assert one.shadow.any() and not one.shadow[both].all()
     difference = (one.radiance - two.radiance).abs()
     assert float(difference.quantile(0.99)) < 1e-3 * float(two.radiance.max())
+
+
+def test_raw_image_is_the_rectified_one_bent(shaped_terrain, view_from, walk):
+    ground = shaped_terrain(lambda x, y: 0.1 * np.sin(3 * x) + 0.1 * np.cos(2 * y))
+    distortion = (-0.2, 0.05, 0.002, -0.001, 0.0)
+    view = view_from(pitch_deg=-40.0)
+    raw = dataclasses.replace(view, distortion=distortion)
+    depth = render(ground, raw, NOON, samples=1).depth.numpy()
+    # OpenCV projects the points that the raw rays hit back to the raw pixels.
+    known = np.isfinite(depth).reshape(-1)
+    assert known.mean() > 0.8
+    rays = raw.rays()[known] * torch.from_numpy(depth.reshape(-1, 1)[known])
+    matrix = np.array([[view.fx, 0, view.cx], [0, view.fy, view.cy], [0, 0, 1.0]])
+    points = (rays @ view.rotation).numpy()
+    pixels, _ = cv2.projectPoints(points, np.zeros(3), np.zeros(3), matrix, np.array(distortion))
+    rows, columns = np.indices((48, 64))
+    np.testing.assert_allclose(pixels[:, 0, 0], columns.reshape(-1)[known], atol=2e-3)
+    np.testing.assert_allclose(pixels[:, 0, 1], rows.reshape(-1)[known], atol=2e-3)
+    # The points lie on the ground, also where the compiled loops bend the rays themselves.
+    world = raw.position_m + rays
+    heights = ground.height_at(world[:, 0], world[:, 1])
+    assert float((world[:, 2] - heights).abs().max()) < 2e-3
+    straight = render(ground, view, NOON, samples=1).depth.numpy()
+    assert np.nanmax(np.abs(depth - straight)) > 0.02
+    assert depth[24, 32] == pytest.approx(straight[24, 32], rel=1e-3)
+    with pytest.raises(InputError, match='4 numbers'):
+        dataclasses.replace(view, distortion=(0.1,) * 4)
+
+
+def test_night_and_sun_below_the_horizon(shaped_terrain, view_from, walk):
+    with pytest.raises(InputError, match='sun elevation is -3 degrees'):
+        Lighting(-3.0, 0.0)
+    ground = shaped_terrain(lambda x, y: 0.1 * np.sin(3 * x))
+    seen = render(ground, view_from(), Lighting(-3.0, 0.0, ambient=0.01, bounce=0.0, night=True))
+    assert seen.shadow[torch.isfinite(seen.depth)].all()
+    assert 0 < float(seen.radiance.max()) <= 0.01
 
 
 @pytest.mark.gpu
