@@ -7,6 +7,7 @@ Neighbouring grids agree exactly on their common border, so that the surface has
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 import math
 
@@ -32,6 +33,8 @@ _SHORTEST_WAVE_CELLS = 3.0
 _INHERITED_WAVE_CELLS = 7.0
 # Wavelength above which the fractal ground grows more slowly (metres).
 _ROLL_OFF_M = 12.0
+# A larger crater would swallow the whole site.
+_LARGEST_CRATER_M = 120.0
 _MICRO_TEXELS = 1024
 _MICRO_TEXEL_M = 0.0025
 
@@ -44,14 +47,23 @@ class TerrainConfig:
         seed: Everything random follows from it.
         hurst: Hurst exponent of the fractal ground, 0..1; larger is smoother at small scale.
         roughness_m: Root mean square height difference of two points 1 m apart, metres.
-        crater_density: Craters as a fraction of the lunar equilibrium population.
-        crater_depth: Depth over diameter of the freshest craters (0.2 on the Moon).
+        crater_density: Craters as a fraction of 0.0724 D^-1.83 larger than D metres on a square
+            metre: Hartmann's exponent (Icarus 60, 56, 1984), and within a tenth of the
+            equilibrium of metre-sized mare craters, 10^-1.1 D^-2 (Trask, JPL TR 32-800, 1966).
+        crater_depth: Depth over diameter of the freshest craters: 0.2 where they are large (Pike,
+            Geophys. Res. Lett. 1, 291, 1974), 0.1 to 0.2 below a kilometre (Sun et al., Icarus
+            309, 61, 2018).
         rock_density: Rocks with a diameter above 0.1 m, per square metre.
         rock_exponent: Exponent of the cumulative rock size distribution.
         rock_max_m: Largest rock diameter, metres.
         rock_brightness: Mean reflectance of rocks relative to the soil.
         albedo_noise: Relative standard deviation of the soil's reflectance.
         tilt_deg: Slope of the whole site, degrees.
+        rock_area: Fraction of the ground that rocks cover, after Golombek and Rapp (J. Geophys.
+            Res. 102, 4117, 1997): rocks larger than D cover k exp(-(1.79 + 0.152 / k) D). It
+            replaces `rock_density` and `rock_exponent`; None is the power law of these.
+        detail_below_m: Only waves and craters smaller than this are made (metres); for ground
+            whose larger shape is given.
         cells: Cells along one side of each grid, finest first; powers of two.
         cell_sizes_m: Cell size of each grid, finest first, metres. Each is an even multiple of
             the one before, and each grid must fit inside the next.
@@ -68,10 +80,14 @@ class TerrainConfig:
     rock_brightness: float = 1.2
     albedo_noise: float = 0.06
     tilt_deg: float = 2.0
+    rock_area: float | None = None
+    detail_below_m: float = math.inf
     cells: tuple[int, ...] = (2048, 2048, 1024, 512)
     cell_sizes_m: tuple[float, ...] = (0.01, 0.04, 0.32, 2.56)
 
     def __post_init__(self) -> None:
+        if self.rock_area is not None and not 0 < self.rock_area < 0.5:
+            raise InputError(f'rocks cover {self.rock_area} of the ground; 0 to 0.5 is needed')
         if len(self.cells) != len(self.cell_sizes_m) or not self.cells:
             raise InputError(
                 f'terrain has {len(self.cells)} grid sizes and {len(self.cell_sizes_m)} cell '
@@ -189,8 +205,16 @@ def terrain_from_heights(
     return Terrain(tuple(levels), micro)
 
 
-def make_terrain(config: TerrainConfig) -> Terrain:
-    """Return the terrain that follows from a configuration (the same for the same seed)."""
+def make_terrain(
+    config: TerrainConfig, relief: Callable[[int], FloatGrid] | None = None
+) -> Terrain:
+    """Return the terrain that follows from a configuration (the same for the same seed).
+
+    Args:
+        config: What is random.
+        relief: Gives the vertex heights (N + 1, N + 1) of grid k, metres, that all of it is put
+            on; None is flat.
+    """
     rng = np.random.default_rng([config.seed, 0x7E44A1])
     heights: list[FloatGrid] = []
     albedo: list[FloatGrid] = []
@@ -207,6 +231,8 @@ def make_terrain(config: TerrainConfig) -> Terrain:
             ground = ground + _tilt(config, rng, ground.shape[0], cell)
         _draw_home_craters(ground, bright, craters, config, k)
         height = ground.copy() if detail is None else ground + detail
+        if relief is not None:
+            height += relief(k)
         reflectance = 1.0 + bright
         _draw_small_craters(height, craters, config, k)
         _draw_rocks(height, reflectance, rocks, cell)
@@ -324,9 +350,10 @@ def _band(config: TerrainConfig, k: int, cells: float, above: float) -> tuple[fl
     Longer waves than `above` cells of the next coarser grid come from there.
     """
     highest = 2 * math.pi / (cells * config.cell_sizes_m[k])
+    longest = 2 * math.pi / config.detail_below_m
     if k == len(config.cells) - 1:
-        return 0.0, highest
-    return 2 * math.pi / (above * config.cell_sizes_m[k + 1]), highest
+        return longest, highest
+    return max(2 * math.pi / (above * config.cell_sizes_m[k + 1]), longest), highest
 
 
 def _fractal(
@@ -437,7 +464,8 @@ def _sample_craters(config: TerrainConfig, rng: np.random.Generator) -> NDArray[
     def count_above(diameter: float) -> float:
         return config.crater_density * 0.0724 * diameter**-1.83
 
-    field = _sample_field(config, rng, count_above, 120.0, 1.83)
+    largest = min(_LARGEST_CRATER_M, config.detail_below_m)
+    field = _sample_field(config, rng, count_above, largest, 1.83)
     count = len(field)
     # Small craters are worn down faster than large ones are made: most are shallow.
     freshness = rng.beta(1.0, 2.2, count)
@@ -526,11 +554,38 @@ def _sample_rocks(config: TerrainConfig, rng: np.random.Generator) -> NDArray[np
     def count_above(diameter: float) -> float:
         return config.rock_density * (diameter / 0.1) ** -config.rock_exponent
 
-    field = _sample_field(config, rng, count_above, config.rock_max_m, config.rock_exponent)
+    if config.rock_area is None:
+        field = _sample_field(config, rng, count_above, config.rock_max_m, config.rock_exponent)
+    else:
+        field = _golombek_field(config, rng, config.rock_area)
     count = len(field)
     seeds = rng.integers(0, 2**31, count)
     bright = config.rock_brightness * rng.lognormal(0.0, 0.12, count)
     return np.column_stack([field, seeds, bright])
+
+
+def _golombek_field(
+    config: TerrainConfig, rng: np.random.Generator, area: float
+) -> NDArray[np.float64]:
+    """Return (N, 3) x, y, diameter of rocks that cover the ground as Golombek's law says."""
+    steepness = 1.79 + 0.152 / area
+    fields = []
+    upper = config.rock_max_m
+    for k in reversed(range(len(config.cells))):
+        half = 0.5 * config.cells[k] * config.cell_sizes_m[k]
+        smallest = 2 * _MIN_RADIUS_CELLS * config.cell_sizes_m[k]
+        if smallest >= upper:
+            continue
+        # Number per area and diameter: the covered area's density over the area of one rock.
+        edges = np.geomspace(smallest, upper, 257)
+        middle = np.sqrt(edges[1:] * edges[:-1])
+        covered = area * steepness * np.exp(-steepness * middle) * np.diff(edges)
+        counts = rng.poisson(covered / (0.25 * math.pi * middle**2) * (2 * half) ** 2)
+        sizes = np.repeat(middle, counts)
+        places = rng.uniform(-half, half, (len(sizes), 2))
+        fields.append(np.column_stack([places, sizes]))
+        upper = smallest
+    return np.concatenate(fields) if fields else np.zeros((0, 3))
 
 
 def _draw_rocks(

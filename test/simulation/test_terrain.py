@@ -138,3 +138,27 @@ def test_no_ripple_with_the_period_of_the_coarser_cells():
     assert ripple(smooth) < 0.1 * ripple(plain)
     exact = np.sin(2 * np.pi * (np.arange(257) - 128.0) / 4 / 9.3)
     assert np.abs(smooth[128] - exact)[8:-8].max() < 0.05
+
+
+def test_rocks_cover_the_ground_as_golombek_says():
+    area = 0.08
+    grids = {'cells': (512, 256), 'cell_sizes_m': (0.02, 0.08)}
+    fields = [
+        terrain_module._sample_rocks(
+            config(seed, rock_area=area, **grids), np.random.default_rng(seed)
+        )
+        for seed in range(20)
+    ]
+    steepness = 1.79 + 0.152 / area
+    for low, high in ((0.1, 0.3), (0.4, 1.0)):
+        # The finest grid resolves all of them, on its 10.24 m; the coarser one from 0.32 m on.
+        covered = []
+        for rocks in fields:
+            half = 5.12 if high < 0.32 else 10.24
+            inside = (np.abs(rocks[:, :2]) < half).all(1)
+            sizes = rocks[inside & (rocks[:, 2] >= low) & (rocks[:, 2] < high), 2]
+            covered.append((0.25 * np.pi * sizes**2).sum() / (2 * half) ** 2)
+        expected = area * (np.exp(-steepness * low) - np.exp(-steepness * high))
+        assert np.mean(covered) == pytest.approx(expected, rel=0.15)
+    with pytest.raises(InputError, match='rocks cover 0.7'):
+        config(1, rock_area=0.7)
