@@ -12,7 +12,17 @@ from lunar_stereo_recon import __version__
 from lunar_stereo_recon.errors import ReconError
 
 # Modules of lunar_stereo_recon.commands, in the order of `lunar-stereo --help`.
-COMMANDS = ('demo', 'run', 'replay', 'evaluate', 'bench', 'dataset', 'export_gazebo', 'info')
+COMMANDS = (
+    'demo',
+    'run',
+    'replay',
+    'evaluate',
+    'bench',
+    'dataset',
+    'gallery',
+    'export_gazebo',
+    'info',
+)
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130

@@ -17,7 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
+from lunar_stereo_recon.simulation.terrain import (
+    make_terrain,
+    spline_weights,
+    Terrain,
+    TerrainConfig,
+)
 
 FloatGrid = NDArray[np.float32]
 
@@ -172,7 +177,7 @@ def _place_on_moon(raster, rows: slice, columns: slice) -> tuple[float, float, f
         return math.nan, math.nan, 90.0
     moon = CRS.from_proj4(_MOON)
     column, row = 0.5 * (columns.start + columns.stop), 0.5 * (rows.start + rows.stop)
-    x, y = raster.transform * (column, row)
+    x, y = raster.xy(row - 0.5, column - 0.5)
     (longitude,), (latitude,) = transform(raster.crs, moon, [x], [y])
     # Some metres towards the pole that is farther away, where north is still a direction.
     step = -1e-3 if latitude > 0 else 1e-3
@@ -247,10 +252,12 @@ def _sampled(dem: Dem, cells: int, cell_m: float) -> FloatGrid:
             f'{(middle[0] - row - first_row) * step:.0f} m north of the place for example; '
             'fill them (gdal_fillnodata) or choose another place'
         )
+    # A cubic B-spline through the heights has no kinks in slope or curvature, which low sun would
+    # show as ripples with the period of the model's cells.
     spline = np.linalg.solve(_spline_matrix(part.shape[0]), part)
     spline = np.linalg.solve(_spline_matrix(part.shape[1]), spline.T).T
-    by_row = _spline_weights(rows - first_row, part.shape[0])
-    by_column = _spline_weights(columns - first_column, part.shape[1])
+    by_row = spline_weights(rows - first_row, part.shape[0])
+    by_column = spline_weights(columns - first_column, part.shape[1])
     return (by_row @ spline @ by_column.T).astype(np.float32)
 
 
@@ -274,23 +281,3 @@ def _spline_matrix(count: int) -> NDArray[np.float64]:
     matrix += np.diag(np.full(count - 1, 1 / 6), 1) + np.diag(np.full(count - 1, 1 / 6), -1)
     matrix[0, 0] = matrix[-1, -1] = 5 / 6
     return matrix
-
-
-def _spline_weights(at: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return (M, N) the weights of N coefficients at M places.
-
-    A cubic B-spline through the heights has no kinks in slope or curvature, which low sun would
-    show as ripples with the period of the model's cells.
-    """
-    weights = np.zeros((len(at), count))
-    whole = np.clip(np.floor(at).astype(int), 0, count - 1)
-    t = at - whole
-    basis = (
-        (1 - t) ** 3 / 6,
-        (3 * t**3 - 6 * t**2 + 4) / 6,
-        (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
-        t**3 / 6,
-    )
-    for offset, values in zip((-1, 0, 1, 2), basis, strict=True):
-        np.add.at(weights, (np.arange(len(at)), np.clip(whole + offset, 0, count - 1)), values)
-    return weights

@@ -62,6 +62,8 @@ class TerrainConfig:
         rock_area: Fraction of the ground that rocks cover, after Golombek and Rapp (J. Geophys.
             Res. 102, 4117, 1997): rocks larger than D cover k exp(-(1.79 + 0.152 / k) D). It
             replaces `rock_density` and `rock_exponent`; None is the power law of these.
+        rock_wear: How far rocks are worn, 0 to 1: 0 has sharp edges and even faces; worn rocks
+            are rounder and rougher, with a bank of soil around them.
         detail_below_m: Only waves and craters smaller than this are made (metres); for ground
             whose larger shape is given.
         cells: Cells along one side of each grid, finest first; powers of two.
@@ -81,11 +83,14 @@ class TerrainConfig:
     albedo_noise: float = 0.06
     tilt_deg: float = 2.0
     rock_area: float | None = None
+    rock_wear: float = 0.0
     detail_below_m: float = math.inf
     cells: tuple[int, ...] = (2048, 2048, 1024, 512)
     cell_sizes_m: tuple[float, ...] = (0.01, 0.04, 0.32, 2.56)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.rock_wear <= 1:
+            raise InputError(f'rock wear is {self.rock_wear}; 0 to 1 is needed')
         if self.rock_area is not None and not 0 < self.rock_area < 0.5:
             raise InputError(f'rocks cover {self.rock_area} of the ground; 0 to 0.5 is needed')
         if len(self.cells) != len(self.cell_sizes_m) or not self.cells:
@@ -235,13 +240,29 @@ def make_terrain(
             height += relief(k)
         reflectance = 1.0 + bright
         _draw_small_craters(height, craters, config, k)
-        _draw_rocks(height, reflectance, rocks, cell)
+        _draw_rocks(height, reflectance, rocks, cell, config.rock_wear)
         if heights:
             _join(height, heights[0], config, k)
             _join(reflectance, albedo[0], config, k)
         heights.insert(0, height)
         albedo.insert(0, np.clip(reflectance, 0.3, 2.5).astype(np.float32))
     return terrain_from_heights(heights, list(config.cell_sizes_m), albedo, _micro(config, rng))
+
+
+def spline_weights(at: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Return (M, N) the weights of a cubic B-spline's N coefficients at M places (0..N - 1)."""
+    weights = np.zeros((len(at), count))
+    whole = np.clip(np.floor(at).astype(int), 0, count - 1)
+    t = at - whole
+    basis = (
+        (1 - t) ** 3 / 6,
+        (3 * t**3 - 6 * t**2 + 4) / 6,
+        (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
+        t**3 / 6,
+    )
+    for offset, values in zip((-1, 0, 1, 2), basis, strict=True):
+        np.add.at(weights, (np.arange(len(at)), np.clip(whole + offset, 0, count - 1)), values)
+    return weights
 
 
 def _bilinear(level: GridLevel, x_m: torch.Tensor, y_m: torch.Tensor) -> torch.Tensor:
@@ -589,7 +610,7 @@ def _golombek_field(
 
 
 def _draw_rocks(
-    height: FloatGrid, albedo: FloatGrid, rocks: NDArray[np.float64], cell_m: float
+    height: FloatGrid, albedo: FloatGrid, rocks: NDArray[np.float64], cell_m: float, wear: float
 ) -> None:
     """Put every rock that this grid resolves onto the surface, in place.
 
@@ -604,24 +625,68 @@ def _draw_rocks(
             continue
         rows, columns, dx, dy = patch
         rng = np.random.default_rng(int(seed))
-        planes = _rock_planes(rng, diameter)
         base = height[round((y + half) / cell_m), round((x + half) / cell_m)]
+        ground = height[rows, columns]
+        if wear > 0:
+            top, colour = _worn_rock(rng, diameter, dx, dy, cell_m, wear)
+            top += base
+            inside = top > ground
+            bank = 0.07 * wear * diameter
+            meeting = np.clip(bank - np.abs(top - ground), 0, None)
+            ground[:] = np.maximum(top, ground) + meeting**2 / (4 * bank)
+            # Dust lies on old rocks: they differ less from the soil.
+            albedo[rows, columns][inside] = (1 + (1 - 0.5 * wear) * (bright - 1)) * colour[inside]
+            continue
         top = np.full((dy.shape[0], dx.shape[1]), np.inf, np.float32)
-        for px, py, offset in planes:
+        for px, py, offset in _rock_planes(rng, diameter, (6, 10), (4, 9)):
             np.minimum(top, offset + px * dx + py * dy, out=top)
         top += base + _rock_roughness(rng, diameter, dx, dy)
-        ground = height[rows, columns]
         inside = top > ground
         ground[inside] = top[inside]
         albedo[rows, columns][inside] = bright
 
 
-def _rock_planes(rng: np.random.Generator, diameter: float) -> list[tuple[float, float, float]]:
+def _worn_rock(
+    rng: np.random.Generator,
+    diameter: float,
+    dx: FloatGrid,
+    dy: FloatGrid,
+    cell_m: float,
+    wear: float,
+) -> tuple[FloatGrid, FloatGrid]:
+    """Return height (metres, over the ground at its middle) and reflectance of a worn rock."""
+    planes = np.array(_rock_planes(rng, diameter, (7, 12), (9, 16)), np.float32)
+    faces = (
+        planes[:, 2, None, None] + planes[:, 0, None, None] * dx + planes[:, 1, None, None] * dy
+    )
+    # A soft minimum rounds the edges.
+    softness = np.float32(0.035 * wear * diameter)
+    lowest = faces.min(axis=0)
+    top = lowest - softness * np.log(np.exp((lowest - faces) / softness).sum(axis=0))
+    colour = np.ones_like(top)
+    # Waves from a third of the rock down to some cells, each octave lower than the one before.
+    waves, amplitude = 6, 0.06 * diameter
+    while 1.8 * diameter / waves > 2 * cell_m and waves <= 96:
+        lattice = rng.standard_normal((2, waves, waves))
+        at_x, at_y = ((v.ravel() / (1.8 * diameter) + 0.5) * (waves - 1) for v in (dx, dy))
+        across, down = spline_weights(at_x, waves), spline_weights(at_y, waves)
+        top += (amplitude * down @ lattice[0] @ across.T).astype(np.float32)
+        colour += (0.1 * down @ lattice[1] @ across.T).astype(np.float32)
+        waves, amplitude = 2 * waves, 0.6 * amplitude
+    return top, colour
+
+
+def _rock_planes(
+    rng: np.random.Generator,
+    diameter: float,
+    flank_range: tuple[int, int],
+    cap_range: tuple[int, int],
+) -> list[tuple[float, float, float]]:
     """Return planes z = offset + px * dx + py * dy of a partly buried angular rock, metres.
 
     No face is steeper than about 72 degrees: a heightfield would show its cells there.
     """
-    flanks, caps = int(rng.integers(6, 10)), int(rng.integers(4, 9))
+    flanks, caps = int(rng.integers(*flank_range)), int(rng.integers(*cap_range))
     around = (np.arange(flanks) + rng.uniform(-0.4, 0.4, flanks)) * 2 * math.pi / flanks
     azimuths = np.concatenate([around, rng.uniform(0, 2 * math.pi, caps)])
     rises = np.radians(np.concatenate([rng.uniform(18, 45, flanks), rng.uniform(40, 88, caps)]))

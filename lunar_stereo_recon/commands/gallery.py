@@ -1,0 +1,144 @@
+"""`lunar-stereo gallery`: kinds of rendered ground under several suns, on one sheet."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+import sys
+from typing import TYPE_CHECKING
+
+from lunar_stereo_recon.errors import InputError
+
+if TYPE_CHECKING:
+    from lunar_stereo_recon.simulation.dem import Dem
+    from lunar_stereo_recon.simulation.terrain import Terrain
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the sub-command."""
+    parser = subparsers.add_parser(
+        'gallery', help='render one sheet of pictures: kinds of ground under several suns'
+    )
+    parser.add_argument('--out', type=Path, required=True, help='folder for sheet and pictures')
+    parser.add_argument('--presets', nargs='+', help='kinds of ground (default: all)')
+    parser.add_argument(
+        '--elevations',
+        type=float,
+        nargs='+',
+        default=[3.0, 10.0, 25.0, 55.0],
+        help='heights of the sun, degrees (default: 3 10 25 55)',
+    )
+    parser.add_argument(
+        '--sun-azimuth',
+        type=float,
+        default=115.0,
+        help='degrees counterclockwise from the direction of view (default: 115)',
+    )
+    parser.add_argument(
+        '--site',
+        type=float,
+        nargs=2,
+        metavar=('LATITUDE', 'LONGITUDE'),
+        help='take the sun over this site at --utc; degrees, north and east positive',
+    )
+    parser.add_argument('--utc', nargs='+', help='times, like 2026-11-24T12:00:00Z')
+    parser.add_argument(
+        '--dem', type=Path, help='elevation model: GeoTIFF or another raster, or .npy'
+    )
+    parser.add_argument('--cell-m', type=float, help="metres per cell (default: the file's)")
+    parser.add_argument(
+        '--place',
+        type=float,
+        nargs=2,
+        default=(0.0, 0.0),
+        metavar=('EAST', 'NORTH'),
+        help="metres from the model's middle (default: 0 0)",
+    )
+    parser.add_argument(
+        '--heading', type=float, default=0.0, help='direction of view, counterclockwise from x'
+    )
+    parser.add_argument('--seed', type=int, default=1, help='everything random follows from it')
+    parser.add_argument('--width', type=int, default=480, help='of a picture (default: 480)')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render all pictures and write them and their sheet."""
+    import cv2
+    from tqdm import tqdm
+
+    from lunar_stereo_recon.simulation.gallery import contact_sheet, picture, standing_view
+    from lunar_stereo_recon.simulation.presets import PRESETS, site_preset
+    from lunar_stereo_recon.simulation.renderer import Lighting
+
+    if args.width < 64:
+        raise InputError(f'pictures are {args.width} wide; 64 or more is needed')
+    names = args.presets or (['mare'] if args.dem else list(PRESETS))
+    presets = [site_preset(name) for name in names]
+    dem = _elevation_model(args)
+    suns = _suns(args, dem)
+    lights = [Lighting(elevation, azimuth) for _, elevation, azimuth in suns]
+    args.out.mkdir(parents=True, exist_ok=True)
+    size = args.width, 2 * args.width // 3
+    rows = []
+    with tqdm(total=len(names) * len(suns), unit='picture') as bar:
+        for name, preset in zip(names, presets, strict=True):
+            terrain = _terrain(preset.terrain_config(args.seed), dem)
+            view = standing_view(terrain, args.heading, size)
+            row = []
+            for (label, *_), light in zip(suns, lights, strict=True):
+                row.append(picture(terrain, view, light))
+                file_name = f'{name}_{label}.png'.replace(' ', '_').replace(':', '')
+                _write(cv2, args.out / file_name, row[-1])
+                bar.update()
+            rows.append(row)
+    sheet = args.out / 'gallery.jpg'
+    _write(cv2, sheet, contact_sheet(rows, names, [label for label, *_ in suns]))
+    print(f'{sheet}: {len(names)} kinds of ground, {len(suns)} suns')
+    return 0
+
+
+def _elevation_model(args: argparse.Namespace) -> Dem | None:
+    if args.dem is None:
+        return None
+    from lunar_stereo_recon.simulation.dem import read_dem
+
+    return read_dem(args.dem, args.cell_m, tuple(args.place))
+
+
+def _terrain(config, dem: Dem | None) -> Terrain:
+    from lunar_stereo_recon.simulation.dem import dem_terrain
+    from lunar_stereo_recon.simulation.terrain import make_terrain
+
+    return make_terrain(config) if dem is None else dem_terrain(dem, config)
+
+
+def _suns(args: argparse.Namespace, dem: Dem | None) -> list[tuple[str, float, float]]:
+    """Return label, elevation and world azimuth of every sun, degrees."""
+    if not args.utc:
+        if args.site:
+            raise InputError('--site needs --utc')
+        azimuth = args.heading + args.sun_azimuth
+        return [(f'sun {value:g} deg', value, azimuth) for value in args.elevations]
+    from lunar_stereo_recon.simulation.sun import parse_utc, sun_position
+
+    # The grid's north of an elevation model is not always true north.
+    turn = 0.0 if dem is None else dem.north_deg - 90.0
+    site = args.site or ((dem.latitude_deg, dem.longitude_deg) if dem else None)
+    if site is None or site[0] != site[0]:
+        raise InputError('--utc needs --site, or an elevation model that knows its place')
+    suns = []
+    for text in args.utc:
+        sun = sun_position(*site, parse_utc(text))
+        print(
+            f'{text}: sun {sun.elevation_deg:.2f} degrees high, {sun.azimuth_deg:.2f} from north',
+            file=sys.stderr,
+        )
+        suns.append((text, sun.elevation_deg, sun.world_azimuth_deg + turn))
+    return suns
+
+
+def _write(cv2, path: Path, image) -> None:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 80] if path.suffix == '.jpg' else []
+    if not cv2.imwrite(str(path), image, quality):
+        raise InputError(f'cannot write {path}')
