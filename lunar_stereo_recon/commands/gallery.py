@@ -129,7 +129,7 @@ def _suns(args: argparse.Namespace, dem: Dem | None) -> list[tuple[str, float, f
         raise InputError('--utc needs --site, or an elevation model that knows its place')
     suns = []
     for text in args.utc:
-        sun = sun_position(*site, parse_utc(text))
+        sun = sun_position(site[0], site[1], parse_utc(text))
         print(
             f'{text}: sun {sun.elevation_deg:.2f} degrees high, {sun.azimuth_deg:.2f} from north',
             file=sys.stderr,

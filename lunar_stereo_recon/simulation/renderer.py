@@ -662,6 +662,30 @@ def _behind_boxes(points, sun, rover, rover_pose) -> torch.Tensor:
     return blocked
 
 
+def surface_of(
+    terrain: Terrain, points: torch.Tensor, footprint_m: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return unit normals (N, 3) and relative albedo (N,) at points of the surface.
+
+    Args:
+        terrain: The ground.
+        points: (N, 3) world, metres.
+        footprint_m: (N,) size of the ground that is looked at; finer detail fades out.
+    """
+    reach = torch.maximum(points[:, 0].abs(), points[:, 1].abs())
+    grid = torch.zeros_like(reach, dtype=torch.int64)
+    for level in terrain.levels[:-1]:
+        grid += reach > level.half_size_m
+    slopes, albedo = _surface_at(terrain, points, grid)
+    slopes, grain = _add_micro(terrain, points, slopes, footprint_m)
+    return _normals(slopes), albedo * grain
+
+
+def _normals(slopes: torch.Tensor) -> torch.Tensor:
+    inverse = torch.rsqrt(1 + slopes.square().sum(dim=1))
+    return torch.stack([-slopes[:, 0] * inverse, -slopes[:, 1] * inverse, inverse], dim=1)
+
+
 def _surface_at(terrain: Terrain, points: torch.Tensor, grid: torch.Tensor):
     """Return slopes (N, 2) and relative albedo (N,) interpolated at surface points."""
     values = torch.empty((points.shape[0], 4), device=points.device)
@@ -726,8 +750,7 @@ def _periodic_bilinear(table, side: int, x, y) -> torch.Tensor:
 
 def _reflect(lighting: Lighting, slopes, albedo, sun, to_camera, lit) -> torch.Tensor:
     """Return the radiance (N,) of surface points with given slopes."""
-    inverse = torch.rsqrt(1 + slopes.square().sum(dim=1))
-    normal = torch.stack([-slopes[:, 0] * inverse, -slopes[:, 1] * inverse, inverse], dim=1)
+    normal = _normals(slopes)
     cos_i = (normal @ sun).clamp(0.0, 1.0)
     cos_e = (normal * to_camera).sum(dim=1).clamp(0.02, 1.0)
     cos_g = (to_camera @ sun).clamp(-1.0, 1.0)

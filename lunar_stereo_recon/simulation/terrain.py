@@ -249,7 +249,7 @@ def make_terrain(
     return terrain_from_heights(heights, list(config.cell_sizes_m), albedo, _micro(config, rng))
 
 
-def spline_weights(at: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def spline_weights(at: NDArray[np.floating], count: int) -> NDArray[np.float64]:
     """Return (M, N) the weights of a cubic B-spline's N coefficients at M places (0..N - 1)."""
     weights = np.zeros((len(at), count))
     whole = np.clip(np.floor(at).astype(int), 0, count - 1)
