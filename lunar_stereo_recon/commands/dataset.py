@@ -29,6 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--full', action='store_const', const=None, dest='size', help='whole 640x480 frames'
     )
+    parser.add_argument(
+        '--faults', type=Path, help='YAML: what the cameras do wrong (docs/simulation.md)'
+    )
     parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
     parser.add_argument(
         '--samples', type=int, choices=(1, 2, 4), default=2, help='rays a pixel (default: 2)'
@@ -40,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
     """Write what is missing and say how far it is."""
     from tqdm import tqdm
 
-    from lunar_stereo_recon.simulation.dataset import MANIFEST, write_dataset
+    from lunar_stereo_recon.simulation.camera_faults import read_camera_faults
+    from lunar_stereo_recon.simulation.dataset import MANIFEST, NO_FAULTS, write_dataset
 
+    faults = read_camera_faults(args.faults) if args.faults else NO_FAULTS
     progress = write_dataset(
         args.out,
         args.count,
@@ -51,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         args.workers,
         args.samples,
         args.form,
+        faults,
     )
     written = 0
     with tqdm(total=args.count, unit='pair') as bar:

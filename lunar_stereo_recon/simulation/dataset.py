@@ -28,6 +28,7 @@ from lunar_stereo_recon.simulation.camera import (
     Sensor,
     Window,
 )
+from lunar_stereo_recon.simulation.camera_faults import CameraFaults
 from lunar_stereo_recon.simulation.folders import (
     write_pair_files,
     write_pair_index,
@@ -54,6 +55,7 @@ VIEWS_PER_TERRAIN = 8
 # How the pairs are stored; see `folders`.
 FORMS = {'pairs': write_pair_files, 'stereolunar': write_view_folder, 'bags': write_scene_bag}
 MANIFEST = 'dataset.json'
+NO_FAULTS = CameraFaults()
 # The largest disparity that the flight student matches, as a fraction of the image width.
 _MAX_DISPARITY = 180 / 640
 _FRAME = (640, 480)
@@ -76,6 +78,7 @@ class Sample:
         depth_left, depth_right: (H, W) float32, metres along each camera's own axis, NaN in the
             sky. They and the poses are not part of the `.npz` file.
         poses: (2, 4, 4) float64 world from left and from right camera, metres, OpenCV axes.
+        intrinsics_right: (3, 3) float64 true matrix of the right camera, pixels.
     """
 
     left: NDArray[np.uint8]
@@ -89,12 +92,7 @@ class Sample:
     depth_left: NDArray[np.float32]
     depth_right: NDArray[np.float32]
     poses: NDArray[np.float64]
-
-    def intrinsics_of(self, side: int) -> NDArray[np.float64]:
-        """Return the true (3, 3) matrix of the left (0) or right (1) camera, pixels."""
-        matrix = self.intrinsics.copy()
-        matrix[1, 2] += side * self.meta['shift_y_px']
-        return matrix
+    intrinsics_right: NDArray[np.float64]
 
     def save(self, path: Path) -> None:
         """Write the sample to an .npz file; the file appears only when it is complete."""
@@ -222,6 +220,7 @@ def render_sample(
     rng: np.random.Generator,
     size: tuple[int, int] | None = None,
     samples: int = 2,
+    faults: CameraFaults = NO_FAULTS,
 ) -> Sample | None:
     """Return a rendered pair, or None where the view is not usable.
 
@@ -231,6 +230,7 @@ def render_sample(
         rng: Source of the window's place and of the sensor.
         size: Width and height of a random window; None renders the whole frame.
         samples: Rays a pixel.
+        faults: What the cameras do wrong.
 
     A view is not usable when something stands right in front of the camera, when a camera is
     below the ground, or when there is mostly sky.
@@ -249,36 +249,52 @@ def render_sample(
     baseline = min(scene.baseline_m, largest * nearest / left.fx)
     if baseline < 0.04:
         return None
+    left = replace(left, distortion=faults.distortion)
     right = right_view(left, baseline, scene.shift_y_px, math.radians(scene.roll_right_deg))
+    right = faults.right(right)
     if _buried(terrain, right):
         return None
     lighting, rover = scene.lighting, scene.rover
     heading = math.radians(scene.heading_deg)
     rover_pose = rover_frame(left, heading, scene.height_m, baseline)
-    seen_left = render(terrain, left, lighting, samples, rover, rover_pose)
-    seen_right = render(terrain, right, lighting, samples, rover, rover_pose)
+    seen_left, seen_right = (
+        faults.lit_by_lamps(
+            faults.render(terrain, view, lighting, samples, rover, rover_pose),
+            terrain,
+            view,
+            left,
+            lighting,
+        )
+        for view in (left, right)
+    )
     disparity = left.fx * baseline / seen_left.depth
     if not float(torch.nan_to_num(disparity).max()) <= 192 / 640 * scene.frame_width:
         return None
-    images, sensors = _take_pictures(scene, window, seen_left, seen_right, rng)
+    images, sensors = _take_pictures(scene, window, seen_left, seen_right, rng, faults)
     return Sample(
         left=images[0],
         right=images[1],
         disparity=disparity.numpy(),
         shadow=seen_left.shadow.numpy(),
         occlusion=_occlusion(terrain, left, right, seen_left.depth, disparity),
-        intrinsics=np.array([[left.fx, 0, left.cx], [0, left.fy, left.cy], [0, 0, 1.0]]),
+        intrinsics=_matrix(left),
         baseline_m=baseline,
         meta={
             **asdict(replace(scene, rover=())),
             'rover_boxes': len(rover),
             'window': asdict(window),
             'sensors': [asdict(sensor) for sensor in sensors],
+            **({} if faults == NO_FAULTS else {'faults': asdict(faults)}),
         },
         depth_left=seen_left.depth.numpy(),
         depth_right=seen_right.depth.numpy(),
         poses=np.stack([_pose(left), _pose(right)]),
+        intrinsics_right=_matrix(right),
     )
+
+
+def _matrix(view: View) -> NDArray[np.float64]:
+    return np.array([[view.fx, 0, view.cx], [0, view.fy, view.cy], [0, 0, 1.0]])
 
 
 def _pose(view: View) -> NDArray[np.float64]:
@@ -288,12 +304,17 @@ def _pose(view: View) -> NDArray[np.float64]:
 
 
 def make_sample(
-    seed: int, split: str, index: int, size: tuple[int, int] | None = None, samples: int = 2
+    seed: int,
+    split: str,
+    index: int,
+    size: tuple[int, int] | None = None,
+    samples: int = 2,
+    faults: CameraFaults = NO_FAULTS,
 ) -> Sample:
     """Return pair number `index` of a seed and split."""
     group = index // VIEWS_PER_TERRAIN
     stratum, config = _group_config(seed, split, group)
-    return _sample_on(make_terrain(config), stratum, seed, split, index, size, samples)
+    return _sample_on(make_terrain(config), stratum, seed, split, index, size, samples, faults)
 
 
 def write_dataset(
@@ -305,6 +326,7 @@ def write_dataset(
     workers: int = 1,
     samples: int = 2,
     form: str = 'pairs',
+    faults: CameraFaults = NO_FAULTS,
 ) -> Iterator[int]:
     """Write pairs 0..count-1 of a seed and split with a manifest; what is there is kept.
 
@@ -318,6 +340,7 @@ def write_dataset(
         workers: Processes; 0 or 1 works in this one.
         samples: Rays a pixel.
         form: One of FORMS.
+        faults: What the cameras do wrong; raw images go into bags only.
 
     Yields:
         How many pairs were written, each time that those of one terrain are done.
@@ -334,6 +357,10 @@ def write_dataset(
             f'{count} pairs asked for; a bag holds the {VIEWS_PER_TERRAIN} pairs of one terrain, '
             'a multiple of which is needed'
         )
+    if faults.distortion and form != 'bags':
+        raise InputError(f'form {form!r} holds no distortion; raw images go into bags')
+    if faults.colour == 'bayer_rggb' and size is not None:
+        raise InputError('a window may begin at any colour filter; Bayer images need whole frames')
     options = {
         'version': __version__,
         'form': form,
@@ -341,9 +368,11 @@ def write_dataset(
         'seed': seed,
         'size': list(size) if size else None,
         'samples': samples,
+        # As JSON gives them back.
+        'faults': json.loads(json.dumps(asdict(faults))),
     }
     _write_manifest(out, options, count)
-    yield from write_pairs(out, range(count), seed, split, size, workers, samples, form)
+    yield from write_pairs(out, range(count), seed, split, size, workers, samples, form, faults)
     if form == 'stereolunar':
         write_pair_index(out)
 
@@ -390,6 +419,7 @@ def write_pairs(
     workers: int = 1,
     samples: int = 2,
     form: str = 'pairs',
+    faults: CameraFaults = NO_FAULTS,
 ) -> Iterator[int]:
     """Write chosen pairs as `write_dataset` does, without a manifest."""
     out.mkdir(parents=True, exist_ok=True)
@@ -397,7 +427,8 @@ def write_pairs(
     for index in indices:
         groups.setdefault(index // VIEWS_PER_TERRAIN, []).append(index)
     jobs = [
-        (out, wanted, seed, split, size, samples, group, form) for group, wanted in groups.items()
+        (out, wanted, seed, split, size, samples, group, form, faults)
+        for group, wanted in groups.items()
     ]
     if workers <= 1:
         yield from map(_write_group, jobs)
@@ -411,13 +442,13 @@ def _start_worker() -> None:
 
 
 def _write_group(job: tuple) -> int:
-    out, wanted, seed, split, size, samples, group, form = job
+    out, wanted, seed, split, size, samples, group, form, faults = job
     stratum, config = _group_config(seed, split, group)
     # Made when the first pair is missing: it takes longer than the pair.
     ground = cache(lambda: make_terrain(config))
 
     def make(index: int) -> Sample:
-        return _sample_on(ground(), stratum, seed, split, index, size, samples)
+        return _sample_on(ground(), stratum, seed, split, index, size, samples, faults)
 
     return FORMS[form](out, f'{group:05d}_{stratum}', wanted, make)
 
@@ -440,11 +471,12 @@ def _sample_on(
     index: int,
     size: tuple[int, int] | None,
     samples: int,
+    faults: CameraFaults = NO_FAULTS,
 ) -> Sample:
     rng = np.random.default_rng([SPLITS[split], seed, index, 0x5A3])
     for _ in range(200):
         scene = sample_scene_config(stratum, rng)
-        sample = render_sample(terrain, scene, rng, size, samples)
+        sample = render_sample(terrain, scene, rng, size, samples, faults)
         if sample is not None:
             return sample
     raise InputError(f'no usable view found for pair {index} of seed {seed}, split {split}')
@@ -577,8 +609,8 @@ def _occlusion(
     return np.where(outside, 2, hidden.astype(np.uint8)).astype(np.uint8)
 
 
-def _take_pictures(scene, window, seen_left, seen_right, rng):
-    """Return both 8-bit images and the two sensors that took them."""
+def _take_pictures(scene, window, seen_left, seen_right, rng, faults):
+    """Return both images and the two sensors that took them."""
     ground = torch.isfinite(seen_left.depth)
     level = float(np.quantile(seen_left.radiance[ground].numpy(), rng.uniform(0.85, 0.98)))
     # A window in deep shadow is exposed for the sunlit ground around it, as the frame would be.
@@ -598,6 +630,7 @@ def _take_pictures(scene, window, seen_left, seen_right, rng):
         )
     if rng.random() < 0.12:
         right = replace(right, defocus_px=rng.uniform(0.5, 1.5), defocus_side=_sign(rng))
+    left, right = faults.sensor(left), faults.sensor(right)
     images = [
         expose(seen.radiance.numpy(), sensor, window, rng)
         for seen, sensor in ((seen_left, left), (seen_right, right))

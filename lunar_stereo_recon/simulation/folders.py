@@ -61,8 +61,9 @@ def write_view_folder(
         for side, image in enumerate((sample.left, sample.right)):
             if image.dtype != np.uint8:
                 raise InputError(f'pair {index} has {image.dtype} images; JPEG holds 8 bits')
-            intrinsics, pose = sample.intrinsics_of(side), sample.poses[side]
-            _write_view(_stem(folder, 2 * index + side), image, depths[side], intrinsics, pose)
+            matrix = (sample.intrinsics, sample.intrinsics_right)[side]
+            stem = _stem(folder, 2 * index + side)
+            _write_view(stem, image, depths[side], matrix, sample.poses[side])
     return len(missing)
 
 
@@ -108,7 +109,8 @@ def write_scene_bag(
     """Write the pairs of one terrain as a bag, one a second; return how many, 0 if it is there.
 
     The pairs are unrelated views with cameras of their own: each image's camera_info is that of
-    its stamp. Topics as `traverse.write_bag`, with depth for every pair.
+    its stamp. Topics as `traverse.write_bag`, with depth for every pair; raw images (with
+    distortion) are `image_raw` instead of `image_rect`.
     """
     bag_path = out / scene
     if bag_path.exists():
@@ -119,10 +121,25 @@ def write_scene_bag(
     partial.parent.mkdir(exist_ok=True)
     with BagWriter(partial) as bag:
         for index in wanted:
-            frame, calibration = _bag_frame(make(index), index)
-            write_frame(bag, frame, calibration, with_depth=True)
+            sample = make(index)
+            frame, calibration = _bag_frame(sample, index)
+            faults = sample.meta.get('faults', {})
+            write_frame(
+                bag,
+                frame,
+                calibration,
+                with_depth=True,
+                encoding=_encoding(sample),
+                distortion=faults.get('distortion', ()),
+            )
     os.replace(partial, bag_path)
     return len(wanted)
+
+
+def _encoding(sample: Sample) -> str:
+    """Return ROS's name of the images' encoding."""
+    colour = sample.meta['sensors'][0]['colour']
+    return colour + ('8' if sample.left.dtype == np.uint8 else '16')
 
 
 def _bag_frame(sample: Sample, index: int) -> tuple[TraverseFrame, StereoCalibration]:

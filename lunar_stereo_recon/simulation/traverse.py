@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import math
 from pathlib import Path
 import sys
@@ -323,9 +323,21 @@ def write_frame(
     calibration: StereoCalibration,
     with_depth: bool,
     depth_bits: int = 12,
+    encoding: str = 'mono8',
+    distortion: Sequence[float] = (),
 ) -> None:
-    """Write a pair with its calibration and truth to a bag; `write_bag` names the topics."""
-    _write_images(bag, frame, calibration)
+    """Write a pair with its calibration and truth to a bag; `write_bag` names the topics.
+
+    Args:
+        bag: The bag.
+        frame: Images and truth.
+        calibration: Of the rectified images.
+        with_depth: Write the depth too.
+        depth_bits: See `write_bag`.
+        encoding: ROS's name of the images' encoding.
+        distortion: k1, k2, p1, p2, k3 of both cameras; such images go to `image_raw`.
+    """
+    _write_images(bag, frame, calibration, encoding, distortion)
     _write_pose(bag, frame)
     if with_depth:
         depth = rounded(np.nan_to_num(frame.depth, nan=0.0), depth_bits)
@@ -353,16 +365,25 @@ def _images(config: TraverseConfig, seen: list[Rendering], gain: float, number: 
     return [expose(view.radiance.numpy(), sensor, window, rng) for view in seen]
 
 
-def _write_images(bag: BagWriter, frame: TraverseFrame, calibration: StereoCalibration) -> None:
+def _write_images(
+    bag: BagWriter,
+    frame: TraverseFrame,
+    calibration: StereoCalibration,
+    encoding: str,
+    distortion: Sequence[float],
+) -> None:
     # Calibration first: a reader that has the images of a stamp has all it needs.
     for side, name in zip(SIDES, CAMERA_FRAMES, strict=True):
         info = camera_info_message(
             make_message, calibration, frame.stamp_ns, name, right=side == 'right'
         )
+        if distortion:
+            info = replace(info, d=np.array(distortion, np.float64))
         bag.write(f'/stereo/{side}/camera_info', info, frame.stamp_ns)
+    topic = 'image_raw' if distortion else 'image_rect'
     for side, image, name in zip(SIDES, (frame.left, frame.right), CAMERA_FRAMES, strict=True):
-        picture = image_message(make_message, image, 'mono8', frame.stamp_ns, name)
-        bag.write(f'/stereo/{side}/image_rect', picture, frame.stamp_ns)
+        picture = image_message(make_message, image, encoding, frame.stamp_ns, name)
+        bag.write(f'/stereo/{side}/{topic}', picture, frame.stamp_ns)
 
 
 def _write_pose(bag: BagWriter, frame: TraverseFrame) -> None:
