@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             rows.append(row)
     sheet = args.out / 'gallery.jpg'
     _write(cv2, sheet, contact_sheet(rows, names, [label for label, *_ in suns]))
-    print(f'{sheet}: {len(names)} kinds of ground, {len(suns)} suns')
+    print(f'{sheet}: {len(names) * len(suns)} pictures')
     return 0
 
 

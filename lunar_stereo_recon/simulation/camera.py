@@ -98,7 +98,7 @@ class Window:
 
 # What red, green and blue pixels see of mature soil, relative to green: the Moon is a little red.
 # The slope is our choice after the spectra of mature mare soil, not a fit to one.
-SOIL_COLOUR = np.array([1.15, 1.0, 0.84], np.float32)
+SOIL_COLOUR = np.array([1.08, 1.0, 0.91], np.float32)
 
 RESPONSES = {
     'linear': lambda x: x,

@@ -196,14 +196,14 @@ def test_colour():
     sensor = dataclasses.replace(QUIET, colour='rgb')
     image = expose(even(100.0), sensor, FRAME, np.random.default_rng(0))
     assert image.shape == (150, 200, 3)
-    assert image[5, 5].tolist() == [115, 100, 84]
+    assert image[5, 5].tolist() == [108, 100, 91]
     raw = dataclasses.replace(QUIET, colour='bayer_rggb')
     mosaic = expose(even(100.0), raw, FRAME, np.random.default_rng(0))
-    assert mosaic[:2, :2].tolist() == [[115, 100], [100, 84]]
+    assert mosaic[:2, :2].tolist() == [[108, 100], [100, 91]]
     # A window that begins at an odd column begins with green.
     cut = Window(1, 0, 60, 40, 200, 150)
     part = expose(np.full((40, 60), 100.0, np.float32), raw, cut, np.random.default_rng(0))
-    assert part[0, :2].tolist() == [100, 115]
+    assert part[0, :2].tolist() == [100, 108]
     with pytest.raises(InputError, match="'cmyk'"):
         dataclasses.replace(QUIET, colour='cmyk')
 

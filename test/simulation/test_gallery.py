@@ -31,7 +31,7 @@ def small_grids(monkeypatch):
 def test_sheet_of_presets_and_suns(small_grids, tmp_path, capsys):
     arguments = ['--presets', 'mare', 'boulder_field', '--elevations', '6', '40', '--width', '96']
     assert main(['gallery', '--out', str(tmp_path), *arguments]) == 0
-    assert '2 kinds of ground, 2 suns' in capsys.readouterr().out
+    assert 'gallery.jpg: 4 pictures' in capsys.readouterr().out
     pictures = {
         path.stem: cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in tmp_path.glob('*.png')
     }
