@@ -39,7 +39,11 @@ ROS_ONLY = {
     'message_filters',
     'ament_index_python',
 }
-TRAINING_ONLY = {'numba', 'onnx', 'ray', 'safetensors', 'torch'}
+# Import name and distribution of what only the extras [sim] and [train] bring.
+TRAINING_ONLY = {
+    **{name: name for name in ('numba', 'onnx', 'rasterio', 'ray', 'safetensors', 'torch')},
+    **{'erfa': 'pyerfa', 'OpenEXR': 'openexr'},
+}
 
 
 def imported_modules(folder: Path) -> set[str]:
@@ -107,7 +111,8 @@ def test_every_import_of_the_runtime_is_declared_for_pip_and_for_rosdep(manifest
             assert distribution in metadata[''], f'{name}: {distribution} is not in setup.py'
             assert key is None or key in exec_depends(manifest), f'{name}: no {key}'
         elif name in TRAINING_ONLY:
-            assert name in training, f'{name} is in neither extra [sim] nor [train]'
+            distribution = TRAINING_ONLY[name]
+            assert distribution in training, f'{name} is in neither extra [sim] nor [train]'
         else:
             assert name in ros_wheels | ROS_ONLY | {'builtin_interfaces', 'rcl_interfaces'}, name
             assert name in exec_depends(manifest), f'{name} is not in package.xml'

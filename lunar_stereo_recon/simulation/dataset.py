@@ -30,6 +30,7 @@ from lunar_stereo_recon.simulation.camera import (
 )
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults
 from lunar_stereo_recon.simulation.folders import (
+    remove_unfinished,
     write_pair_files,
     write_pair_index,
     write_scene_bag,
@@ -54,6 +55,8 @@ SPLITS = {'train': 1, 'calibration': 2, 'test': 3}
 VIEWS_PER_TERRAIN = 8
 # How the pairs are stored; see `folders`.
 FORMS = {'pairs': write_pair_files, 'stereolunar': write_view_folder, 'bags': write_scene_bag}
+# What is done when all pairs are there.
+FINISH = {'stereolunar': write_pair_index, 'bags': remove_unfinished}
 MANIFEST = 'dataset.json'
 NO_FAULTS = CameraFaults()
 # The largest disparity that the flight student matches, as a fraction of the image width.
@@ -373,8 +376,8 @@ def write_dataset(
     }
     _write_manifest(out, options, count)
     yield from write_pairs(out, range(count), seed, split, size, workers, samples, form, faults)
-    if form == 'stereolunar':
-        write_pair_index(out)
+    if form in FINISH:
+        FINISH[form](out)
 
 
 def _write_manifest(out: Path, options: dict[str, Any], count: int) -> None:

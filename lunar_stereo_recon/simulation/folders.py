@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Views that dust3r's and MASt3R's loaders find through this file: scenes, images, pairs, cameras.
 PAIR_INDEX = 'all_metadata.npz'
 _JPEG_QUALITY = 95
+_PARTIAL = '.partial'
 _BAG_PERIOD_NS = 1_000_000_000
 
 
@@ -116,7 +117,7 @@ def write_scene_bag(
     if bag_path.exists():
         return 0
     # In a folder of its own, because a bag's file is named after the bag's folder.
-    partial = out / '.partial' / scene
+    partial = out / _PARTIAL / scene
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(exist_ok=True)
     with BagWriter(partial) as bag:
@@ -134,6 +135,11 @@ def write_scene_bag(
             )
     os.replace(partial, bag_path)
     return len(wanted)
+
+
+def remove_unfinished(out: Path) -> None:
+    """Remove what a stopped run left of unfinished bags."""
+    shutil.rmtree(out / _PARTIAL, ignore_errors=True)
 
 
 def _encoding(sample: Sample) -> str:

@@ -145,6 +145,7 @@ def test_bags_are_read_back(small_grids, tmp_path):
         write(tmp_path, 4, form='bags')
     assert write(tmp_path, 8, form='bags') == 8
     assert write(tmp_path, 8, form='bags') == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['00000_nominal', 'dataset.json']
     with StereoBagReader(tmp_path / '00000_nominal') as bag:
         frames = list(bag.frames())
         pairs = [frame.pair() for frame in frames]
