@@ -355,6 +355,8 @@ def write_dataset(
         raise InputError(f'form is {form!r}; one of {sorted(FORMS)} is needed')
     if count < 1:
         raise InputError(f'{count} pairs asked for; 1 or more are needed')
+    if size and not (0 < size[0] <= _FRAME[0] and 0 < size[1] <= _FRAME[1]):
+        raise InputError(f'window {size[0]}x{size[1]} does not fit in {_FRAME[0]}x{_FRAME[1]}')
     if form == 'bags' and count % VIEWS_PER_TERRAIN:
         raise InputError(
             f'{count} pairs asked for; a bag holds the {VIEWS_PER_TERRAIN} pairs of one terrain, '

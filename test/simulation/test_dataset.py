@@ -190,6 +190,8 @@ def test_unknown_split_and_window(tmp_path, small_grids):
         write(tmp_path / 'none', 1, split='val')
     with pytest.raises(InputError, match="'tar'"):
         write(tmp_path / 'none', 1, form='tar')
+    with pytest.raises(InputError, match='641x480 does not fit in 640x480'):
+        write(tmp_path / 'none', 1, size=(641, 480))
     assert not (tmp_path / 'none').exists()
     with pytest.raises(InputError, match='800x600 does not fit in 640x480'):
         dataset.make_sample(0, 'train', 0, (800, 600))
