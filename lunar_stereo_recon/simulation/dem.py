@@ -2,7 +2,8 @@
 
 GeoTIFF or whatever else GDAL reads (LOLA and LROC NAC products, which you download yourself), or
 NumPy with metres per cell. World frame of the terrain: the chosen centre is the origin, x and y
-are the projection's easting and northing, z is measured from the ground at the centre.
+are the projection's easting and northing, z is measured from the ground at the centre, at right
+angles to the sphere there: far ground sinks below the horizon as it does on the Moon.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from lunar_stereo_recon.simulation.terrain import (
 FloatGrid = NDArray[np.float32]
 
 # The IAU's sphere of the Moon, for latitude and longitude.
-_MOON = '+proj=longlat +R=1737400 +no_defs'
+_MOON_RADIUS_M = 1_737_400
+_MOON = f'+proj=longlat +R={_MOON_RADIUS_M} +no_defs'
 # Waves that a model cannot hold: shorter than three of its cells.
 _RESOLVED_CELLS = 3.0
 # Coarser grids that are added while the model reaches farther than the terrain's configuration.
@@ -106,7 +108,10 @@ def dem_terrain(dem: Dem, config: TerrainConfig) -> Terrain:
     ground = _sampled(dem, 2, dem.cell_m)[1, 1]
 
     def relief(k: int) -> FloatGrid:
-        return _sampled(dem, config.cells[k], config.cell_sizes_m[k]) - ground
+        cells, cell_m = config.cells[k], config.cell_sizes_m[k]
+        squared = ((np.arange(cells + 1) - 0.5 * cells) * cell_m) ** 2
+        drop = (squared[:, None] + squared[None, :]) / (2 * _MOON_RADIUS_M)
+        return (_sampled(dem, cells, cell_m) - ground - drop).astype(np.float32)
 
     return make_terrain(config, relief)
 

@@ -81,6 +81,9 @@ def test_grids_reach_as_far_as_the_model():
     terrain = dem_terrain(Dem(heights, 40.0), BARE)
     assert [level.cell_m for level in terrain.levels] == [0.04, 0.16, 1.28, 10.24]
     assert terrain.levels[-1].half_size_m == pytest.approx(2621.44)
+    # Level ground follows the Moon's sphere: 2358 m away is the horizon of eyes at 1.6 m.
+    far = float(terrain.height_at(torch.tensor([2358.0]), torch.tensor([0.0]))[0])
+    assert far == pytest.approx(-1.6, abs=0.01)
 
 
 def test_averaging_keeps_its_place():
