@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 import math
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,6 +174,70 @@ class DisparityPrediction:
 
 
 @dataclass(frozen=True)
+class RowAlignment:
+    """Where the rows of the right view are, against the left ones.
+
+    What should appear in the right image at (x, y) appears in row
+    y + offset_px + tan(roll) (x - x_centre).
+
+    Attributes:
+        offset_px: Pixels at the image's centre; positive where the right rows are low.
+        roll_deg: Positive where the right view is turned clockwise.
+        deviation_px: Standard deviation of the offset by image noise; infinite where nothing is
+            known.
+    """
+
+    # Beyond this a rig is not corrected, from the other on its owner is told, pixels.
+    MAX_CORRECTION_PX: ClassVar[float] = 2.0
+    WARNING_PX: ClassVar[float] = 0.3
+
+    offset_px: float = 0.0
+    roll_deg: float = 0.0
+    deviation_px: float = math.inf
+
+    @property
+    def known(self) -> bool:
+        """Say whether the images told anything."""
+        return math.isfinite(self.deviation_px)
+
+    def largest_px(self, width: int) -> float:
+        """Return the largest row error in an image so wide, pixels."""
+        return abs(self.offset_px) + math.radians(abs(self.roll_deg)) * width / 2
+
+    def minus(self, other: RowAlignment) -> RowAlignment:
+        """Return the difference of two alignments."""
+        return dataclasses.replace(
+            self,
+            offset_px=self.offset_px - other.offset_px,
+            roll_deg=self.roll_deg - other.roll_deg,
+        )
+
+    def poor(self, width: int) -> bool:
+        """Say whether the rig wants recalibrating."""
+        return self.known and self.largest_px(width) >= self.WARNING_PX
+
+    def describe(self, width: int) -> str:
+        """Return a sentence for people who look after the rig.
+
+        Args:
+            width: Of the image, pixels.
+        """
+        if not self.known:
+            return 'row alignment not known yet'
+        if not self.poor(width):
+            return f'rows aligned within {max(self.largest_px(width), 0.05):.2f} px'
+        found = []
+        if abs(self.offset_px) >= self.WARNING_PX / 2:
+            found.append(f'{abs(self.offset_px):.1f} px {"low" if self.offset_px > 0 else "high"}')
+        if self.largest_px(width) - abs(self.offset_px) >= self.WARNING_PX / 2:
+            sense = 'clockwise' if self.roll_deg > 0 else 'counter-clockwise'
+            found.append(f'turned {abs(self.roll_deg):.2f} deg {sense}')
+        beyond = self.largest_px(width) > self.MAX_CORRECTION_PX
+        advice = ', more than can be corrected: recalibrate' if beyond else ': recalibrate'
+        return f'right rows {" and ".join(found)}{advice}'
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """Metric result for one pair, every map at the size of the input images.
 
@@ -186,6 +251,7 @@ class Reconstruction:
         calibration: Calibration of the input images.
         stamp_ns, frame_id: Copied from the pair.
         timings_ms: Milliseconds spent in each stage, in the order of the stages.
+        row_alignment: How well the rows of the views are aligned, over the last frames.
     """
 
     disparity: FloatImage
@@ -197,6 +263,7 @@ class Reconstruction:
     stamp_ns: int = 0
     frame_id: str = ''
     timings_ms: dict[str, float] = field(default_factory=dict)
+    row_alignment: RowAlignment = field(default_factory=RowAlignment)
 
     @property
     def valid_mask(self) -> NDArray[np.bool_]:

@@ -16,7 +16,12 @@ import time
 import numpy as np
 
 from lunar_stereo_recon.backends.base import Backend
-from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoPair
+from lunar_stereo_recon.datatypes import (
+    FloatImage,
+    Reconstruction,
+    StereoCalibration,
+    StereoPair,
+)
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.confidence import (
@@ -26,6 +31,11 @@ from lunar_stereo_recon.geometry.confidence import (
     DEFAULT_CALIBRATION,
 )
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity, disparity_from_columns
+from lunar_stereo_recon.geometry.rectify import (
+    estimate_row_alignment,
+    RowMonitor,
+    with_rows_aligned,
+)
 from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
 from lunar_stereo_recon.preprocess import (
     aligned_principal_points,
@@ -35,6 +45,7 @@ from lunar_stereo_recon.preprocess import (
 
 # Dense maps put what the backend takes for infinitely far here, so that every depth is finite.
 MIN_DISPARITY_PX = 0.01
+ROW_CHANGE_PX = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class ReconstructionOptions:
         dense: Keep every estimate: neither threshold nor range is applied.
         refine: Match the images around the network's disparity for sub-pixel precision.
         refinement: Settings of that.
+        align_rows: Watch the rows of the right view over the frames and correct up to 2 px.
 
     Raises:
         InputError: A value is outside its range.
@@ -58,6 +70,7 @@ class ReconstructionOptions:
     dense: bool = False
     refine: bool = True
     refinement: RefineOptions = field(default_factory=RefineOptions)
+    align_rows: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.confidence_threshold <= 1.0:
@@ -85,11 +98,17 @@ class Matched:
 
 
 class StereoReconstructor:
-    """Turns stereo pairs into metric reconstructions; see `reconstruct`."""
+    """Turns stereo pairs into metric reconstructions; see `reconstruct`.
+
+    The pairs are frames of one rig: what is learnt of its row alignment serves the next ones. A
+    pair with another calibration starts anew.
+    """
 
     def __init__(self, backend: Backend, options: ReconstructionOptions | None = None) -> None:
         self.backend = backend
         self.options = options or ReconstructionOptions()
+        self._rows = RowMonitor()
+        self._rig: StereoCalibration | None = None
         stored = backend.confidence_calibration
         self._calibration = (
             ConfidenceCalibration.from_metadata(stored) if stored else DEFAULT_CALIBRATION
@@ -115,18 +134,25 @@ class StereoReconstructor:
             pair.stamp_ns,
             pair.frame_id,
             stages.milliseconds,
+            self._rows.alignment,
         )
 
     def match(self, pair: StereoPair, stages: StageTimer | None = None) -> Matched:
         """Return every disparity, refined, and what its confidence follows from."""
         backend, options, stages = self.backend, self.options, stages or StageTimer()
         with stages('preprocess'):
-            aligned = aligned_principal_points(pair)
+            given = aligned_principal_points(pair)
+        with stages('rows'):
+            aligned = self._rows_aligned(given)
+        with stages('preprocess'):
             network = network_pair(aligned, backend.size_multiple, backend.max_width_px)
         with stages('inference'):
             prediction = backend.predict(network.left, network.right)
         with stages('refine'):
             prior = full_size_prediction(prediction, aligned, backend.max_width_px)
+        with stages('rows'):
+            aligned = self._watched(given, aligned, prior.disparity)
+        with stages('refine'):
             refinement = refine_disparity(
                 aligned.left, aligned.right, prior.disparity, options.refinement, options.refine
             )
@@ -136,6 +162,32 @@ class StereoReconstructor:
                 aligned.left, prior.confidence, prior.disparity, refinement
             )
         return Matched(disparity, features)
+
+    def reset_rows(self) -> None:
+        """Forget the row alignment: the next pair is of another rig."""
+        self._rows.reset()
+
+    def _rows_aligned(self, given: StereoPair) -> StereoPair:
+        if given.calibration != self._rig:
+            self._rig = given.calibration
+            self._rows.reset()
+        if not self.options.align_rows:
+            return given
+        return with_rows_aligned(given, self._rows.alignment)
+
+    def _watched(
+        self, given: StereoPair, aligned: StereoPair, disparity: FloatImage
+    ) -> StereoPair:
+        """Learn from a matched frame; return it with its rows as they are known to be now."""
+        if not self.options.align_rows or not self._rows.due():
+            return aligned
+        before = self._rows.alignment
+        self._rows.update(estimate_row_alignment(given.left, given.right, disparity, before))
+        change = self._rows.alignment.minus(before)
+        # What the network matched will do for the refinement unless the rows were unknown so far.
+        if change.largest_px(given.calibration.width) < ROW_CHANGE_PX:
+            return aligned
+        return with_rows_aligned(given, self._rows.alignment)
 
     def _accepted(
         self, disparity: FloatImage, confidence: FloatImage, pair: StereoPair

@@ -67,6 +67,8 @@ def matched_frames(
     """Yield each frame's features (K, H, W) and disparity error (H, W), NaN in the sky."""
     for path in paths:
         pair, truth = load_rendered_pair(path)
+        engine.reset_rows()
+        engine.match(pair)  # tells how the rows of this frame's rig are aligned
         matched = engine.match(pair)
         error = np.abs(matched.disparity - truth)
         # No estimate where there is ground is as wrong as can be.

@@ -17,19 +17,21 @@ from lunar_stereo_recon.geometry.disparity import fill_from_background
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
 FILL = ' + fill'
-# Which backend, and whether the pipeline's refinement follows; None: the matcher alone.
-RUNS: dict[str, tuple[str, bool | None]] = {
+# Which backend, and the pipeline's options that follow; None: the matcher alone.
+RUNS: dict[str, tuple[str, ReconstructionOptions | None]] = {
     'SGBM 3WAY': ('sgbm', None),
     'SGBM HH': ('sgbm_hh', None),
     'BM': ('bm', None),
     'BM padded': ('bm_padded', None),
-    'student': ('onnx', False),
-    'student + refinement': ('onnx', True),
+    'student': ('onnx', ReconstructionOptions(dense=True, refine=False, align_rows=False)),
+    'student + refinement': ('onnx', ReconstructionOptions(dense=True, align_rows=False)),
+    # What users get.
+    'student + rows + refinement': ('onnx', ReconstructionOptions(dense=True)),
 }
 METHODS = tuple(
     column
-    for name, (_, refine) in RUNS.items()
-    for column in ([name, name + FILL] if refine is None else [name])
+    for name, (_, options) in RUNS.items()
+    for column in ([name, name + FILL] if options is None else [name])
 )
 # The pixels on which this one has an estimate are a subset of their own.
 REFERENCE = 'SGBM 3WAY'
@@ -77,9 +79,9 @@ def load_estimator(name: str, model: Path | None, threads: int) -> Estimator:
     Raises:
         ModelError: The student's file is missing or is not a model.
     """
-    backend_name, refine = RUNS[name]
+    backend_name, options = RUNS[name]
     backend = load_backend(backend_name, model, threads=threads)
-    if refine is None:
+    if options is None:
 
         def matched(pair: StereoPair) -> Estimate:
             start = time.perf_counter()
@@ -87,9 +89,13 @@ def load_estimator(name: str, model: Path | None, threads: int) -> Estimator:
             return Estimate(disparity, None, _milliseconds_since(start))
 
         return matched
-    engine = StereoReconstructor(backend, ReconstructionOptions(dense=True, refine=refine))
+    engine = StereoReconstructor(backend, options)
 
     def reconstructed(pair: StereoPair) -> Estimate:
+        if options.align_rows:
+            # Every pair is of a rig of its own, whose rows the frame before has told.
+            engine.reset_rows()
+            engine.match(pair)
         start = time.perf_counter()
         result = engine.reconstruct(pair)
         elapsed = _milliseconds_since(start)

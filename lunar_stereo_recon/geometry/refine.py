@@ -125,7 +125,7 @@ def refine_disparity(
     occluded = occluded_in_right(start)
     seen = (known & ~outside & ~occluded).astype(np.float32)
     warped = warp_right(right, start)
-    gain, bias = _photometric_match(left, warped, seen)
+    gain, bias = photometric_match(left, warped, seen)
     warped = gain * warped + bias
     first_residual = left - warped
     disparity = start
@@ -181,7 +181,7 @@ def occluded_in_right(
     return inside & (nearest.take(columns) > values + tolerance_px)
 
 
-def _photometric_match(
+def photometric_match(
     left: FloatImage, warped: FloatImage, seen: FloatImage
 ) -> tuple[FloatImage, FloatImage]:
     """Return gain and bias, slowly varying, that give the right view the left one's brightness."""

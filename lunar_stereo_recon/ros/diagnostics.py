@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lunar_stereo_recon.datatypes import Reconstruction
 from lunar_stereo_recon.messages import StereoTopics
 from lunar_stereo_recon.ros.conversions import diagnostic_status, ERROR, OK, WARN
 from lunar_stereo_recon.ros.stereo_sync import explain_no_pairs, SyncStatistics
@@ -31,6 +32,8 @@ class FrameStatistics:
         last_error: Text of the newest invalid pair; '' where there was none.
         latencies_ms: Last times from the pair being complete to its results being published.
         mean_confidence: Of the newest reconstruction; NaN before the first.
+        rows: How the rows are aligned, in words; '' before the first reconstruction.
+        rows_poor: Whether the rig wants recalibrating.
     """
 
     published: int = 0
@@ -38,6 +41,8 @@ class FrameStatistics:
     last_error: str = ''
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
     mean_confidence: float = float('nan')
+    rows: str = ''
+    rows_poor: bool = False
     lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def count_drop(self, reason: str, error: str = '') -> None:
@@ -46,12 +51,15 @@ class FrameStatistics:
             self.drops[reason] += 1
             self.last_error = error or self.last_error
 
-    def count_published(self, latency_ms: float, mean_confidence: float) -> None:
+    def count_published(self, latency_ms: float, result: Reconstruction) -> None:
         """Count a published reconstruction."""
+        width = result.calibration.width
         with self.lock:
             self.published += 1
             self.latencies_ms.append(latency_ms)
-            self.mean_confidence = mean_confidence
+            self.mean_confidence = float(result.confidence.mean())
+            self.rows = result.row_alignment.describe(width)
+            self.rows_poor = result.row_alignment.poor(width)
 
     def snapshot(self) -> FrameStatistics:
         """Return a copy that no thread changes."""
@@ -62,6 +70,8 @@ class FrameStatistics:
                 self.last_error,
                 deque(self.latencies_ms, maxlen=LATENCY_WINDOW),
                 self.mean_confidence,
+                self.rows,
+                self.rows_poor,
             )
 
 
@@ -187,6 +197,8 @@ class NodeReport:
             text = idle
         elif sync.pairs > self._sync.pairs and frames.published == before.published:
             level, text = WARN, 'pairs come in, but no reconstruction came out'
+        elif frames.rows_poor:
+            level, text = WARN, frames.rows
         latencies = list(frames.latencies_ms)
         p50, p95 = np.percentile(latencies, [50, 95]) if latencies else (0.0, 0.0)
         values = {
@@ -195,6 +207,7 @@ class NodeReport:
             'latency p50 [ms]': float(p50),
             'latency p95 [ms]': float(p95),
             'mean confidence': frames.mean_confidence,
+            'row alignment': frames.rows,
             **{f'dropped: {reason}': count for reason, count in sorted(frames.drops.items())},
         }
         return diagnostic_status(level, f'{self._node_name}: output', text, values)

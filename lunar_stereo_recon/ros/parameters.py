@@ -130,6 +130,11 @@ class ReconstructionParameters:
         dynamic=True,
     )
     refine: bool = parameter(True, 'Sharpen the disparity by sub-pixel matching', dynamic=True)
+    align_rows: bool = parameter(
+        True,
+        'Watch the alignment of the rows over the frames and correct the right image, up to 2 px',
+        dynamic=True,
+    )
     outputs: list[str] = parameter(
         list(OUTPUTS), 'Results to publish', choices=OUTPUTS, dynamic=True
     )
@@ -187,6 +192,7 @@ class ReconstructionParameters:
             min_range_m=self.min_range,
             max_range_m=self.max_range or math.inf,
             refine=self.refine,
+            align_rows=self.align_rows,
         )
 
     @property

@@ -331,8 +331,7 @@ class ReconstructionNode(LifecycleNode):
         done = time.monotonic()
         self._publish(result, parameters)
         end = time.monotonic()
-        confidence = float(result.confidence.mean())
-        self._frames.count_published(1e3 * (end - job.received_s), confidence)
+        self._frames.count_published(1e3 * (end - job.received_s), result)
         stages = {
             'wait': 1e3 * (start - job.received_s),
             'decode': 1e3 * (decoded - start),
@@ -342,7 +341,7 @@ class ReconstructionNode(LifecycleNode):
         }
         values = {f'{stage} [ms]': value for stage, value in stages.items()}
         values['valid share'] = float(result.valid_mask.mean())
-        values['mean confidence'] = confidence
+        values['mean confidence'] = float(result.confidence.mean())
         self._answer(messages, OK, 'published', values)
 
     def _pair(self, messages: StereoMessages, parameters: ReconstructionParameters) -> StereoPair:

@@ -47,6 +47,7 @@ def test_slope_becomes_metric(slope_pair, slope_disparity):
     assert result.color.shape == (64, 96, 3)
     assert list(result.timings_ms) == [
         'preprocess',
+        'rows',
         'inference',
         'refine',
         'confidence',
