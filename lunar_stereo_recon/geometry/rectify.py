@@ -115,7 +115,7 @@ def estimate_row_alignment(
     weight = (weight > 0.99).astype(np.float32)
     guess = start if start is not None and start.known else RowAlignment(0.0, 0.0)
     for blur_px in BLURS_PX:
-        views = (_blurred(image, blur_px) for image in (small_left, small_right))
+        views = _blurred(small_left, blur_px), _blurred(small_right, blur_px)
         offset, slope, deviation = _step(*views, shifts, weight, guess)
         guess = RowAlignment(
             guess.offset_px + REDUCTION * offset,
