@@ -125,12 +125,21 @@ def metadata_of(
         'format_version': FORMAT_VERSION,
         'name': name or content['recipe']['name'],
         'config': json.dumps(dataclasses.asdict(config)),
-        'recipe': json.dumps(content['recipe']),
+        'recipe': json.dumps(_names_only(content['recipe'])),
         'training': json.dumps({key: content[key] for key in ('step', 'seconds', 'git_commit')}),
         'weights_sha256': weights_digest(student),
         'max_disparity_px': str(config.max_disparity_px),
         'confidence_calibration': json.dumps(confidence or {}),
     }
+
+
+def _names_only(value: object) -> object:
+    """Return a recipe with files and folders by their names: the rest is the maker's machine."""
+    if isinstance(value, dict):
+        return {key: _names_only(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_names_only(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and '/' in value else value
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -10,7 +10,8 @@ from lunar_stereo_recon.errors import ModelError
 
 Loader = Callable[[Path, 'Sequence[str] | None', int], Backend]
 
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / 'weights' / 'flight.onnx'
+WEIGHTS = Path(__file__).resolve().parent.parent / 'weights'
+DEFAULT_MODEL = WEIGHTS / 'flight.onnx'
 
 
 def load_backend(
@@ -23,8 +24,8 @@ def load_backend(
 
     Args:
         name: One of `BACKENDS`.
-        model_path: Model file; the shipped flight student where None. Classical matchers have
-            none and take no notice.
+        model_path: Model file, or the name of a shipped one: 'flight' (where None),
+            'flight_int8'. Classical matchers have none and take no notice.
         providers: Execution providers in order of preference, for 'onnx'; CPU where None.
         threads: Threads that the matcher may use; 0 leaves it to the runtime.
 
@@ -33,7 +34,14 @@ def load_backend(
     """
     if name not in BACKENDS:
         raise ModelError(f"unknown backend '{name}'; known are {', '.join(BACKENDS)}")
-    return BACKENDS[name](Path(model_path or DEFAULT_MODEL), providers, threads)
+    return BACKENDS[name](model_file(model_path), providers, threads)
+
+
+def model_file(model: str | Path | None) -> Path:
+    """Return the file of a model: a path as it is, a shipped model by its name, or the default."""
+    path = Path(model or DEFAULT_MODEL)
+    shipped = WEIGHTS / f'{path}.onnx'
+    return shipped if not path.suffix and shipped.is_file() and not path.exists() else path
 
 
 def _load_onnx(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:

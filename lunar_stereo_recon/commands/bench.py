@@ -163,9 +163,9 @@ def _setting(
 
 
 def _model(args: argparse.Namespace) -> dict[str, Any]:
-    from lunar_stereo_recon.backends import DEFAULT_MODEL, load_backend
+    from lunar_stereo_recon.backends import load_backend, model_file
 
-    path = args.model or DEFAULT_MODEL
+    path = model_file(args.model)
     backend = load_backend('onnx', path, threads=args.threads)
     return {
         'name': backend.name,
@@ -208,10 +208,10 @@ def _memory_mb(
 
 
 def _measure_speed(args: argparse.Namespace, result: BenchmarkRun) -> None:
-    from lunar_stereo_recon.backends import DEFAULT_MODEL
+    from lunar_stereo_recon.backends import model_file
     from lunar_stereo_recon.benchmark.speed import measure_speed, measure_teacher
 
-    model, pair = args.model or DEFAULT_MODEL, result.pairs[0].load()[0]
+    model, pair = model_file(args.model), result.pairs[0].load()[0]
     if args.speed:
         result.speed = measure_speed(model, args.threads, pair)
     if args.teacher:

@@ -23,9 +23,9 @@ def run(args: argparse.Namespace) -> int:
     import onnxruntime
 
     from lunar_stereo_recon import __version__
-    from lunar_stereo_recon.backends import DEFAULT_MODEL, load_backend
+    from lunar_stereo_recon.backends import load_backend, model_file
 
-    path = args.model or DEFAULT_MODEL
+    path = model_file(args.model)
     lines = {
         'lunar_stereo_recon': __version__,
         'python': platform.python_version(),

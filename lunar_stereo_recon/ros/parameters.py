@@ -70,7 +70,9 @@ class ReconstructionParameters:
         True, 'Configure and activate at start; false waits for a lifecycle manager'
     )
     backend: str = parameter('onnx', 'Matcher to use', choices=('onnx', 'sgbm', 'sgbm_hh', 'bm'))
-    model: str = parameter('', 'Path of the model file; empty is the shipped flight student')
+    model: str = parameter(
+        '', "Path of the model file, or a shipped one: 'flight' (where empty), 'flight_int8'"
+    )
     providers: list[str] = parameter(
         [''], 'Execution providers of onnxruntime in order of preference; empty is the CPU'
     )

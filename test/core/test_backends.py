@@ -1,9 +1,16 @@
 import logging
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from lunar_stereo_recon.backends import BACKENDS, load_backend
+from lunar_stereo_recon.backends import (
+    BACKENDS,
+    DEFAULT_MODEL,
+    load_backend,
+    model_file,
+)
 from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
 from lunar_stereo_recon.errors import InputError, ModelError
 
@@ -124,3 +131,22 @@ def test_images_smaller_than_a_block_are_refused():
     tiny = np.zeros((8, 16), np.float32)
     with pytest.raises(InputError, match='16x8'):
         ClassicalBackend('bm').predict(tiny, tiny)
+
+
+def test_shipped_models_go_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_file(None) == model_file('flight') == DEFAULT_MODEL
+    assert model_file('flight_int8').is_file()
+    assert model_file('mine.onnx') == Path('mine.onnx')
+    with pytest.raises(ModelError, match='no model file at other'):
+        load_backend('onnx', 'other')
+
+
+def test_int8_model_says_what_the_float_one_says():
+    rng = np.random.default_rng(4)
+    texture = cv2.GaussianBlur(rng.random((96, 192), np.float32), (0, 0), 1.0)
+    left, right = texture[:, :160], np.ascontiguousarray(texture[:, 12:172])
+    whole, small = (load_backend('onnx', name, threads=1) for name in ('flight', 'flight_int8'))
+    found = [backend.predict(left, right).disparity[:, 32:] for backend in (whole, small)]
+    assert np.median(np.abs(found[0] - 12)) < 0.3
+    assert 0 < np.median(np.abs(found[0] - found[1])) < 0.15
