@@ -16,6 +16,7 @@ COMMANDS = (
     'demo',
     'run',
     'replay',
+    'sim',
     'evaluate',
     'bench',
     'dataset',

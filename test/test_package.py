@@ -17,7 +17,13 @@ import pytest
 from lunar_stereo_recon import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-NODES = ('reconstruction_node', 'replay_node', 'recorder_node', 'camera_info_relay')
+NODES = (
+    'reconstruction_node',
+    'replay_node',
+    'recorder_node',
+    'simulator_node',
+    'camera_info_relay',
+)
 
 # Import name: (distribution on PyPI, rosdep key or None where rosdep has none).
 THIRD_PARTY = {

@@ -205,6 +205,70 @@ class ReconstructionParameters:
 
 
 @dataclass(frozen=True)
+class SimulatorParameters:
+    """Parameters of the simulator node."""
+
+    preset: str = parameter('mare', "Kind of ground, see 'lunar-stereo gallery'")
+    seed: int = parameter(0, 'Everything random follows from it', minimum=0, maximum=2**31 - 1)
+    width: int = parameter(640, 'Of the images', unit='px', minimum=64, maximum=4096)
+    height: int = parameter(480, 'Of the images', unit='px', minimum=64, maximum=4096)
+    focal_length: float = parameter(
+        0.72, 'Focal length over image width', minimum=0.2, maximum=5.0
+    )
+    baseline: float = parameter(
+        0.3, 'Distance between the cameras', unit='m', minimum=0.01, maximum=2.0
+    )
+    camera_height: float = parameter(
+        1.4, 'Of the cameras above the ground', unit='m', minimum=0.1, maximum=5.0
+    )
+    camera_pitch: float = parameter(
+        -16.0, 'Of the cameras; negative looks down', unit='deg', minimum=-89.0, maximum=60.0
+    )
+    sun_elevation: float = parameter(
+        0.0,
+        'Above the horizon; 0 is the typical one of the preset',
+        unit='deg',
+        minimum=-90.0,
+        maximum=90.0,
+    )
+    sun_azimuth: float = parameter(
+        115.0, 'Counterclockwise from x of the map', unit='deg', minimum=-360.0, maximum=360.0
+    )
+    rate: float = parameter(
+        2.0,
+        'Stereo pairs per second of simulated time; where the machine cannot follow, '
+        'simulated time goes slower',
+        unit='Hz',
+        minimum=0.1,
+        maximum=100.0,
+    )
+    samples: int = parameter(
+        1,
+        'Rays a pixel: 1, 2 or 4; more give smoother edges and take longer',
+        minimum=1,
+        maximum=4,
+    )
+    speed: float = parameter(
+        0.3,
+        'Of the built-in drive, until somebody publishes cmd_vel',
+        unit='m/s',
+        minimum=-2.0,
+        maximum=2.0,
+    )
+    turn_rate: float = parameter(
+        1.5, 'Of the built-in drive, counterclockwise', unit='deg/s', minimum=-90.0, maximum=90.0
+    )
+    cmd_vel_timeout: float = parameter(
+        1.0,
+        'Simulated time after which the rover stops without a new cmd_vel',
+        unit='s',
+        minimum=0.01,
+        maximum=60.0,
+    )
+    frames: int = parameter(0, 'End after so many pairs; 0 is never', minimum=0, maximum=2**31 - 1)
+
+
+@dataclass(frozen=True)
 class ReplayParameters:
     """Parameters of the replay node."""
 

@@ -225,18 +225,12 @@ def rover_frame(left: View, heading_rad: float, height_m: float, baseline_m: flo
 
 def drive(config: TraverseConfig) -> list[RoverPose]:
     """Return the poses along the arc, one for each frame."""
-    poses = []
-    x, y = config.start_m
-    heading = math.radians(config.heading_deg)
-    step_s = 1.0 / config.rate_hz
-    for number in range(config.frames):
-        poses.append(RoverPose(number * step_s, x, y, heading))
-        turned = heading + math.radians(config.turn_deg_s) * step_s
-        middle = 0.5 * (heading + turned)
-        x += config.speed_m_s * step_s * math.cos(middle)
-        y += config.speed_m_s * step_s * math.sin(middle)
-        heading = turned
-    return poses
+    step_s, turn_rad_s = 1.0 / config.rate_hz, math.radians(config.turn_deg_s)
+    poses = [RoverPose(0.0, *config.start_m, math.radians(config.heading_deg))]
+    for number in range(1, config.frames):
+        pose = moved(poses[-1], step_s, config.speed_m_s, turn_rad_s)
+        poses.append(replace(pose, time_s=number * step_s))
+    return poses[: config.frames]
 
 
 def left_camera(terrain: Terrain, rig: Rig, pose: RoverPose) -> View:
@@ -263,29 +257,59 @@ def render_traverse(
         InputError: The drive leaves the finest grid, or a camera is below the ground.
     """
     terrain = make_terrain(config.terrain) if terrain is None else terrain
+    # One exposure for the whole drive, as a rover keeps it while the sun stands still.
     gain = config.sensor.gain
-    c = config.rig.calibration
     for number, pose in enumerate(drive(config)):
-        left = left_camera(terrain, config.rig, pose)
-        stand = rover_frame(left, pose.heading_rad, config.rig.height_m, c.baseline_m)
-        views = (left, right_view(left, c.baseline_m))
-        seen = [
-            render(terrain, view, config.lighting, config.samples, config.rover, stand)
-            for view in views
-        ]
-        if gain <= 0.0:
-            # One exposure for the whole drive, as a rover keeps it while the sun stands still.
-            gain = automatic_gain(seen[0])
-        images = _images(config, seen, gain, number)
-        yield TraverseFrame(
-            stamp_ns=START_STAMP_NS + round(pose.time_s * 1e9),
-            left=images[0],
-            right=images[1],
-            depth=seen[0].depth.numpy(),
-            shadow=seen[0].shadow.numpy(),
-            position_m=left.position_m.double().numpy(),
-            rotation=left.rotation.double().numpy(),
-        )
+        frame, gain = render_frame(config, terrain, pose, gain, number)
+        yield frame
+
+
+def render_frame(
+    config: TraverseConfig, terrain: Terrain, pose: RoverPose, gain: float, number: int
+) -> tuple[TraverseFrame, float]:
+    """Return what the rover sees at a pose, and the gain that was used.
+
+    Args:
+        config: Rig, light, rover, sensor and samples; the drive itself plays no part.
+        terrain: The ground.
+        pose: Where the rover stands.
+        gain: Of the sensor; 0 is automatic.
+        number: Of the frame; the noise follows from it.
+
+    Raises:
+        InputError: The pose is off the finest grid, or a camera is below the ground.
+    """
+    c = config.rig.calibration
+    left = left_camera(terrain, config.rig, pose)
+    stand = rover_frame(left, pose.heading_rad, config.rig.height_m, c.baseline_m)
+    seen = [
+        render(terrain, view, config.lighting, config.samples, config.rover, stand)
+        for view in (left, right_view(left, c.baseline_m))
+    ]
+    gain = gain if gain > 0.0 else automatic_gain(seen[0])
+    images = _images(config, seen, gain, number)
+    frame = TraverseFrame(
+        stamp_ns=START_STAMP_NS + round(pose.time_s * 1e9),
+        left=images[0],
+        right=images[1],
+        depth=seen[0].depth.numpy(),
+        shadow=seen[0].shadow.numpy(),
+        position_m=left.position_m.double().numpy(),
+        rotation=left.rotation.double().numpy(),
+    )
+    return frame, gain
+
+
+def moved(pose: RoverPose, seconds: float, speed_m_s: float, turn_rad_s: float) -> RoverPose:
+    """Return the pose after a time at constant speed and turn, counterclockwise."""
+    turned = pose.heading_rad + turn_rad_s * seconds
+    middle = 0.5 * (pose.heading_rad + turned)
+    return RoverPose(
+        pose.time_s + seconds,
+        pose.x_m + speed_m_s * seconds * math.cos(middle),
+        pose.y_m + speed_m_s * seconds * math.sin(middle),
+        turned,
+    )
 
 
 def write_bag(

@@ -1,0 +1,313 @@
+"""A rover on simulated lunar ground: stereo images, their truth, and a rover to drive.
+
+Publishes rectified images and camera_info, ground-truth depth and pose, odometry and /clock (and
+/tf where tf2_msgs is installed). The rover follows cmd_vel; until somebody publishes that, it
+drives along an arc. Simulated time never runs ahead of the wall's, and behind it where rendering
+takes longer: nodes with use_sim_time see a steady world on any machine.
+
+Exit status: 0 ended as asked; 1 a parameter cannot be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+import math
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.signals import SignalHandlerOptions
+
+from lunar_stereo_recon.datatypes import StereoCalibration
+from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation
+from lunar_stereo_recon.result_messages import camera_info_message, header, image_message
+from lunar_stereo_recon.ros.conversions import make_message, message_class
+from lunar_stereo_recon.ros.interruption import on_interruption
+from lunar_stereo_recon.ros.parameters import declare_parameters, SimulatorParameters
+from lunar_stereo_recon.simulation.camera import Sensor
+from lunar_stereo_recon.simulation.presets import PRESETS
+from lunar_stereo_recon.simulation.renderer import Hapke, Lighting
+from lunar_stereo_recon.simulation.terrain import make_terrain
+from lunar_stereo_recon.simulation.traverse import (
+    CAMERA_FRAMES,
+    ground_plane,
+    MAP_FRAME,
+    moved,
+    render_frame,
+    Rig,
+    RoverPose,
+    SIDES,
+    TraverseConfig,
+    TraverseFrame,
+)
+
+EXIT_DONE, EXIT_ERROR = 0, 1
+BASE_FRAME = 'base_link'
+TOPICS = {
+    'left/image_rect': 'sensor_msgs/msg/Image',
+    'right/image_rect': 'sensor_msgs/msg/Image',
+    'left/camera_info': 'sensor_msgs/msg/CameraInfo',
+    'right/camera_info': 'sensor_msgs/msg/CameraInfo',
+    'ground_truth/depth': 'sensor_msgs/msg/Image',
+    'ground_truth/pose': 'geometry_msgs/msg/PoseStamped',
+    'odom': 'nav_msgs/msg/Odometry',
+    '/clock': 'rosgraph_msgs/msg/Clock',
+    '/tf': 'tf2_msgs/msg/TFMessage',
+}
+
+
+def simulation_of(settings: SimulatorParameters) -> TraverseConfig:
+    """Return the simulation that the parameters describe.
+
+    Raises:
+        InputError: The preset is unknown or another value cannot be used.
+    """
+    if settings.preset not in PRESETS:
+        raise InputError(f"preset is '{settings.preset}'; known are {', '.join(sorted(PRESETS))}")
+    preset = PRESETS[settings.preset]
+    focal = settings.focal_length * settings.width
+    cx, cy = (settings.width - 1) / 2, (settings.height - 1) / 2
+    calibration = StereoCalibration(
+        focal, focal, cx, cy, cx, settings.baseline, settings.width, settings.height
+    )
+    elevation = settings.sun_elevation or preset.sun_elevation_deg
+    return TraverseConfig(
+        terrain=preset.terrain_config(settings.seed),
+        rig=Rig(calibration, settings.camera_height, settings.camera_pitch),
+        lighting=Lighting(
+            elevation, settings.sun_azimuth, ambient=0.004, bounce=0.004, hapke=Hapke()
+        ),
+        sensor=Sensor(gain=0.0, shot_noise_dn=1.0, read_noise_dn=0.35, psf_sigma_px=0.45),
+        samples=settings.samples,
+    )
+
+
+class SimulatorNode(Node):
+    """See the module. `run` renders; an executor spins the node in another thread."""
+
+    def __init__(self, interrupted: threading.Event, **kwargs: Any) -> None:
+        """Make the ground and the publishers.
+
+        Args:
+            interrupted: Set by somebody else to end.
+            kwargs: Of rclpy's Node.
+
+        Raises:
+            InputError: A parameter cannot be used.
+        """
+        super().__init__('simulator_node', **kwargs)
+        self._interrupted = interrupted
+        self.settings = declare_parameters(self, SimulatorParameters)
+        self._config = simulation_of(self.settings)
+        self._terrain = make_terrain(self._config.terrain)
+        self._pose = RoverPose(0.0, *self._config.start_m, math.radians(self._config.heading_deg))
+        self._command = (self.settings.speed, math.radians(self.settings.turn_rate))
+        self._commanded_s: float | None = None
+        self._outputs = self._make_publishers()
+        self.create_subscription(
+            message_class('geometry_msgs/msg/Twist'),
+            'cmd_vel',
+            self._on_command,
+            QoSProfile(depth=1),
+        )
+
+    def run(self) -> int:
+        """Render and publish until interrupted or `frames` are done; return the exit status."""
+        step_s, gain, number = 1.0 / self.settings.rate, 0.0, 0
+        due = started = time.monotonic()
+        while not self._interrupted.is_set():
+            frame, gain = render_frame(self._config, self._terrain, self._pose, gain, number)
+            # The wall may be behind, but simulated time does not run ahead of it.
+            self._interrupted.wait(max(due - time.monotonic(), 0.0))
+            due = max(due, time.monotonic() - step_s) + step_s
+            self._publish(frame)
+            number += 1
+            if number == self.settings.frames:
+                break
+            self._drive(step_s)
+        elapsed = time.monotonic() - started
+        self.get_logger().info(f'{number} pairs in {elapsed:.1f} s, {number / elapsed:.1f} Hz')
+        return EXIT_DONE
+
+    def _make_publishers(self) -> dict[str, Any]:
+        publishers = {}
+        for topic, type_name in TOPICS.items():
+            try:
+                kind = message_class(type_name)
+            except ModuleNotFoundError:
+                self.get_logger().info(f'{topic} is left out: {type_name} is not installed')
+                continue
+            publishers[topic] = self.create_publisher(kind, topic, QoSProfile(depth=10))
+        return publishers
+
+    def _on_command(self, message: Any) -> None:
+        self._command = (message.linear.x, message.angular.z)
+        self._commanded_s = self._pose.time_s
+
+    def _drive(self, seconds: float) -> None:
+        """Move the rover; where the ground ends it stays and says so."""
+        since = self._commanded_s
+        if since is not None and self._pose.time_s - since > self.settings.cmd_vel_timeout:
+            self._command = (0.0, 0.0)
+        speed, turn = self._command
+        ahead = moved(self._pose, seconds, speed, turn)
+        try:
+            ground_plane(self._terrain, ahead.x_m, ahead.y_m, ahead.heading_rad)
+        except InputError as error:
+            self.get_logger().warning(f'the rover stays: {error}', throttle_duration_sec=10.0)
+            ahead = replace(self._pose, time_s=ahead.time_s)
+        self._pose = ahead
+
+    def _publish(self, frame: TraverseFrame) -> None:
+        """Publish a frame, its clock first and its images last."""
+        stamp, calibration = frame.stamp_ns, self._config.rig.calibration
+        seconds, nanoseconds = divmod(stamp, 1_000_000_000)
+        now = make_message('builtin_interfaces/msg/Time', sec=seconds, nanosec=nanoseconds)
+        messages = {'/clock': make_message('rosgraph_msgs/msg/Clock', clock=now)}
+        messages |= self._pose_messages(frame)
+        for side, name in zip(SIDES, CAMERA_FRAMES, strict=True):
+            messages[f'{side}/camera_info'] = camera_info_message(
+                make_message, calibration, stamp, name, right=side == 'right'
+            )
+        depth = np.nan_to_num(frame.depth, nan=0.0)
+        messages['ground_truth/depth'] = image_message(
+            make_message, depth, '32FC1', stamp, CAMERA_FRAMES[0]
+        )
+        for side, image, name in zip(SIDES, (frame.left, frame.right), CAMERA_FRAMES, strict=True):
+            messages[f'{side}/image_rect'] = image_message(
+                make_message, image, 'mono8', stamp, name
+            )
+        for topic, message in messages.items():
+            if topic in self._outputs:
+                self._outputs[topic].publish(message)
+
+    def _pose_messages(self, frame: TraverseFrame) -> dict[str, Any]:
+        """Return pose of the left camera, odometry of the rover, and both as transforms."""
+        pose, stamp = self._pose, frame.stamp_ns
+        height, ahead, left = ground_plane(self._terrain, pose.x_m, pose.y_m, pose.heading_rad)
+        x_axis = _unit(math.cos(pose.heading_rad), math.sin(pose.heading_rad), ahead)
+        y_axis = _unit(-math.sin(pose.heading_rad), math.cos(pose.heading_rad), left)
+        z_axis = _unit(*np.cross(x_axis, y_axis))
+        rotation = np.column_stack([x_axis, np.cross(z_axis, x_axis), z_axis])
+        position = np.array([pose.x_m, pose.y_m, height])
+        found = header(make_message, stamp, MAP_FRAME)
+        speed, turn = self._command
+        messages = {
+            'ground_truth/pose': make_message(
+                'geometry_msgs/msg/PoseStamped',
+                header=found,
+                pose=_pose(frame.position_m, frame.rotation),
+            ),
+            'odom': make_message(
+                'nav_msgs/msg/Odometry',
+                header=found,
+                child_frame_id=BASE_FRAME,
+                pose=make_message(
+                    'geometry_msgs/msg/PoseWithCovariance', pose=_pose(position, rotation)
+                ),
+                twist=make_message(
+                    'geometry_msgs/msg/TwistWithCovariance',
+                    twist=make_message(
+                        'geometry_msgs/msg/Twist',
+                        linear=_vector('Vector3', (speed, 0.0, 0.0)),
+                        angular=_vector('Vector3', (0.0, 0.0, turn)),
+                    ),
+                ),
+            ),
+        }
+        if '/tf' in self._outputs:
+            to_camera = rotation.T @ (frame.position_m - position)
+            messages['/tf'] = make_message(
+                'tf2_msgs/msg/TFMessage',
+                transforms=[
+                    _transform(found, BASE_FRAME, position, rotation),
+                    _transform(
+                        header(make_message, stamp, BASE_FRAME),
+                        CAMERA_FRAMES[0],
+                        to_camera,
+                        rotation.T @ frame.rotation,
+                    ),
+                ],
+            )
+        return messages
+
+
+def _unit(x: float, y: float, z: float) -> np.ndarray:
+    vector = np.array([x, y, z])
+    return vector / np.linalg.norm(vector)
+
+
+def _vector(kind: str, values: Sequence[float]) -> Any:
+    x, y, z = (float(value) for value in values)
+    return make_message(f'geometry_msgs/msg/{kind}', x=x, y=y, z=z)
+
+
+def _quaternion(rotation: np.ndarray) -> Any:
+    x, y, z, w = quaternion_from_rotation(rotation).tolist()
+    return make_message('geometry_msgs/msg/Quaternion', x=x, y=y, z=z, w=w)
+
+
+def _pose(position: np.ndarray, rotation: np.ndarray) -> Any:
+    return make_message(
+        'geometry_msgs/msg/Pose',
+        position=_vector('Point', position),
+        orientation=_quaternion(rotation),
+    )
+
+
+def _transform(stamped: Any, child: str, position: np.ndarray, rotation: np.ndarray) -> Any:
+    return make_message(
+        'geometry_msgs/msg/TransformStamped',
+        header=stamped,
+        child_frame_id=child,
+        transform=make_message(
+            'geometry_msgs/msg/Transform',
+            translation=_vector('Vector3', position),
+            rotation=_quaternion(rotation),
+        ),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulate until interrupted; return the exit status that the module lists."""
+    interrupted = on_interruption()
+    rclpy.init(
+        args=sys.argv if argv is None else list(argv),
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
+    node, spinner = None, None
+    try:
+        node = SimulatorNode(interrupted)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        spinner = threading.Thread(target=_spin, args=(executor,), daemon=True)
+        spinner.start()
+        return node.run()
+    except ReconError as error:
+        rclpy.logging.get_logger('simulator_node').fatal(str(error))
+        return EXIT_ERROR
+    finally:
+        rclpy.try_shutdown()
+        if spinner is not None:
+            spinner.join(timeout=2.0)
+        if node is not None:
+            node.destroy_node()
+
+
+def _spin(executor: SingleThreadedExecutor) -> None:
+    try:
+        executor.spin()
+    except ExternalShutdownException:
+        return  # The context was shut down: there is nothing more to receive.
+
+
+if __name__ == '__main__':
+    sys.exit(main())

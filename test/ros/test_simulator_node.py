@@ -1,0 +1,130 @@
+"""The built-in simulator as a process: what it publishes agrees with itself and obeys cmd_vel."""
+
+from __future__ import annotations
+
+import math
+import signal
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+pytest.importorskip('torch')
+pytest.importorskip('numba')
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+from lunar_stereo_recon.messages import stamp_ns  # noqa: E402
+from lunar_stereo_recon.ros.conversions import make_message, message_class  # noqa: E402
+
+PATIENCE_S = 240.0
+SMALL = {'width': 160, 'height': 120, 'preset': 'mare', 'seed': 3}
+TOPICS = {
+    'left/image_rect': 'sensor_msgs/msg/Image',
+    'right/image_rect': 'sensor_msgs/msg/Image',
+    'left/camera_info': 'sensor_msgs/msg/CameraInfo',
+    'right/camera_info': 'sensor_msgs/msg/CameraInfo',
+    'ground_truth/depth': 'sensor_msgs/msg/Image',
+    'ground_truth/pose': 'geometry_msgs/msg/PoseStamped',
+    'odom': 'nav_msgs/msg/Odometry',
+    '/clock': 'rosgraph_msgs/msg/Clock',
+}
+
+
+@pytest.fixture
+def heard(cameras):
+    """Return lists of the messages on each topic, filled while the test spins."""
+    messages = {topic: [] for topic in TOPICS}
+    for topic, kind in TOPICS.items():
+        cameras.node.create_subscription(message_class(kind), topic, messages[topic].append, 100)
+    return messages
+
+
+def picture(message, kind=np.uint8):
+    return np.frombuffer(message.data, kind).reshape(message.height, message.width)
+
+
+def places(messages):
+    return np.array([(m.pose.pose.position.x, m.pose.pose.position.y) for m in messages['odom']])
+
+
+def test_pictures_truth_and_calibration_agree(processes, cameras, heard):
+    # Four rays a pixel: at this size a single one takes other grains in the two views.
+    simulator = processes.start('simulator_node', **SMALL, rate=5.0, speed=0.5, samples=4)
+    cameras.spin_until(lambda: all(len(found) >= 3 for found in heard.values()))
+    stamps = {
+        topic: [stamp_ns(message) for message in found]
+        for topic, found in heard.items()
+        if topic != '/clock'
+    }
+    common = sorted(set.intersection(*(set(found) for found in stamps.values())))
+    assert len(common) >= 2
+    assert common[1] - common[0] == pytest.approx(2e8, abs=1e3)
+    clocks = {1_000_000_000 * m.clock.sec + m.clock.nanosec for m in heard['/clock']}
+    assert set(common) <= clocks
+
+    def at(topic):
+        return heard[topic][stamps[topic].index(common[0])]
+
+    left, right = (
+        picture(at(f'{side}/image_rect')).astype(np.float32) for side in ('left', 'right')
+    )
+    info = at('right/camera_info')
+    focal, baseline = info.p[0], -info.p[3] / info.p[0]
+    assert (focal, baseline) == (pytest.approx(0.72 * 160), pytest.approx(0.3))
+    depth = picture(at('ground_truth/depth'), np.float32)
+    ground = (depth > 0) & (depth < 15)
+    disparity = np.where(ground, focal * baseline / np.where(ground, depth, 1), 0)
+    columns = np.arange(160, dtype=np.float32)[None] - disparity.astype(np.float32)
+    rows = np.repeat(np.arange(120, dtype=np.float32)[:, None], 160, axis=1)
+    warped = cv2.remap(right, columns, rows, cv2.INTER_LINEAR)
+    seen = ground & (columns > 0)
+    assert seen.mean() > 0.3
+    # Moved by the true disparity the right view is the left one; by two pixels more it is not.
+    wrong = cv2.remap(right, columns - 2, rows, cv2.INTER_LINEAR)
+    alike, unlike = (np.corrcoef(left[seen], view[seen])[0, 1] for view in (warped, wrong))
+    assert alike > 0.9, (alike, unlike)
+    assert 1 - alike < 0.5 * (1 - unlike), (alike, unlike)
+    # The built-in drive: half a metre a second.
+    where = places(heard)
+    assert np.linalg.norm(where[1] - where[0]) == pytest.approx(0.1, abs=0.01)
+    simulator.send_signal(signal.SIGINT)
+    assert simulator.wait(60) == 0
+
+
+def test_cmd_vel_drives_turns_and_stops_without_news(processes, cameras, heard):
+    publisher = cameras.node.create_publisher(
+        message_class('geometry_msgs/msg/Twist'), 'cmd_vel', 10
+    )
+    processes.start('simulator_node', **SMALL, rate=5.0, speed=0.0, turn_rate=0.0)
+    cameras.spin_until(lambda: len(heard['odom']) >= 2)
+    np.testing.assert_array_equal(*places(heard)[:2])
+    command = make_message('geometry_msgs/msg/Twist')
+    command.linear.x, command.angular.z = 0.4, 0.5
+
+    def turned():
+        publisher.publish(command)
+        cameras.spin_for(0.1)
+        return len(heard['odom']) and np.ptp(places(heard), axis=0).max() > 0.3
+
+    cameras.spin_until(turned)
+    heading = heard['odom'][-1].pose.pose.orientation
+    assert abs(2 * math.atan2(heading.z, heading.w)) > 0.1
+    # Silence for longer than cmd_vel_timeout (a second of simulated time): it stands.
+    count = len(heard['odom'])
+    cameras.spin_until(lambda: len(heard['odom']) >= count + 10)
+    np.testing.assert_array_equal(places(heard)[-1], places(heard)[-2])
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'text'),
+    [
+        ({'preset': 'venus'}, "preset is 'venus'; known are boulder_field"),
+        ({'sun_elevation': -5.0}, 'sun elevation is -5 degrees'),
+        ({'samples': 3}, 'samples'),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(processes, parameters, text):
+    simulator = processes.start('simulator_node', **{**SMALL, **parameters})
+    assert simulator.wait(PATIENCE_S) == 1
+    assert text in processes.log('simulator_node')
