@@ -16,6 +16,7 @@ from training import (
     export,
     quantize,
     smoke,
+    svd_study,
     teacher,
     texture_pairs,
     train,
@@ -32,6 +33,7 @@ COMMANDS = (
     teacher,
     convert,
     texture_pairs,
+    svd_study,
     smoke,
 )
 

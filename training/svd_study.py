@@ -1,4 +1,4 @@
-"""Compare starts of a smaller decoder: `python -m training.svd_study`.
+"""Compare starts of a smaller decoder: `python -m training svd-study`.
 
 A small teacher learns disparity on synthetic stereo patches, then smaller decoders are started
 from it at random, by truncation and on a shared basis. Each is measured before any training, on
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-import sys
 import time
 
 import torch
@@ -308,14 +307,3 @@ def run(args: argparse.Namespace) -> int:
     for size, name, errors in trained:
         print(f'{size!s:<17}{name:<21}' + ''.join(f'{error:9.3f}' for error in errors))
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study alone."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == '__main__':
-    sys.exit(main())

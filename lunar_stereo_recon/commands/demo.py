@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEMO_BAG = Path(__file__).resolve().parent.parent / 'data' / 'demo_traverse'
 NODES = ('recorder_node', 'reconstruction_node', 'replay_node')
 # Long enough for a slow machine to load the model; then something is wrong.
+LAST_NEWS_S = 1.0
 STALL_LIMIT_S = 60.0
 
 
@@ -170,8 +171,12 @@ def _follow(nodes: Any, progress: Any, bar: Any) -> None:
     if nodes.status('replay_node') != 0:
         status = nodes.status('replay_node')
         raise nodes.failure('replay_node', f'ended with status {status}')
-    while progress.wait(0.2):
-        bar.update(1)
+    # The last answers may still be on their way here.
+    last_news = time.monotonic()
+    while bar.n < bar.total and time.monotonic() - last_news < LAST_NEWS_S:
+        if new := progress.wait(0.1):
+            bar.update(new)
+            last_news = time.monotonic()
 
 
 def _wait_for_recorder(nodes: Any, bag: Path) -> None:
