@@ -69,12 +69,24 @@ class ReconstructionParameters:
     autostart: bool = parameter(
         True, 'Configure and activate at start; false waits for a lifecycle manager'
     )
-    backend: str = parameter('onnx', 'Matcher to use', choices=('onnx', 'sgbm', 'sgbm_hh', 'bm'))
+    # A change of these three acts when ~/set_model is called: loading takes time, and may fail.
+    backend: str = parameter(
+        'onnx',
+        'Matcher to use; ~/set_model makes a change act',
+        choices=('onnx', 'sgbm', 'sgbm_hh', 'bm'),
+        dynamic=True,
+    )
     model: str = parameter(
-        '', "Path of the model file, or a shipped one: 'flight' (where empty), 'flight_int8'"
+        '',
+        "Path of the model file, or a shipped one: 'flight' (where empty), 'flight_int8'; "
+        '~/set_model makes a change act',
+        dynamic=True,
     )
     providers: list[str] = parameter(
-        [''], 'Execution providers of onnxruntime in order of preference; empty is the CPU'
+        [''],
+        'Execution providers of onnxruntime in order of preference; empty is the CPU; '
+        '~/set_model makes a change act',
+        dynamic=True,
     )
     threads: int = parameter(
         0, 'Threads of matcher and refinement; 0 leaves it to the runtime', minimum=0, maximum=256

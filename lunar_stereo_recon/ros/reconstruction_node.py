@@ -147,6 +147,7 @@ class ReconstructionNode(LifecycleNode):
         )
         self.create_service(SetBool, '~/enable', self._on_enable)
         self.create_service(Trigger, '~/save_cloud', self._on_save_cloud)
+        self.create_service(Trigger, '~/set_model', self._on_set_model)
 
     # Lifecycle
 
@@ -156,27 +157,36 @@ class ReconstructionNode(LifecycleNode):
         parameters = self.parameters
         if parameters.threads > 0:
             cv2.setNumThreads(parameters.threads)
-        backend = load_backend(
-            parameters.backend,
-            parameters.model or None,
-            named(parameters.providers) or None,
-            parameters.threads,
-        )
-        self._engine = StereoReconstructor(backend, parameters.options)
-        start = time.perf_counter()
-        self._engine.reconstruct(_blank_pair())
-        self.get_logger().info(
-            f'{backend.name} on {backend.provider}, '
-            f'first pair {1e3 * (time.perf_counter() - start):.0f} ms'
-        )
-        if backend.provider_fallback:
-            self.get_logger().warning(backend.provider_fallback)
+        self._engine = self._loaded_engine(parameters)
         for topic, (type_name, _) in OUTPUT_TOPICS.items():
             self._output[topic] = self._output_publisher(type_name, topic)
         self._output['frame_status'] = self._output_publisher(
             'diagnostic_msgs/msg/DiagnosticArray', 'frame_status'
         )
         return super().on_configure(state)
+
+    def _loaded_engine(self, parameters: ReconstructionParameters) -> StereoReconstructor:
+        """Load the model that the parameters name and warm it up.
+
+        Raises:
+            ModelError: It cannot be used.
+        """
+        backend = load_backend(
+            parameters.backend,
+            parameters.model or None,
+            named(parameters.providers) or None,
+            parameters.threads,
+        )
+        engine = StereoReconstructor(backend, parameters.options)
+        start = time.perf_counter()
+        engine.reconstruct(_blank_pair())
+        self.get_logger().info(
+            f'{backend.name} on {backend.provider}, '
+            f'first pair {1e3 * (time.perf_counter() - start):.0f} ms'
+        )
+        if backend.provider_fallback:
+            self.get_logger().warning(backend.provider_fallback)
+        return engine
 
     @transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -316,12 +326,13 @@ class ReconstructionNode(LifecycleNode):
 
     def _work(self, job: Job) -> None:
         parameters, messages = self.parameters, job.messages
+        engine = self._engine  # ~/set_model may put another one in its place meanwhile
         start = time.monotonic()
         try:
             pair = self._pair(messages, parameters)
             decoded = time.monotonic()
-            self._engine.options = parameters.options
-            result = self._engine.reconstruct(pair)
+            engine.options = parameters.options
+            result = engine.reconstruct(pair)
         except ReconError as error:
             self._frames.count_drop('invalid', str(error))
             self.get_logger().error(str(error), throttle_duration_sec=LOG_THROTTLE_S)
@@ -445,6 +456,24 @@ class ReconstructionNode(LifecycleNode):
             return response
         response.success = True
         response.message = f'{count} points in {path.resolve()}'
+        return response
+
+    def _on_set_model(self, request: Any, response: Any) -> Any:
+        """Change to the model of the parameters; the subscriptions stay, and so does a good model.
+
+        The pair in work is finished by the old one.
+        """
+        if self._engine is None:
+            response.message = 'the node is not configured; configuring loads the model'
+            return response
+        try:
+            self._engine = self._loaded_engine(self.parameters)
+        except ReconError as error:
+            response.message = f'{error}; {self._engine.backend.name} goes on'
+            return response
+        backend = self._engine.backend
+        response.success = True
+        response.message = f'{backend.name} on {backend.provider}'
         return response
 
     def _report_health(self) -> None:

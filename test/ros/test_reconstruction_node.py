@@ -161,7 +161,7 @@ def test_parameters_act_on_the_next_frame_and_bad_values_are_refused(running):
         ({'confidence_threshold': 1.5}, 'range'),
         ({'max_range': 0.5}, 'min_range_m is 1.0 and max_range_m 0.5'),
         ({'outputs': ['cloud']}, "outputs is 'cloud'; one of points2"),
-        ({'backend': 'bm'}, 'read-only'),
+        ({'threads': 2}, 'read-only'),
         ({'confidence_threshold': 'high'}, 'type'),
     ):
         (result,) = running.set_parameters(**values)
@@ -201,6 +201,30 @@ def test_enable_stops_and_resumes_the_work(running):
     assert running.call(SetBool, 'enable', data=True).success
     running.wait_until_heard()
     assert running.answer(running.publish()).message == 'published'
+
+
+def test_model_is_changed_while_the_node_runs(running):
+    subscribed = running.publishers['left image'].get_subscription_count()
+    before = running.result('confidence', running.publish())
+    running.set_parameters(backend='onnx', model='flight_int8')
+    answer = running.call(Trigger, 'set_model')
+    assert answer.success
+    assert answer.message == 'flight-int8 on CPUExecutionProvider'
+    assert running.publishers['left image'].get_subscription_count() == subscribed
+    after = running.result('confidence', running.publish())
+    assert bytes(after.data) != bytes(before.data)
+
+    # One that cannot be loaded leaves the old one at work.
+    running.set_parameters(model='/nowhere/else.onnx')
+    answer = running.call(Trigger, 'set_model')
+    assert not answer.success
+    assert answer.message == 'no model file at /nowhere/else.onnx; flight-int8 goes on'
+    assert running.answer(running.publish()).message == 'published'
+
+    running.set_parameters(backend='sgbm', model='')
+    assert running.call(Trigger, 'set_model').success
+    again = running.result('confidence', running.publish())
+    assert bytes(again.data) == bytes(before.data)
 
 
 def test_save_cloud_writes_a_ply(running, tmp_path):
