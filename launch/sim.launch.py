@@ -9,27 +9,68 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 PACKAGE = 'lunar_stereo_recon'
-# Arguments of the simulator: type, default and what they are.
+# Types of the simulator's arguments.
 SIMULATOR = {
-    'preset': (str, 'mare', 'Kind of ground: boulder_field, highland, mare, smooth, south_pole'),
-    'seed': (int, '0', 'Everything random follows from it'),
-    'width': (int, '640', 'Of the images, pixels'),
-    'height': (int, '480', 'Of the images, pixels'),
-    'rate': (float, '2.0', 'Stereo pairs per second of simulated time'),
-    'sun_elevation': (float, '0.0', 'Degrees above the horizon; 0 is typical of the preset'),
-    'sun_azimuth': (float, '115.0', 'Degrees counterclockwise from x of the map'),
-    'speed': (float, '0.3', 'Of the built-in drive until cmd_vel is published, m/s'),
-    'turn_rate': (float, '1.5', 'Of the built-in drive, degrees per second'),
+    'preset': str,
+    'seed': int,
+    'width': int,
+    'height': int,
+    'rate': float,
+    'sun_elevation': float,
+    'sun_azimuth': float,
+    'speed': float,
+    'turn_rate': float,
 }
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments, the simulator node and the reconstruction of rover.launch.py."""
     arguments = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, (_, default, text) in SIMULATOR.items()
-    ]
-    arguments += [
+        DeclareLaunchArgument(
+            'preset',
+            default_value='mare',
+            description='Kind of ground: boulder_field, highland, mare, smooth, south_pole',
+        ),
+        DeclareLaunchArgument(
+            'seed',
+            default_value='0',
+            description='Everything random follows from it',
+        ),
+        DeclareLaunchArgument(
+            'width',
+            default_value='640',
+            description='Of the images, pixels',
+        ),
+        DeclareLaunchArgument(
+            'height',
+            default_value='480',
+            description='Of the images, pixels',
+        ),
+        DeclareLaunchArgument(
+            'rate',
+            default_value='2.0',
+            description='Stereo pairs per second of simulated time',
+        ),
+        DeclareLaunchArgument(
+            'sun_elevation',
+            default_value='0.0',
+            description='Degrees above the horizon; 0 is typical of the preset',
+        ),
+        DeclareLaunchArgument(
+            'sun_azimuth',
+            default_value='115.0',
+            description='Degrees counterclockwise from x of the map',
+        ),
+        DeclareLaunchArgument(
+            'speed',
+            default_value='0.3',
+            description='Of the built-in drive until cmd_vel is published, m/s',
+        ),
+        DeclareLaunchArgument(
+            'turn_rate',
+            default_value='1.5',
+            description='Of the built-in drive, degrees per second',
+        ),
         DeclareLaunchArgument(
             'namespace', default_value='', description='Namespace of both nodes and their topics'
         ),
@@ -49,7 +90,7 @@ def generate_launch_description() -> LaunchDescription:
         parameters=[
             {
                 name: ParameterValue(LaunchConfiguration(name), value_type=kind)
-                for name, (kind, _, _) in SIMULATOR.items()
+                for name, kind in SIMULATOR.items()
             }
         ],
     )

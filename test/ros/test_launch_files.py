@@ -61,7 +61,7 @@ def install_tree(tmp_path):
         shutil.copytree(ROOT / folder, share / folder)
     scripts = prefix / 'lib' / 'lunar_stereo_recon'
     scripts.mkdir(parents=True)
-    for name in ('reconstruction_node', 'replay_node', 'recorder_node'):
+    for name in ('reconstruction_node', 'replay_node', 'recorder_node', 'simulator_node'):
         script = scripts / name
         script.write_text(
             f'#!{sys.executable}\n'
@@ -161,6 +161,30 @@ def test_replay_launch_plays_a_bag_and_ends(install_tree, cameras, make_bag, tmp
         assert end(process) == 0, log.read_text()
     assert [s.status[0].message for s in cameras.received['frame_status']] == ['published'] * 4
     assert '4 frames' in log.read_text()
+
+
+@needs_launch
+def test_sim_launch_reconstructs_what_it_simulates(install_tree, cameras, tmp_path):
+    pytest.importorskip('numba')
+    log = tmp_path / 'sim.log'
+    cameras.listen('points2')
+    process = launch(
+        install_tree,
+        'sim.launch.py',
+        log,
+        namespace=cameras.node.get_namespace(),
+        width='160',
+        height='120',
+        rate='5.0',
+        backend='sgbm',
+    )
+    try:
+        cameras.spin_until(lambda: len(cameras.received['points2']) >= 3)
+        assert cameras.received['points2'][0].header.frame_id == 'left_camera_optical_frame'
+    except AssertionError as error:
+        raise AssertionError(log.read_text()) from error
+    finally:
+        assert end(process) == 0, log.read_text()
 
 
 @needs_launch
