@@ -1,11 +1,15 @@
 """Starts the reconstruction node on a rover whose cameras publish rectified images."""
 
+import os
+
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
+
+from lunar_stereo_recon.ros.node_processes import LARGE_MESSAGES_PROFILE, PROFILE_VARIABLE
 
 PACKAGE = 'lunar_stereo_recon'
 
@@ -67,6 +71,10 @@ def generate_launch_description() -> LaunchDescription:
         name='reconstruction_node',
         namespace=LaunchConfiguration('namespace'),
         output='screen',
+        # Clouds fill more shared memory than Fast DDS reserves; a profile of the user's stays.
+        additional_env={
+            PROFILE_VARIABLE: os.environ.get(PROFILE_VARIABLE, str(LARGE_MESSAGES_PROFILE))
+        },
         # Arguments come after the file, so that they win.
         parameters=[
             LaunchConfiguration('params_file'),

@@ -134,6 +134,9 @@ def test_rover_launch_starts_a_node_under_the_given_names(install_tree, cameras,
         cameras.wait_until_heard()
         cloud = cameras.result('points2', cameras.publish(right_tx=0.0))
         assert cloud.header.frame_id == 'left_optical'
+        tasks = Path(f'/proc/{process.pid}/task').iterdir()
+        (node,) = [pid for task in tasks for pid in (task / 'children').read_text().split()]
+        assert b'fastdds_large_messages.xml' in Path(f'/proc/{node}/environ').read_bytes()
     except AssertionError as error:
         raise AssertionError(log.read_text()) from error
     finally:
