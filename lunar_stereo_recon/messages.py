@@ -144,7 +144,7 @@ def pair_with_calibration(
 def decode_image(message: Any, topic: str) -> NDArray:
     """Return the values of an Image or CompressedImage message, colours in RGB order.
 
-    Takes every encoding that cv_bridge reads as an intensity image: mono, RGB, BGR, with or
+    Takes the encodings that cameras use: mono, RGB, BGR, with or
     without alpha, Bayer, YUV 4:2:2 and 4:2:0, and the generic 8U, 16U, 32F and 64F types (three
     channels then mean BGR, as in OpenCV).
 

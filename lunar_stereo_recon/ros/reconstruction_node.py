@@ -30,6 +30,7 @@ from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
 
 from lunar_stereo_recon.backends import load_backend
+from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, ReconError
 from lunar_stereo_recon.messages import baseline_of_camera_infos, pair_from_messages, StereoTopics
@@ -340,7 +341,7 @@ class ReconstructionNode(LifecycleNode):
             return
         self._newest = result
         done = time.monotonic()
-        self._publish(result, parameters)
+        self._publish(result, parameters, engine.backend)
         end = time.monotonic()
         self._frames.count_published(1e3 * (end - job.received_s), result)
         stages = {
@@ -382,12 +383,14 @@ class ReconstructionNode(LifecycleNode):
                 throttle_duration_sec=60.0,
             )
 
-    def _publish(self, result: Reconstruction, parameters: ReconstructionParameters) -> None:
+    def _publish(
+        self, result: Reconstruction, parameters: ReconstructionParameters, backend: Backend
+    ) -> None:
         """Publish what is selected and, when lazy, subscribed to."""
         makers = {
             'points2': self._cloud_message,
             'confidence': confidence_message,
-            'disparity': self._disparity_message,
+            'disparity': functools.partial(_disparity_message, backend),
             'depth/image': self._depth_message,
             'depth/camera_info': depth_info_message,
         }
@@ -402,10 +405,6 @@ class ReconstructionNode(LifecycleNode):
 
     def _depth_message(self, make: Any, result: Reconstruction) -> Any:
         return depth_message(make, result, self.parameters.depth_encoding)
-
-    def _disparity_message(self, make: Any, result: Reconstruction) -> Any:
-        largest = searched_disparity_px(self._engine.backend, result.calibration)
-        return disparity_message(make, result, largest)
 
     def _answer_drop(self, messages: StereoMessages, reason: str) -> None:
         self._frames.count_drop(reason)
@@ -538,6 +537,10 @@ class ReconstructionNode(LifecycleNode):
         for publisher in self._output.values():
             self.destroy_lifecycle_publisher(publisher)
         self._output, self._engine, self._newest = {}, None, None
+
+
+def _disparity_message(backend: Backend, make: Any, result: Reconstruction) -> Any:
+    return disparity_message(make, result, searched_disparity_px(backend, result.calibration))
 
 
 def _blank_pair() -> StereoPair:

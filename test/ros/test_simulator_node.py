@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import signal
 
 import cv2
@@ -14,6 +15,7 @@ pytest.importorskip('torch')
 pytest.importorskip('numba')
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
+from lunar_stereo_recon.cli import main  # noqa: E402
 from lunar_stereo_recon.messages import stamp_ns  # noqa: E402
 from lunar_stereo_recon.ros.conversions import make_message, message_class  # noqa: E402
 
@@ -128,3 +130,15 @@ def test_what_cannot_be_simulated_is_refused(processes, parameters, text):
     simulator = processes.start('simulator_node', **{**SMALL, **parameters})
     assert simulator.wait(PATIENCE_S) == 1
     assert text in processes.log('simulator_node')
+
+
+def test_command_simulates_and_ends_after_its_frames(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(random.randint(1, 101)))
+    size = ['--size', '160x120', '--rate', '10', '--logs', str(tmp_path)]
+    assert main(['sim', '--frames', '3', '--reconstruct', *size]) == 0
+    assert 'simulator_node and reconstruction_node started' in capsys.readouterr().out
+    assert '3 pairs in' in (tmp_path / 'simulator_node.log').read_text()
+    assert main(['sim', '--preset', 'venus', *size]) == 2
+    assert "preset is 'venus'" in capsys.readouterr().err
+    assert main(['sim', '--size', 'big']) == 2
+    assert "--size is 'big'" in capsys.readouterr().err
