@@ -13,22 +13,19 @@ import threading
 import time
 from typing import Any
 
-import rclpy
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from rclpy.signals import SignalHandlerOptions
 
 from lunar_stereo_recon.bags.reader import StereoBagReader
-from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import cdr_stamp_ns, stamp_ns, StereoTopics
 from lunar_stereo_recon.pairing import PairQueue, Side
 from lunar_stereo_recon.ros.conversions import make_message, message_class
-from lunar_stereo_recon.ros.interruption import on_interruption
 from lunar_stereo_recon.ros.parameters import declare_parameters, named, ReplayParameters
+from lunar_stereo_recon.ros.spun_node import run_spun
 
-EXIT_DONE, EXIT_ERROR, EXIT_UNANSWERED, EXIT_NO_SUBSCRIBER = 0, 1, 2, 3
+EXIT_DONE, EXIT_UNANSWERED, EXIT_NO_SUBSCRIBER = 0, 2, 3
 # Stamps of one pair may differ by this much; only to know when a frame is complete.
 FRAME_TOLERANCE_NS = 20_000_000
 POLL_S = 0.02
@@ -270,35 +267,7 @@ class ReplayNode(Node):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Replay a bag; return the exit status that the module lists."""
-    interrupted = on_interruption()
-    rclpy.init(
-        args=sys.argv if argv is None else list(argv),
-        signal_handler_options=SignalHandlerOptions.NO,
-    )
-    node, spinner = None, None
-    try:
-        node = ReplayNode(interrupted)
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        spinner = threading.Thread(target=_spin, args=(executor,), daemon=True)
-        spinner.start()
-        return node.run()
-    except ReconError as error:
-        rclpy.logging.get_logger('replay_node').fatal(str(error))
-        return EXIT_ERROR
-    finally:
-        rclpy.try_shutdown()
-        if spinner is not None:
-            spinner.join(timeout=2.0)
-        if node is not None:
-            node.destroy_node()
-
-
-def _spin(executor: SingleThreadedExecutor) -> None:
-    try:
-        executor.spin()
-    except ExternalShutdownException:
-        return  # The context was shut down: there is nothing more to receive.
+    return run_spun('replay_node', ReplayNode, argv)
 
 
 if __name__ == '__main__':

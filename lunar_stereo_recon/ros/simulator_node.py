@@ -19,19 +19,16 @@ import time
 from typing import Any
 
 import numpy as np
-import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.signals import SignalHandlerOptions
 
 from lunar_stereo_recon.datatypes import StereoCalibration
-from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation
 from lunar_stereo_recon.result_messages import camera_info_message, header, image_message
 from lunar_stereo_recon.ros.conversions import make_message, message_class
-from lunar_stereo_recon.ros.interruption import on_interruption
 from lunar_stereo_recon.ros.parameters import declare_parameters, SimulatorParameters
+from lunar_stereo_recon.ros.spun_node import run_spun
 from lunar_stereo_recon.simulation.camera import Sensor
 from lunar_stereo_recon.simulation.presets import PRESETS
 from lunar_stereo_recon.simulation.renderer import Hapke, Lighting
@@ -49,7 +46,7 @@ from lunar_stereo_recon.simulation.traverse import (
     TraverseFrame,
 )
 
-EXIT_DONE, EXIT_ERROR = 0, 1
+EXIT_DONE = 0
 BASE_FRAME = 'base_link'
 TOPICS = {
     'left/image_rect': 'sensor_msgs/msg/Image',
@@ -278,35 +275,7 @@ def _transform(stamped: Any, child: str, position: np.ndarray, rotation: np.ndar
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate until interrupted; return the exit status that the module lists."""
-    interrupted = on_interruption()
-    rclpy.init(
-        args=sys.argv if argv is None else list(argv),
-        signal_handler_options=SignalHandlerOptions.NO,
-    )
-    node, spinner = None, None
-    try:
-        node = SimulatorNode(interrupted)
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        spinner = threading.Thread(target=_spin, args=(executor,), daemon=True)
-        spinner.start()
-        return node.run()
-    except ReconError as error:
-        rclpy.logging.get_logger('simulator_node').fatal(str(error))
-        return EXIT_ERROR
-    finally:
-        rclpy.try_shutdown()
-        if spinner is not None:
-            spinner.join(timeout=2.0)
-        if node is not None:
-            node.destroy_node()
-
-
-def _spin(executor: SingleThreadedExecutor) -> None:
-    try:
-        executor.spin()
-    except ExternalShutdownException:
-        return  # The context was shut down: there is nothing more to receive.
+    return run_spun('simulator_node', SimulatorNode, argv)
 
 
 if __name__ == '__main__':
