@@ -38,6 +38,7 @@ EXTRAS = {
     'ros': [
         'ros-jazzy-rclpy>=7.1,<8',
         'ros-jazzy-rmw-fastrtps-cpp>=8.4,<9',
+        'ros-jazzy-ament-index-python>=1.8,<2',
         'ros-jazzy-diagnostic-msgs>=5.3,<6',
         'ros-jazzy-geometry-msgs>=5.3,<6',
         'ros-jazzy-lifecycle-msgs>=2.0,<3',

@@ -1,10 +1,11 @@
-"""Calibrations of rectified rigs from YAML: ROS camera_info files or five plain numbers."""
+"""Calibrations from YAML: ROS camera_info files, or five plain numbers of a rectified rig."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -12,6 +13,59 @@ import yaml
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import CalibrationError
 from lunar_stereo_recon.messages import calibration_from_camera_infos, StereoTopics
+
+
+@dataclass(frozen=True)
+class RegionOfInterest:
+    """The fields of a `sensor_msgs` RegionOfInterest; zeros mean the whole image."""
+
+    x_offset: int = 0
+    y_offset: int = 0
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True)
+class CameraInfo:
+    """The fields of a `sensor_msgs` CameraInfo, from a file; `messages` reads it like a message.
+
+    Attributes:
+        width, height: Size of the images, pixels.
+        p: 12 numbers, the rectified 3x4 projection; the right camera's p[3] is -fx * baseline.
+        k: 9 numbers, the 3x3 intrinsics of the raw image; zeros where the file has none.
+        r: 9 numbers, the rectifying rotation.
+        d: Distortion coefficients; empty where the file has none.
+        distortion_model: 'plumb_bob', 'rational_polynomial', 'equidistant', 'fisheye' or ''.
+        binning_x, binning_y, roi: No binning and the whole image; files do not tell them.
+    """
+
+    width: int
+    height: int
+    p: tuple[float, ...]
+    k: tuple[float, ...] = (0.0,) * 9
+    r: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    d: tuple[float, ...] = ()
+    distortion_model: str = ''
+    binning_x: int = 0
+    binning_y: int = 0
+    roi: RegionOfInterest = RegionOfInterest()
+
+
+def load_camera_info(path: str | Path) -> CameraInfo:
+    """Return the camera_info in a YAML file of the form that `camera_calibration` writes.
+
+    Raises:
+        CalibrationError: The file cannot be read, has no image size or projection matrix, or a
+            matrix is not of its size.
+    """
+    document, source = _read_mapping(Path(path)), str(path)
+    width, height = document.get('image_width'), document.get('image_height')
+    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+        raise CalibrationError(
+            f'{source} has image_width {width} and image_height {height}; positive whole '
+            'numbers are needed, as camera_calibration writes them'
+        )
+    return _camera_info(document, source, width, height)
 
 
 def load_calibration(
@@ -94,28 +148,44 @@ def _check_size(document: Mapping[str, Any], source: str, width: int, height: in
             )
 
 
-def _camera_info(
-    document: Mapping[str, Any], source: str, width: int, height: int
-) -> SimpleNamespace:
-    """Return what `messages` reads of a CameraInfo, from its YAML form."""
-    try:
-        values = [float(value) for value in document['projection_matrix']['data']]
-    except (KeyError, TypeError, ValueError) as error:
+def _camera_info(document: Mapping[str, Any], source: str, width: int, height: int) -> CameraInfo:
+    """Return the CameraInfo that the mapping describes, for images of this size."""
+    if 'projection_matrix' not in document:
         raise CalibrationError(
-            f'{source} has no readable projection_matrix.data; '
-            'a camera_info of a rectified camera is needed'
-        ) from error
-    if len(values) != 12:
-        raise CalibrationError(f'{source}: projection_matrix has {len(values)} values, not 12')
-    whole = SimpleNamespace(width=0, height=0, x_offset=0, y_offset=0)
-    return SimpleNamespace(
-        width=width, height=height, p=values, roi=whole, binning_x=0, binning_y=0
+            f'{source} has no projection_matrix; a camera_info of a rectified camera is needed'
+        )
+    info = CameraInfo(
+        width,
+        height,
+        _matrix(document, 'projection_matrix', 12, source),
+        distortion_model=str(document.get('distortion_model') or ''),
     )
+    if 'camera_matrix' in document:
+        info = dataclasses.replace(info, k=_matrix(document, 'camera_matrix', 9, source))
+    if 'rectification_matrix' in document:
+        info = dataclasses.replace(info, r=_matrix(document, 'rectification_matrix', 9, source))
+    if 'distortion_coefficients' in document:
+        coefficients = _matrix(document, 'distortion_coefficients', None, source)
+        info = dataclasses.replace(info, d=coefficients)
+    return info
 
 
-def _at_origin(info: SimpleNamespace) -> SimpleNamespace:
+def _matrix(
+    document: Mapping[str, Any], name: str, count: int | None, source: str
+) -> tuple[float, ...]:
+    """Return the values of a matrix entry, `count` of them where that is given."""
+    try:
+        values = tuple(float(value) for value in document[name]['data'])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CalibrationError(f'{source} has no readable {name}.data of numbers') from error
+    if count is not None and len(values) != count:
+        raise CalibrationError(f'{source}: {name} has {len(values)} values, not {count}')
+    return values
+
+
+def _at_origin(info: CameraInfo) -> CameraInfo:
     """Return the left camera that belongs to a right one whose P holds the baseline."""
-    return SimpleNamespace(**{**vars(info), 'p': [*info.p[:3], 0.0, *info.p[4:]]})
+    return dataclasses.replace(info, p=(*info.p[:3], 0.0, *info.p[4:]))
 
 
 def _from_numbers(

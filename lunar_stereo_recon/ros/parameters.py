@@ -110,6 +110,18 @@ class ReconstructionParameters:
         'Reliability of the image subscriptions; auto takes what the publishers offer',
         choices=RELIABILITIES,
     )
+    left_camera_info_url: str = parameter(
+        '',
+        'YAML file with the left camera_info (path, file:// or package://); empty takes the topic',
+    )
+    right_camera_info_url: str = parameter(
+        '',
+        'YAML file with the right camera_info (path, file:// or package://); empty takes the '
+        'topic',
+    )
+    cache_camera_info: bool = parameter(
+        False, 'Keep the first camera_info of each side and listen to no further one'
+    )
     baseline: float = parameter(
         0.0,
         'Distance between the cameras; 0 takes it from P[3] of the right camera_info',

@@ -8,7 +8,6 @@ runs in a thread of its own, always on the newest pair.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import dataclasses
 from dataclasses import dataclass
 import functools
 from pathlib import Path
@@ -31,10 +30,12 @@ from std_srvs.srv import SetBool, Trigger
 
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.backends.base import Backend
+from lunar_stereo_recon.calibration_io import CameraInfo
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, ReconError
 from lunar_stereo_recon.messages import baseline_of_camera_infos, pair_from_messages, StereoTopics
 from lunar_stereo_recon.outputs import write_ply
+from lunar_stereo_recon.pairing import OTHER, Side
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from lunar_stereo_recon.result_messages import (
     CLOUD_FIELDS,
@@ -46,6 +47,7 @@ from lunar_stereo_recon.result_messages import (
     point_cloud_message,
     searched_disparity_px,
 )
+from lunar_stereo_recon.ros.camera_info_files import camera_infos_from_files
 from lunar_stereo_recon.ros.conversions import (
     diagnostic_array,
     diagnostic_status,
@@ -131,6 +133,8 @@ class ReconstructionNode(LifecycleNode):
         self._engine: StereoReconstructor | None = None
         self._worker: NewestItemWorker[Job] | None = None
         self._inputs: list[ImageSubscription] = []
+        self._info_inputs: dict[Side, ImageSubscription] = {}
+        self._file_infos: dict[Side, CameraInfo] = {}
         self._periodic: list[Any] = []
         self._output: dict[str, Any] = {}
         self._last_stamp_ns: int | None = None
@@ -140,8 +144,7 @@ class ReconstructionNode(LifecycleNode):
         self._idle = True
         self._demand: list[str] = []
         self._demand_since_s = 0.0
-        names = [self.resolve_topic_name(name) for name in dataclasses.astuple(StereoTopics())]
-        self.topics = StereoTopics(*names)
+        self.topics = self._source_names()
         self._reset_statistics()
         self._diagnostics = self.create_publisher(
             message_class('diagnostic_msgs/msg/DiagnosticArray'), '/diagnostics', 1
@@ -158,6 +161,9 @@ class ReconstructionNode(LifecycleNode):
         parameters = self.parameters
         if parameters.threads > 0:
             cv2.setNumThreads(parameters.threads)
+        self._file_infos = camera_infos_from_files(
+            parameters.left_camera_info_url, parameters.right_camera_info_url
+        )
         self._engine = self._loaded_engine(parameters)
         for topic, (type_name, _) in OUTPUT_TOPICS.items():
             self._output[topic] = self._output_publisher(type_name, topic)
@@ -238,33 +244,50 @@ class ReconstructionNode(LifecycleNode):
 
     # Messages in
 
+    def _source_names(self) -> StereoTopics:
+        """Return where images and infos come from, for texts: resolved topics, or files."""
+        topics = StereoTopics()
+        return StereoTopics(
+            self.resolve_topic_name(topics.left_image),
+            self.resolve_topic_name(topics.right_image),
+            self.parameters.left_camera_info_url or self.resolve_topic_name(topics.left_info),
+            self.parameters.right_camera_info_url or self.resolve_topic_name(topics.right_info),
+        )
+
     def _make_inputs(self) -> list[ImageSubscription]:
         compressed = self.parameters.input_transport == 'compressed'
         image_type = 'CompressedImage' if compressed else 'Image'
         suffix = '/compressed' if compressed else ''
-        inputs = []
-        for side in ('left', 'right'):
-            inputs.append(
-                ImageSubscription(
-                    self,
-                    message_class(f'sensor_msgs/msg/{image_type}'),
-                    f'{side}/image_rect{suffix}',
-                    functools.partial(self._on_image, side),
-                    self.parameters.input_reliability,
-                    self.parameters.queue_size,
-                )
+        images = [
+            self._make_input(
+                f'sensor_msgs/msg/{image_type}',
+                f'{side}/image_rect{suffix}',
+                functools.partial(self._on_image, side),
             )
-            inputs.append(
-                ImageSubscription(
-                    self,
-                    message_class('sensor_msgs/msg/CameraInfo'),
-                    f'{side}/camera_info',
-                    functools.partial(self._on_info, side),
-                    self.parameters.input_reliability,
-                    self.parameters.queue_size,
-                )
+            for side in OTHER
+        ]
+        self._info_inputs = {
+            side: self._make_input(
+                'sensor_msgs/msg/CameraInfo',
+                f'{side}/camera_info',
+                functools.partial(self._on_info, side),
             )
-        return inputs
+            for side in OTHER
+            if side not in self._file_infos
+        }
+        return [*images, *self._info_inputs.values()]
+
+    def _make_input(
+        self, type_name: str, topic: str, callback: Callable[[Any], None]
+    ) -> ImageSubscription:
+        return ImageSubscription(
+            self,
+            message_class(type_name),
+            topic,
+            callback,
+            self.parameters.input_reliability,
+            self.parameters.queue_size,
+        )
 
     def _refresh_inputs(self) -> None:
         """Subscribe to what is published; when lazy, only while somebody wants a result."""
@@ -276,8 +299,12 @@ class ReconstructionNode(LifecycleNode):
                     subscription.close()
             return
         self._idle = False
+        settled = [self._info_inputs.get(side) for side in self._sync.settled_infos]
         for subscription in self._inputs:
-            subscription.refresh()
+            if subscription in settled:
+                subscription.close()
+            else:
+                subscription.refresh()
 
     def _settled_demand(self) -> bool:
         """Say whether results are wanted, and by everybody who is going to want them at first.
@@ -510,7 +537,12 @@ class ReconstructionNode(LifecycleNode):
 
     def _reset_statistics(self) -> None:
         tolerance_ns = self.parameters.tolerance_ns
-        self._sync = StereoSynchronizer(tolerance_ns, self.parameters.queue_size)
+        self._sync = StereoSynchronizer(
+            tolerance_ns,
+            self.parameters.queue_size,
+            self._file_infos,
+            self.parameters.cache_camera_info,
+        )
         self._frames = FrameStatistics()
         self._report = NodeReport(self.get_name(), self.topics, tolerance_ns)
         self._last_stamp_ns = None

@@ -44,7 +44,7 @@ class SyncStatistics:
     """What came and what became of it.
 
     Attributes:
-        images, infos: Messages received by side.
+        images, infos: Messages received by side; an info from a file counts as one.
         pairs: Sets given out.
         drops: Images given up, by side and reason: 'left unmatched'.
         last_gap_ns: Stamp difference to the nearest image of the other side, at the last image
@@ -63,11 +63,28 @@ class StereoSynchronizer:
 
     Images are matched by stamp. A pair takes the camera_infos with its own stamps where the driver
     publishes them with each image; elsewhere (simulators, latched infos) the newest ones serve.
+    A side whose info is settled needs none: it comes from a file, or its first one is kept.
     """
 
-    def __init__(self, tolerance_ns: int = 0, queue_size: int = 5) -> None:
-        """Make an empty synchronizer; see `pairing.PairQueue`."""
+    def __init__(
+        self,
+        tolerance_ns: int = 0,
+        queue_size: int = 5,
+        settled_infos: Mapping[Side, Any] | None = None,
+        keep_first_infos: bool = False,
+    ) -> None:
+        """Make an empty synchronizer.
+
+        Args:
+            tolerance_ns: See `pairing.PairQueue`.
+            queue_size: See there.
+            settled_infos: Infos by side that hold for all images; none are expected to come.
+            keep_first_infos: The first info of a side serves all its images.
+        """
         self.statistics = SyncStatistics()
+        self.settled_infos: dict[Side, Any] = dict(settled_infos or {})
+        self._keep_first_infos = keep_first_infos
+        self.statistics.infos.update(list(self.settled_infos))
         self._queue: PairQueue[Any] = PairQueue(tolerance_ns, queue_size, self._count_drop)
         # Infos are small and overtake their images; a few are kept until those are here.
         self._infos: dict[Side, deque[Any]] = {
@@ -92,11 +109,13 @@ class StereoSynchronizer:
     def add_info(self, side: Side, message: Any) -> list[StereoMessages]:
         """Add a camera_info and return the set that it completes, if it was the missing one."""
         self.statistics.infos[side] += 1
+        if self._keep_first_infos:
+            self.settled_infos.setdefault(side, message)
         self._infos[side].append(message)
         return self._complete()
 
     def clear(self) -> None:
-        """Forget waiting images and infos; the statistics stay."""
+        """Forget waiting images and infos, but not settled ones; the statistics stay."""
         self._queue.clear()
         for infos in self._infos.values():
             infos.clear()
@@ -104,16 +123,23 @@ class StereoSynchronizer:
 
     def _complete(self, wait_for_own_infos: bool = True) -> list[StereoMessages]:
         """Return the waiting pair with its infos once they are there."""
-        if self._waiting is None or not all(self._infos.values()):
+        if self._waiting is None:
             return []
         images = dict(zip(OTHER, self._waiting, strict=True))
-        own = {side: self._own_info(side, stamp_ns(images[side])) for side in OTHER}
-        if wait_for_own_infos and any(self._will_come(side, images, own) for side in OTHER):
+        unsettled = [side for side in OTHER if side not in self.settled_infos]
+        if not all(self._infos[side] for side in unsettled):
             return []
-        self._info_with_each_image = {side: own[side] is not None for side in OTHER}
+        own = {side: self._own_info(side, stamp_ns(images[side])) for side in unsettled}
+        if wait_for_own_infos and any(self._will_come(side, images, own) for side in unsettled):
+            return []
+        for side in unsettled:
+            self._info_with_each_image[side] = own[side] is not None
         self._waiting = None
         self.statistics.pairs += 1
-        infos = {side: own[side] or self._infos[side][-1] for side in OTHER}
+        infos = {
+            **self.settled_infos,
+            **{side: own[side] or self._infos[side][-1] for side in unsettled},
+        }
         return [StereoMessages(images['left'], images['right'], infos['left'], infos['right'])]
 
     def _own_info(self, side: Side, image_stamp_ns: int) -> Any:

@@ -132,8 +132,9 @@ class Cameras:
         image: str = 'Image',
         suffix: str = '',
         names: dict[str, str] | None = None,
+        infos: bool = True,
     ) -> None:
-        """Make the four input publishers; `names` gives each side's namespace."""
+        """Make the input publishers; `names` gives each side's namespace."""
         from rclpy.qos import QoSProfile, ReliabilityPolicy
 
         from lunar_stereo_recon.ros.conversions import message_class
@@ -144,9 +145,10 @@ class Cameras:
             self.publishers[f'{side} image'] = self.node.create_publisher(
                 message_class(f'sensor_msgs/msg/{image}'), f'{name}/image_rect{suffix}', qos
             )
-            self.publishers[f'{side} info'] = self.node.create_publisher(
-                message_class('sensor_msgs/msg/CameraInfo'), f'{name}/camera_info', qos
-            )
+            if infos:
+                self.publishers[f'{side} info'] = self.node.create_publisher(
+                    message_class('sensor_msgs/msg/CameraInfo'), f'{name}/camera_info', qos
+                )
 
     def listen(self, *topics: str, reliable: bool = True) -> None:
         """Subscribe to results, all of them where none is named."""

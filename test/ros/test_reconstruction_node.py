@@ -372,6 +372,46 @@ def test_camera_info_that_comes_late(processes, cameras):
     assert cameras.answer(stamp).message == 'published'
 
 
+def camera_info_file(path, tx=0.0, width=96):
+    path.write_text(
+        f'image_width: {width}\nimage_height: 64\n'
+        f'projection_matrix: {{data: [60, 0, 47.5, {tx}, 0, 60, 31.5, 0, 0, 0, 1, 0]}}\n'
+    )
+    return str(path)
+
+
+def test_camera_infos_from_files(processes, cameras, tmp_path):
+    cameras.advertise(infos=False)
+    cameras.listen('points2', 'frame_status')
+    processes.start(
+        NODE,
+        **OPTIONS,
+        left_camera_info_url=camera_info_file(tmp_path / 'left.yaml'),
+        right_camera_info_url=f'file://{camera_info_file(tmp_path / "right.yaml", -24.0)}',
+    )
+    cameras.wait_until_heard()
+    cloud = cloud_values(cameras.result('points2', cameras.publish(infos=False)))
+    assert np.nanmedian(cloud[..., 2]) == pytest.approx(4.0, rel=0.01)  # 60 px * 0.4 m / 6 px
+    topic = cameras.node.resolve_topic_name('left/camera_info')
+    assert cameras.node.count_subscribers(topic) == 0
+    # Images of another size: the file is named.
+    small = {side: np.zeros((40, 96), np.uint8) for side in ('left', 'right')}
+    status = cameras.answer(cameras.publish(infos=False, **small))
+    assert f'{tmp_path / "left.yaml"} is for 96x64' in status.message
+
+
+def test_first_camera_infos_are_kept(processes, cameras):
+    start(processes, cameras, 'points2', 'frame_status', cache_camera_info=True)
+    for _ in range(2):
+        # A wrong one that comes later is not looked at.
+        cloud = cloud_values(cameras.result('points2', cameras.publish()))
+        assert np.nanmedian(cloud[..., 2]) == pytest.approx(2.0, rel=0.01)
+        info = cameras.publishers['right info']
+        cameras.spin_until(lambda info=info: info.get_subscription_count() == 0)
+        cameras.publish(right_tx=-24.0)
+    assert cameras.publishers['left image'].get_subscription_count() == 1
+
+
 def test_stamps_that_jump_back_are_a_new_start(running):
     for _ in range(2):
         for index in range(3):
@@ -432,6 +472,7 @@ def test_a_node_that_cannot_start_says_why_and_ends_with_status_1(processes):
         ({'confidence_threshold': 2.0}, 'confidence_threshold'),
         ({'min_range': 5.0, 'max_range': 2.0}, 'min_range_m is 5.0'),
         ({'queue_size': '"many"'}, 'queue_size'),
+        ({'left_camera_info_url': 'left.yaml'}, 'give both, or neither'),
     ]
     started = [
         (processes.start(NODE, **{**OPTIONS, **options}), processes.logs[NODE], words)

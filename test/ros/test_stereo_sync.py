@@ -213,3 +213,28 @@ def test_pairs_are_those_of_message_filters(tolerance_ms):
     )
     assert got == expected
     assert len(got) == sum(1 for index in range(60) if index % 7 and index % 5)
+
+
+def test_infos_from_files_are_not_waited_for():
+    infos = {'left': message(0), 'right': message(0)}
+    sync = StereoSynchronizer(settled_infos=infos)
+    assert sync.add_image('left', message(100)) == []
+    (messages,) = sync.add_image('right', message(100))
+    assert (messages.left_info, messages.right_info) == (infos['left'], infos['right'])
+    sync.clear()
+    sync.add_image('left', message(200))
+    assert len(sync.add_image('right', message(200))) == 1
+    assert 'camera_info' not in explain_no_pairs(SyncStatistics(), sync.statistics, TOPICS, 0, {})
+
+
+def test_first_infos_are_kept():
+    sync = StereoSynchronizer(keep_first_infos=True)
+    first = {'left': message(0), 'right': message(0)}
+    for side, info in first.items():
+        sync.add_info(side, info)
+    assert sync.settled_infos == first
+    sync.add_info('left', message(100))
+    sync.add_image('left', message(100))
+    (messages,) = sync.add_image('right', message(100))
+    assert messages.left_info is first['left']
+    assert messages.right_info is first['right']
