@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,3 +24,17 @@ def quaternion_from_rotation(rotation: NDArray[np.float64]) -> NDArray[np.float6
     )
     quaternion = np.linalg.eigh(form)[1][:, -1]
     return quaternion if quaternion[3] >= 0 else -quaternion
+
+
+def rotation_from_rpy(roll: float, pitch: float, yaw: float) -> NDArray[np.float64]:
+    """Return the (3, 3) rotation about the fixed axes x, then y, then z, by radians."""
+    cr, sr = math.cos(roll), math.sin(roll)
+    cp, sp = math.cos(pitch), math.sin(pitch)
+    cy, sy = math.cos(yaw), math.sin(yaw)
+    return np.array(
+        [
+            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+            [-sp, cp * sr, cp * cr],
+        ]
+    )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import json
-import math
 from pathlib import Path
 from typing import Any
 import xml.etree.ElementTree as ElementTree
@@ -16,30 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation
+from lunar_stereo_recon.geometry.rotation import rotation_from_rpy
+from lunar_stereo_recon.rig import FrameTransform, optical_frame
 
 DESCRIPTION_FILE = 'world.json'
 START_HEIGHTS_FILE = 'start_heights.npz'
 # A rover starts this much above the highest ground below it, metres.
 DROP_M = 0.02
-# Gazebo's bodies look along x with y left and z up; optical frames look along z with y down.
-_OPTICAL_FROM_BODY_RPY = (-math.pi / 2, 0.0, -math.pi / 2)
-
-
-@dataclass(frozen=True)
-class FrameTransform:
-    """Pose of a child frame in its parent frame.
-
-    Attributes:
-        parent, child: Names of the frames.
-        xyz_m: Origin of the child, metres.
-        xyzw: Unit quaternion, x y z w.
-    """
-
-    parent: str
-    child: str
-    xyz_m: tuple[float, float, float]
-    xyzw: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -166,14 +148,10 @@ def _number(path: Path, sensor: ElementTree.Element, name: str) -> float:
 def _transform(
     base: str, sensor: ElementTree.Element, link_in_base: NDArray[np.float64]
 ) -> FrameTransform:
-    optical = np.eye(4)
-    optical[:3, :3] = _rotation(*_OPTICAL_FROM_BODY_RPY)
-    pose = link_in_base @ _pose(sensor.find('pose')) @ optical
+    pose = link_in_base @ _pose(sensor.find('pose'))
     name = sensor.get('name', '').removesuffix('_camera')
     frame = sensor.findtext('camera/optical_frame_id') or f'{name}_camera_optical_frame'
-    x, y, z = (float(value) for value in pose[:3, 3])
-    qx, qy, qz, qw = quaternion_from_rotation(pose[:3, :3]).tolist()
-    return FrameTransform(base, frame, (x, y, z), (qx, qy, qz, qw))
+    return optical_frame(base, frame, pose)
 
 
 def _link_pose(
@@ -196,20 +174,6 @@ def _pose(element: ElementTree.Element | None) -> NDArray[np.float64]:
     matrix = np.eye(4)
     if element is not None and element.text:
         x, y, z, roll, pitch, yaw = (float(value) for value in element.text.split())
-        matrix[:3, :3] = _rotation(roll, pitch, yaw)
+        matrix[:3, :3] = rotation_from_rpy(roll, pitch, yaw)
         matrix[:3, 3] = x, y, z
     return matrix
-
-
-def _rotation(roll: float, pitch: float, yaw: float) -> NDArray[np.float64]:
-    """Return the rotation about the fixed axes x, then y, then z."""
-    cr, sr = math.cos(roll), math.sin(roll)
-    cp, sp = math.cos(pitch), math.sin(pitch)
-    cy, sy = math.cos(yaw), math.sin(yaw)
-    return np.array(
-        [
-            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-            [-sp, cp * sr, cp * cr],
-        ]
-    )
