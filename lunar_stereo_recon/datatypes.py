@@ -104,6 +104,8 @@ class StereoPair:
         frame_id: Optical frame of the left camera; '' where unknown.
         color: (H, W, 3) uint8 RGB of the left image for colouring the cloud; None where the
             source is grey.
+        left_mask, right_mask: (H, W) bool: pixels that the camera saw; None is all of them. A
+            rectified raw image has others too.
 
     Raises:
         InputError: Shapes or types differ from the above.
@@ -116,6 +118,8 @@ class StereoPair:
     stamp_ns: int = 0
     frame_id: str = ''
     color: NDArray[np.uint8] | None = None
+    left_mask: NDArray[np.bool_] | None = None
+    right_mask: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         for name in ('left', 'right'):
@@ -143,6 +147,13 @@ class StereoPair:
                 f'colour image has shape {self.color.shape} and type {self.color.dtype}; '
                 f'{(*expected, 3)} uint8 is needed'
             )
+        for name in ('left_mask', 'right_mask'):
+            mask = getattr(self, name)
+            if mask is not None and (mask.shape != expected or mask.dtype != np.bool_):
+                raise InputError(
+                    f'{name} has shape {mask.shape} and type {mask.dtype}; {expected} bool is '
+                    'needed'
+                )
 
 
 @dataclass(frozen=True)

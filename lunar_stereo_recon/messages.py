@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.geometry.undistort import RawCamera, rectified_image, seen_mask
 from lunar_stereo_recon.preprocess import grey_from_array
 
 # Encoding: (type of one value, channels, OpenCV conversion to RGB or None where the channels are
@@ -80,9 +81,10 @@ def pair_from_messages(
     *,
     baseline_m: float = 0.0,
     white_level: float | None = None,
+    rectify: bool = False,
     topics: StereoTopics = StereoTopics(),
 ) -> StereoPair:
-    """Return the StereoPair of two rectified images (Image or CompressedImage) and their infos.
+    """Return the StereoPair of two images (Image or CompressedImage) and their infos.
 
     Args:
         left: `sensor_msgs` Image or CompressedImage; its stamp and frame are the pair's.
@@ -91,6 +93,7 @@ def pair_from_messages(
         right_info: The same for the right camera.
         baseline_m: Overrides the baseline in the right P where positive; metres.
         white_level: Image value that becomes 1.0; the encoding's maximum where None.
+        rectify: The images are raw: distortion and rotation are taken out by D, K, R and P.
         topics: Names used in error messages.
 
     Raises:
@@ -100,23 +103,6 @@ def pair_from_messages(
     calibration = calibration_from_camera_infos(
         left_info, right_info, baseline_m=baseline_m, topics=topics
     )
-    return pair_with_calibration(left, right, calibration, white_level=white_level, topics=topics)
-
-
-def pair_with_calibration(
-    left: Any,
-    right: Any,
-    calibration: StereoCalibration,
-    *,
-    white_level: float | None = None,
-    topics: StereoTopics = StereoTopics(),
-) -> StereoPair:
-    """Return the StereoPair of two rectified images whose calibration is already known.
-
-    Raises:
-        InputError: An image cannot be decoded, or the sizes of left and right differ.
-        CalibrationError: The calibration is for another image size.
-    """
     left_values = decode_image(left, topics.left_image)
     right_values = decode_image(right, topics.right_image)
     if left_values.shape[:2] != right_values.shape[:2]:
@@ -131,6 +117,15 @@ def pair_with_calibration(
         )
     for values, topic in ((left_values, topics.left_image), (right_values, topics.right_image)):
         _check_float_range(values, white_level, topic)
+    left_mask = right_mask = None
+    if rectify:
+        left_camera = raw_camera_of_info(left_info, calibration, topics.left_info)
+        right_camera = raw_camera_of_info(
+            right_info, calibration, topics.right_info, is_right=True
+        )
+        left_values = rectified_image(left_values, left_camera)
+        right_values = rectified_image(right_values, right_camera)
+        left_mask, right_mask = seen_mask(left_camera), seen_mask(right_camera)
     return StereoPair(
         left=grey_from_array(left_values, white_level),
         right=grey_from_array(right_values, white_level),
@@ -138,6 +133,8 @@ def pair_with_calibration(
         stamp_ns=stamp_ns(left),
         frame_id=left.header.frame_id,
         color=_color(left_values, white_level),
+        left_mask=left_mask,
+        right_mask=right_mask,
     )
 
 
@@ -255,6 +252,50 @@ def baseline_of_camera_infos(
             "'baseline' to the distance between the cameras in metres"
         )
     return float(baseline_m)
+
+
+def raw_camera_of_info(
+    info: Any, calibration: StereoCalibration, topic: str, *, is_right: bool = False
+) -> RawCamera:
+    """Return the raw camera that a CameraInfo describes, to be rectified for a calibration.
+
+    Args:
+        info: CameraInfo of either camera. Its region of interest and binning are applied to K.
+        calibration: What the rectified pair shall have, see `calibration_from_camera_infos`.
+        topic: Name for error messages.
+        is_right: Take the calibration's right principal point.
+
+    Raises:
+        CalibrationError: K, D or R cannot be used.
+    """
+    fx, _, cx, _, fy, cy = info.k[:6]
+    roi = info.roi
+    width, height, x_offset, y_offset = info.width, info.height, 0, 0
+    if roi.width and roi.height:
+        width, height, x_offset, y_offset = roi.width, roi.height, roi.x_offset, roi.y_offset
+    x_scale, y_scale = calibration.width / width, calibration.height / height
+    try:
+        return RawCamera(
+            calibration.width,
+            calibration.height,
+            (
+                float(fx * x_scale),
+                float(fy * y_scale),
+                float((cx - x_offset + 0.5) * x_scale - 0.5),
+                float((cy - y_offset + 0.5) * y_scale - 0.5),
+            ),
+            info.distortion_model.strip().lower(),
+            tuple(map(float, info.d)),
+            tuple(map(float, info.r)),
+            (
+                calibration.fx,
+                calibration.fy,
+                calibration.cx_right if is_right else calibration.cx,
+                calibration.cy,
+            ),
+        )
+    except CalibrationError as error:
+        raise CalibrationError(f'{topic}: {error}') from error
 
 
 def _projection(info: Any, topic: str) -> NDArray[np.float64]:

@@ -37,6 +37,7 @@ from lunar_stereo_recon.geometry.rectify import (
     with_rows_aligned,
 )
 from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
+from lunar_stereo_recon.geometry.undistort import confidence_where_seen
 from lunar_stereo_recon.preprocess import (
     aligned_principal_points,
     full_size_prediction,
@@ -120,6 +121,7 @@ class StereoReconstructor:
         matched = self.match(pair, stages)
         with stages('confidence'):
             confidence = calibrated_confidence(matched.features, self._calibration)
+            confidence = confidence_where_seen(confidence, matched.disparity, pair)
         with stages('geometry'):
             disparity = self._accepted(matched.disparity, confidence, pair)
             depth = depth_from_disparity(disparity, pair.calibration)

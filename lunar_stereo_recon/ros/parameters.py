@@ -110,6 +110,9 @@ class ReconstructionParameters:
         'Reliability of the image subscriptions; auto takes what the publishers offer',
         choices=RELIABILITIES,
     )
+    rectify: bool = parameter(
+        False, 'The images are raw: subscribe to image_raw and rectify by D, K, R and P'
+    )
     left_camera_info_url: str = parameter(
         '',
         'YAML file with the left camera_info (path, file:// or package://); empty takes the topic',

@@ -1,4 +1,4 @@
-"""The node: rectified stereo images in; cloud, confidence, disparity and depth out.
+"""The node: stereo images in; cloud, confidence, disparity and depth out.
 
 A managed (lifecycle) node that starts by itself unless `autostart` is false. `configure` loads
 and warms the model, `activate` subscribes. Callbacks only collect messages; the reconstruction
@@ -244,12 +244,16 @@ class ReconstructionNode(LifecycleNode):
 
     # Messages in
 
+    @property
+    def _image_name(self) -> str:
+        return 'image_raw' if self.parameters.rectify else 'image_rect'
+
     def _source_names(self) -> StereoTopics:
         """Return where images and infos come from, for texts: resolved topics, or files."""
         topics = StereoTopics()
         return StereoTopics(
-            self.resolve_topic_name(topics.left_image),
-            self.resolve_topic_name(topics.right_image),
+            self.resolve_topic_name(f'left/{self._image_name}'),
+            self.resolve_topic_name(f'right/{self._image_name}'),
             self.parameters.left_camera_info_url or self.resolve_topic_name(topics.left_info),
             self.parameters.right_camera_info_url or self.resolve_topic_name(topics.right_info),
         )
@@ -261,7 +265,7 @@ class ReconstructionNode(LifecycleNode):
         images = [
             self._make_input(
                 f'sensor_msgs/msg/{image_type}',
-                f'{side}/image_rect{suffix}',
+                f'{side}/{self._image_name}{suffix}',
                 functools.partial(self._on_image, side),
             )
             for side in OTHER
@@ -393,6 +397,7 @@ class ReconstructionNode(LifecycleNode):
             messages.right_info,
             baseline_m=parameters.baseline,
             white_level=parameters.white_level or None,
+            rectify=parameters.rectify,
             topics=self.topics,
         )
 

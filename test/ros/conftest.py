@@ -133,6 +133,7 @@ class Cameras:
         suffix: str = '',
         names: dict[str, str] | None = None,
         infos: bool = True,
+        image_name: str = 'image_rect',
     ) -> None:
         """Make the input publishers; `names` gives each side's namespace."""
         from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -143,7 +144,7 @@ class Cameras:
         qos = QoSProfile(depth=10, reliability=policy)
         for side, name in (names or {'left': 'left', 'right': 'right'}).items():
             self.publishers[f'{side} image'] = self.node.create_publisher(
-                message_class(f'sensor_msgs/msg/{image}'), f'{name}/image_rect{suffix}', qos
+                message_class(f'sensor_msgs/msg/{image}'), f'{name}/{image_name}{suffix}', qos
             )
             if infos:
                 self.publishers[f'{side} info'] = self.node.create_publisher(
@@ -219,7 +220,8 @@ class Cameras:
 
         Args:
             stamp_ns: Stamp; the next of the series where None.
-            changes: left, right (arrays), encoding, right_offset_ns, right_tx, infos, sides.
+            changes: left, right (arrays), encoding, right_offset_ns, right_tx, infos, sides;
+                change_info(side, info) changes a camera_info.
         """
         if stamp_ns is None:
             stamp_ns = START_NS + self._index * PERIOD_NS
@@ -236,6 +238,8 @@ class Cameras:
                 )
                 if side == 'right' and 'right_tx' in changes:
                     info.p[3] = changes['right_tx']
+                if 'change_info' in changes:
+                    changes['change_info'](side, info)
                 self.publishers[f'{side} info'].publish(info)
             self.publishers[f'{side} image'].publish(changes.get(f'{side}_message', message))
         return stamp_ns

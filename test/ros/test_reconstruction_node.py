@@ -330,6 +330,36 @@ def test_compressed_images(processes, cameras):
     assert np.nanmedian(cloud[..., 2]) == pytest.approx(2.0, rel=0.01)
 
 
+def test_raw_images_are_rectified(processes, cameras):
+    cameras.advertise(image_name='image_raw')
+    cameras.listen('points2', 'frame_status', 'depth/camera_info')
+    processes.start(NODE, **OPTIONS, rectify=True)
+    cameras.wait_until_heard()
+    # The raw right camera looks three rows lower; its K says so.
+    right = np.roll(cameras.views()['right'], 3, axis=0)
+
+    def change_info(side, info):
+        if side == 'right':
+            info.k[5] += 3.0
+
+    stamp = cameras.publish(right=right, change_info=change_info)
+    cloud = cloud_values(cameras.result('points2', stamp))
+    depth = cloud[3:-3, :, 2]
+    assert np.isfinite(depth).mean() > 0.5
+    assert np.nanmedian(depth) == pytest.approx(2.0, rel=0.01)
+    # Of the rectified image's last rows the raw one has nothing.
+    assert (cloud[-3:, :, 4] == 0).all()
+    info = cameras.result('depth/camera_info', stamp)
+    assert list(info.d) == [0.0] * 5
+
+    def spoil_info(side, info):
+        info.distortion_model = 'ftheta'
+
+    status = cameras.answer(cameras.publish(change_info=spoil_info))
+    assert status.level == ERROR
+    assert "left/camera_info: distortion model is 'ftheta'" in status.message
+
+
 def test_silent_camera_is_named_in_log_and_diagnostics(running, node_log):
     running.set_parameters(silence_warning=1.0)
 
