@@ -60,6 +60,7 @@ class ReportSettings:
         tolerance_s: Largest difference of left and right stamps, seconds.
         baseline_m: Overrides the baseline of the source's camera_info where positive.
         white_level: Image value that becomes 1.0; the encoding's maximum where None.
+        rectify: The images of the source are raw.
     """
 
     voxel_m: float = 0.01
@@ -69,6 +70,7 @@ class ReportSettings:
     tolerance_s: float = 0.0
     baseline_m: float = 0.0
     white_level: float | None = None
+    rectify: bool = False
 
 
 @dataclass
@@ -233,7 +235,11 @@ def _matched_frames(
         while stamp is not None and stamp < frame.stamp_ns:
             stamp, message = next(clouds, (None, None))
         if stamp == frame.stamp_ns:
-            pair = frame.pair(baseline_m=settings.baseline_m, white_level=settings.white_level)
+            pair = frame.pair(
+                baseline_m=settings.baseline_m,
+                white_level=settings.white_level,
+                rectify=settings.rectify,
+            )
             yield frame, pair, reconstruction_of_cloud(message, pair.calibration)
 
 

@@ -43,6 +43,7 @@ def make_bag(tmp_path) -> Callable[..., Path]:
         right_tx: float | None = None,
         skip_right: tuple[int, ...] = (),
         encoding: str = 'mono8',
+        right_rows_low: int = 0,
     ) -> Path:
         calibration = BAG_CALIBRATION
         depth_m = calibration.fx * calibration.baseline_m / BAG_DISPARITY_PX
@@ -55,6 +56,8 @@ def make_bag(tmp_path) -> Callable[..., Path]:
                 for side, view in views:
                     if side == 'right' and index in skip_right:
                         continue
+                    if side == 'right':
+                        view = np.roll(view, right_rows_low, axis=0)
                     own = stamp + (right_offset_ns if side == 'right' else 0)
                     message = image_message(make_message, view, encoding, own, FRAME_ID)
                     writer.write(f'/rig/{side}/image_rect', message, stamp)
@@ -63,6 +66,8 @@ def make_bag(tmp_path) -> Callable[..., Path]:
                     )
                     if side == 'right' and right_tx is not None:
                         info.p[3] = right_tx
+                    if side == 'right':
+                        info.k[5] += right_rows_low
                     if infos:
                         writer.write(f'/rig/{side}/camera_info', info, stamp)
                 truth = image_message(make_message, depth, '32FC1', stamp, FRAME_ID)

@@ -126,8 +126,14 @@ class BagFrame:
     pose: Pose | None = None
     depth_topic: str = ''
 
-    def pair(self, *, baseline_m: float = 0.0, white_level: float | None = None) -> StereoPair:
-        """Return the decoded pair.
+    def pair(
+        self,
+        *,
+        baseline_m: float = 0.0,
+        white_level: float | None = None,
+        rectify: bool = False,
+    ) -> StereoPair:
+        """Return the decoded pair; see `messages.pair_from_messages`.
 
         Raises:
             InputError: An image cannot be decoded, or sizes differ.
@@ -141,6 +147,7 @@ class BagFrame:
             self.right_info,
             baseline_m=baseline_m,
             white_level=white_level,
+            rectify=rectify,
             topics=self.topics,
         )
 

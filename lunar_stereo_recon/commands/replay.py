@@ -65,6 +65,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         '--white-level', type=float, help='pixel value of white, e.g. 4095 for 12-bit data'
     )
     parser.add_argument(
+        '--rectify',
+        action='store_true',
+        help='the images are raw: rectify them by D, K, R and P of their camera_infos',
+    )
+    parser.add_argument(
         '--tolerance',
         type=float,
         default=0.0,
@@ -146,7 +151,9 @@ def replay(
         counts.frames += 1
         start = time.perf_counter()
         try:
-            pair = frame.pair(baseline_m=args.baseline, white_level=args.white_level)
+            pair = frame.pair(
+                baseline_m=args.baseline, white_level=args.white_level, rectify=args.rectify
+            )
             result = engine.reconstruct(pair)
         except ReconError as error:
             counts.errors[str(error)] += 1
@@ -223,6 +230,7 @@ def _report(args: argparse.Namespace, topics: StereoTopics | None, frames: int) 
         tolerance_s=args.tolerance,
         baseline_m=args.baseline,
         white_level=args.white_level,
+        rectify=args.rectify,
     )
     with tqdm(total=frames, desc='looking at the results', unit='frame') as bar:
         return write_report(args.bag, args.out / RESULT_BAG, args.out, settings, bar.update)

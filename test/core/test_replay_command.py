@@ -47,6 +47,17 @@ def test_depth_in_the_result_bag_is_metric(make_bag, tmp_path):
     assert stamp == 1_700_000_000_000_000_000
 
 
+def test_raw_images_are_rectified(make_bag, tmp_path):
+    bag = make_bag(frames=1, right_rows_low=4)
+    densities = []
+    for name, option in (('raw', []), ('rectified', ['--rectify'])):
+        out = tmp_path / name
+        assert main(['replay', str(bag), '--out', str(out), *option, *REPLAY]) == 0
+        summary = json.loads((out / 'summary.json').read_text())
+        densities.append(summary['accuracy']['published']['density'])
+    assert densities[1] > 0.5 > densities[0]
+
+
 def test_baseline_argument_scales_the_cloud(make_bag, tmp_path, capsys):
     bag = make_bag(frames=2, right_tx=0.0)
     assert main(['replay', str(bag), '--out', str(tmp_path / 'a'), *REPLAY]) == 2
