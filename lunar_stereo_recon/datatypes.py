@@ -94,6 +94,52 @@ class StereoCalibration:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A rectangle of an image, pixels.
+
+    Attributes:
+        x, y: Its first column and row.
+        width, height: Its size.
+
+    Raises:
+        InputError: An offset is negative or a size not positive.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        if min(self.x, self.y) < 0 or min(self.width, self.height) <= 0:
+            raise InputError(
+                f'region is {self.width}x{self.height} at ({self.x}, {self.y}); a positive size '
+                'and offsets of 0 or more are needed'
+            )
+
+    def within(self, width: int, height: int) -> Region:
+        """Return the part that lies in an image of this size.
+
+        Raises:
+            InputError: There is none.
+        """
+        if self.x >= width or self.y >= height:
+            raise InputError(
+                f'region of interest {self.width}x{self.height} at ({self.x}, {self.y}) lies '
+                f'outside of the image of {width}x{height}'
+            )
+        right, bottom = min(self.x + self.width, width), min(self.y + self.height, height)
+        return Region(self.x, self.y, right - self.x, bottom - self.y)
+
+    def slices(self, step: int = 1) -> tuple[slice, slice]:
+        """Return what cuts rows and columns of an image, every `step`-th."""
+        return (
+            slice(self.y, self.y + self.height, step),
+            slice(self.x, self.x + self.width, step),
+        )
+
+
+@dataclass(frozen=True)
 class StereoPair:
     """One rectified, synchronized pair of grey images with its calibration.
 
@@ -263,6 +309,7 @@ class Reconstruction:
         stamp_ns, frame_id: Copied from the pair.
         timings_ms: Milliseconds spent in each stage, in the order of the stages.
         row_alignment: How well the rows of the views are aligned, over the last frames.
+        region: Where results were wanted; everything outside is invalid. None is everywhere.
     """
 
     disparity: FloatImage
@@ -275,6 +322,7 @@ class Reconstruction:
     frame_id: str = ''
     timings_ms: dict[str, float] = field(default_factory=dict)
     row_alignment: RowAlignment = field(default_factory=RowAlignment)
+    region: Region | None = None
 
     @property
     def valid_mask(self) -> NDArray[np.bool_]:

@@ -19,6 +19,7 @@ from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import (
     FloatImage,
     Reconstruction,
+    Region,
     StereoCalibration,
     StereoPair,
 )
@@ -60,6 +61,7 @@ class ReconstructionOptions:
         refine: Match the images around the network's disparity for sub-pixel precision.
         refinement: Settings of that.
         align_rows: Watch the rows of the right view over the frames and correct up to 2 px.
+        region: Pixels of the left image outside become NaN; None keeps all.
 
     Raises:
         InputError: A value is outside its range.
@@ -72,6 +74,7 @@ class ReconstructionOptions:
     refine: bool = True
     refinement: RefineOptions = field(default_factory=RefineOptions)
     align_rows: bool = True
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.confidence_threshold <= 1.0:
@@ -116,14 +119,23 @@ class StereoReconstructor:
         )
 
     def reconstruct(self, pair: StereoPair) -> Reconstruction:
-        """Return disparity, depth, confidence and points of one pair, at the pair's size."""
+        """Return disparity, depth, confidence and points of one pair, at the pair's size.
+
+        Raises:
+            InputError: The region of interest lies outside of the image.
+        """
         stages = StageTimer()
+        region = self.options.region
+        if region is not None:
+            region = region.within(pair.calibration.width, pair.calibration.height)
         matched = self.match(pair, stages)
         with stages('confidence'):
             confidence = calibrated_confidence(matched.features, self._calibration)
             confidence = confidence_where_seen(confidence, matched.disparity, pair)
         with stages('geometry'):
             disparity = self._accepted(matched.disparity, confidence, pair)
+            if region is not None:
+                disparity = _cut(disparity, region)
             depth = depth_from_disparity(disparity, pair.calibration)
             points = points_from_depth(depth, pair.calibration)
         return Reconstruction(
@@ -137,6 +149,7 @@ class StereoReconstructor:
             pair.frame_id,
             stages.milliseconds,
             self._rows.alignment,
+            region,
         )
 
     def match(self, pair: StereoPair, stages: StageTimer | None = None) -> Matched:
@@ -218,6 +231,14 @@ class StageTimer:
         yield
         elapsed = 1e3 * (time.perf_counter() - start)
         self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + elapsed
+
+
+def _cut(disparity: FloatImage, region: Region) -> FloatImage:
+    """Return the disparity with NaN outside of the region."""
+    cut = np.full_like(disparity, np.nan)
+    rows, columns = region.slices()
+    cut[rows, columns] = disparity[rows, columns]
+    return cut
 
 
 def _grey_color(image: FloatImage) -> np.ndarray:

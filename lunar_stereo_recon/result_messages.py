@@ -1,12 +1,14 @@
 """A Reconstruction as ROS messages, the one implementation for DDS and bags.
 
 Messages are made through a `MakeMessage`: rclpy's classes in `ros/conversions`, rosbags' classes
-in `bags/writer`. All results are in the left optical frame with the left image's stamp.
+in `bags/writer`. All results have the left image's stamp, and its frame unless moved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import cv2
@@ -14,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.backends.base import Backend
-from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoCalibration
+from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, Region, StereoCalibration
+from lunar_stereo_recon.geometry.voxel import voxel_means
 from lunar_stereo_recon.outputs import depth_millimetres
 
 # x y z rgb confidence, float32 each, without padding: 20 bytes a point. PCL's 32-byte layout
 # (x y z pad rgb pad pad pad) would be 60 % larger, 9.8 instead of 6.1 MB at 640x480, which costs
 # more in transport than PCL's field-by-field copy costs on the other side.
 CLOUD_FIELDS = ('x', 'y', 'z', 'rgb', 'confidence')
-POINT_STEP = 4 * len(CLOUD_FIELDS)
+UNCOLORED_FIELDS = ('x', 'y', 'z', 'confidence')
 _POINT_FIELD_FLOAT32 = 7
 # Refined disparities are continuous; this is the step below which differences mean nothing.
 DISPARITY_RESOLUTION_PX = 1.0 / 16.0
@@ -85,47 +88,60 @@ def camera_info_message(
     )
 
 
-def cloud_values(reconstruction: Reconstruction, out: FloatImage | None = None) -> FloatImage:
-    """Return (H, W, 5) float32: x, y, z, rgb, confidence. x, y, z are NaN where invalid.
+@dataclass(frozen=True)
+class CloudForm:
+    """How a cloud is given.
+
+    Attributes:
+        decimation: Keep every n-th row and column of the image.
+        organized: One point a pixel, NaN where invalid; otherwise the valid points in one row.
+        voxel_m: Where positive, one point a voxel of this edge: the mean of those in it. Such a
+            cloud is not organised.
+        color: With the field `rgb`.
+    """
+
+    decimation: int = 1
+    organized: bool = True
+    voxel_m: float = 0.0
+    color: bool = True
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Return the names of the fields, float32 each."""
+        return CLOUD_FIELDS if self.color else UNCOLORED_FIELDS
+
+
+Allocate = Callable[[tuple[int, ...]], FloatImage]
+
+
+def _new_array(shape: tuple[int, ...]) -> FloatImage:
+    return np.empty(shape, np.float32)
+
+
+def point_cloud_message(
+    make: MakeMessage,
+    reconstruction: Reconstruction,
+    form: CloudForm = CloudForm(),
+    allocate: Allocate = _new_array,
+) -> Any:
+    """Return the PointCloud2 of a reconstruction; of its region only, where it has one.
 
     rgb holds the bytes of 0x00RRGGBB, as PCL and RViz read the field `rgb`.
 
     Args:
-        reconstruction: The result.
-        out: (H, W, 5) float32 to write to; a new array where None.
-    """
-    if out is None:
-        out = np.empty((*reconstruction.depth.shape, len(CLOUD_FIELDS)), np.float32)
-    packed = cv2.cvtColor(reconstruction.color, cv2.COLOR_RGB2BGRA)
-    packed[..., 3] = 0
-    # Channels are moved as bits: no float rule touches the colours.
-    sources = [reconstruction.points, packed.view(np.float32), reconstruction.confidence]
-    cv2.mixChannels(sources, [out], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
-    return out
-
-
-def decimated(reconstruction: Reconstruction, step: int) -> Reconstruction:
-    """Return every `step`-th row and column, for a smaller organised cloud."""
-    if step == 1:
-        return reconstruction
-    grids: dict[str, Any] = {
-        name: np.ascontiguousarray(getattr(reconstruction, name)[::step, ::step])
-        for name in ('disparity', 'depth', 'confidence', 'points', 'color')
-    }
-    return dataclasses.replace(reconstruction, **grids)
-
-
-def point_cloud_message(
-    make: MakeMessage, reconstruction: Reconstruction, out: FloatImage | None = None
-) -> Any:
-    """Return the organised PointCloud2, one point a pixel of the left image.
-
-    Args:
         make: Message factory.
         reconstruction: The result.
-        out: Where its values go, see `cloud_values`.
+        form: What is wanted of it.
+        allocate: Gives float32 memory of a shape for the points.
     """
-    height, width = reconstruction.depth.shape
+    values = _organized_values(_thinned(reconstruction, form.decimation), form, allocate)
+    organized = form.organized and not form.voxel_m
+    if not organized:
+        values = values[np.isfinite(values[..., 2])][None]
+        if form.voxel_m:
+            values = _voxel_values(values[0], form)[None]
+    height, width = values.shape[:2]
+    point_step = 4 * len(form.fields)
     return make(
         'sensor_msgs/msg/PointCloud2',
         header=header(make, reconstruction.stamp_ns, reconstruction.frame_id),
@@ -139,14 +155,79 @@ def point_cloud_message(
                 datatype=_POINT_FIELD_FLOAT32,
                 count=1,
             )
-            for index, name in enumerate(CLOUD_FIELDS)
+            for index, name in enumerate(form.fields)
         ],
         is_bigendian=False,
-        point_step=POINT_STEP,
-        row_step=POINT_STEP * width,
-        data=cloud_values(reconstruction, out).view(np.uint8).reshape(-1),
-        is_dense=False,
+        point_step=point_step,
+        row_step=point_step * width,
+        data=values.view(np.uint8).reshape(-1),
+        is_dense=not organized,
     )
+
+
+def moved_points(
+    reconstruction: Reconstruction,
+    rotation: NDArray[np.float64],
+    translation: NDArray[np.float64],
+    frame_id: str,
+) -> Reconstruction:
+    """Return the reconstruction with its points in another frame, for its cloud.
+
+    Args:
+        reconstruction: The result; its images stay in the optical frame.
+        rotation: (3, 3), frame from optical frame.
+        translation: (3,) origin of the optical frame in the frame, metres.
+        frame_id: Name of the frame.
+    """
+    points = reconstruction.points.reshape(-1, 3) @ rotation.T.astype(np.float32)
+    points += translation.astype(np.float32)
+    return dataclasses.replace(
+        reconstruction, points=points.reshape(reconstruction.points.shape), frame_id=frame_id
+    )
+
+
+def _organized_values(
+    reconstruction: Reconstruction, form: CloudForm, allocate: Allocate
+) -> FloatImage:
+    """Return (H, W, C) float32, the fields of each point. x, y, z are NaN where invalid."""
+    out = allocate((*reconstruction.confidence.shape, len(form.fields)))
+    if not form.color:
+        sources = [reconstruction.points, reconstruction.confidence]
+        cv2.mixChannels(sources, [out], [0, 0, 1, 1, 2, 2, 3, 3])
+        return out
+    packed = cv2.cvtColor(reconstruction.color, cv2.COLOR_RGB2BGRA)
+    packed[..., 3] = 0
+    # Channels are moved as bits: no float rule touches the colours.
+    sources = [reconstruction.points, packed.view(np.float32), reconstruction.confidence]
+    cv2.mixChannels(sources, [out], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    return out
+
+
+def _voxel_values(values: FloatImage, form: CloudForm) -> FloatImage:
+    """Return (M, C) fields of the voxels' means for (N, C) fields of the points."""
+    attributes = values[:, 3:]
+    if form.color:
+        channels = np.ascontiguousarray(values[:, 3]).view(np.uint8).reshape(-1, 4)
+        attributes = np.hstack([channels[:, :3].astype(np.float32), values[:, 4:]])
+    points, means = voxel_means(values[:, :3], attributes, form.voxel_m)
+    if not form.color:
+        return np.hstack([points, means])
+    packed = np.zeros((len(points), 4), np.uint8)
+    packed[:, :3] = np.rint(means[:, :3])
+    return np.hstack([points, packed.view(np.float32), means[:, 3:]])
+
+
+def _thinned(reconstruction: Reconstruction, step: int) -> Reconstruction:
+    """Return every `step`-th row and column of what the cloud is made of, inside the region."""
+    if step == 1 and reconstruction.region is None:
+        return reconstruction
+    height, width = reconstruction.depth.shape
+    rows, columns = (reconstruction.region or Region(0, 0, width, height)).slices(step)
+    grids: dict[str, Any] = {
+        name: np.ascontiguousarray(getattr(reconstruction, name)[rows, columns])
+        for name in ('confidence', 'points', 'color')
+    }
+    return dataclasses.replace(reconstruction, **grids)
 
 
 def confidence_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:
@@ -158,6 +239,12 @@ def confidence_message(make: MakeMessage, reconstruction: Reconstruction) -> Any
         reconstruction.stamp_ns,
         reconstruction.frame_id,
     )
+
+
+def confidence_view_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:
+    """Return the confidence to look at, mono8: 255 is certain."""
+    view = np.rint(reconstruction.confidence * np.float32(255)).astype(np.uint8)
+    return image_message(make, view, 'mono8', reconstruction.stamp_ns, reconstruction.frame_id)
 
 
 def depth_message(
@@ -196,6 +283,7 @@ def disparity_message(
     calibration = reconstruction.calibration
     offset = calibration.disparity_offset_px
     stamp_ns, frame_id = reconstruction.stamp_ns, reconstruction.frame_id
+    window = reconstruction.region or Region(0, 0, calibration.width, calibration.height)
     return make(
         'stereo_msgs/msg/DisparityImage',
         header=header(make, stamp_ns, frame_id),
@@ -203,7 +291,7 @@ def disparity_message(
         f=float(calibration.fx),
         t=float(calibration.baseline_m),
         # Estimates are given up to the border, so the window of possible values is the image.
-        valid_window=_region(make, 0, 0, calibration.height, calibration.width),
+        valid_window=_region(make, window.x, window.y, window.height, window.width),
         min_disparity=float(min(0.0, -offset)),
         max_disparity=float(max_disparity_px - offset),
         delta_d=DISPARITY_RESOLUTION_PX,

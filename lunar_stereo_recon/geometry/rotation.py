@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from lunar_stereo_recon.errors import InputError
+
 
 def quaternion_from_rotation(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the unit quaternion x, y, z, w (w >= 0) of a (3, 3) rotation."""
@@ -24,6 +26,25 @@ def quaternion_from_rotation(rotation: NDArray[np.float64]) -> NDArray[np.float6
     )
     quaternion = np.linalg.eigh(form)[1][:, -1]
     return quaternion if quaternion[3] >= 0 else -quaternion
+
+
+def rotation_from_quaternion(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the (3, 3) rotation of a quaternion x, y, z, w, which need not be of length 1.
+
+    Raises:
+        InputError: Its length is 0 or not finite.
+    """
+    length = float(np.linalg.norm(quaternion))
+    if not (length > 0 and math.isfinite(length)):
+        raise InputError(f'quaternion is {tuple(map(float, quaternion))}; a rotation is needed')
+    x, y, z, w = quaternion / length
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
 
 
 def rotation_from_rpy(roll: float, pitch: float, yaw: float) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ class FrameStatistics:
         mean_confidence: Of the newest reconstruction; NaN before the first.
         rows: How the rows are aligned, in words; '' before the first reconstruction.
         rows_poor: Whether the rig wants recalibrating.
+        withheld: Why a result of the newest pair was not published, by topic.
     """
 
     published: int = 0
@@ -43,6 +44,7 @@ class FrameStatistics:
     mean_confidence: float = float('nan')
     rows: str = ''
     rows_poor: bool = False
+    withheld: dict[str, str] = field(default_factory=dict)
     lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def count_drop(self, reason: str, error: str = '') -> None:
@@ -72,6 +74,7 @@ class FrameStatistics:
                 self.mean_confidence,
                 self.rows,
                 self.rows_poor,
+                self.withheld,
             )
 
 
@@ -197,6 +200,9 @@ class NodeReport:
             text = idle
         elif sync.pairs > self._sync.pairs and frames.published == before.published:
             level, text = WARN, 'pairs come in, but no reconstruction came out'
+        elif frames.withheld:
+            level, (topic, why) = WARN, next(iter(frames.withheld.items()))
+            text = f'{topic} is not published: {why}'
         elif frames.rows_poor:
             level, text = WARN, frames.rows
         latencies = list(frames.latencies_ms)

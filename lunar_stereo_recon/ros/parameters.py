@@ -17,13 +17,17 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from lunar_stereo_recon.datatypes import Region
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.pipeline import ReconstructionOptions
+from lunar_stereo_recon.result_messages import CloudForm
 
 OUTPUTS = ('points2', 'confidence', 'disparity', 'depth')
 RELIABILITIES = ('auto', 'reliable', 'best_effort')
 DEPTH_ENCODINGS = ('32FC1', '16UC1')
 TRANSPORTS = ('raw', 'compressed')
+# Below this the voxels of a cloud of kilometres cannot be told apart.
+MIN_VOXEL_M = 0.005
 
 _Parameters = TypeVar('_Parameters')
 
@@ -167,6 +171,32 @@ class ReconstructionParameters:
     outputs: list[str] = parameter(
         list(OUTPUTS), 'Results to publish', choices=OUTPUTS, dynamic=True
     )
+    roi: list[int] = parameter(
+        [0, 0, 0, 0],
+        'Region of interest of the left image: x, y, width, height; points outside are invalid, '
+        'the cloud holds it alone; zeros are the whole image',
+        unit='px',
+        dynamic=True,
+    )
+    organized: bool = parameter(
+        True,
+        'Cloud with a point a pixel, NaN where invalid; false gives the valid points in one row',
+        dynamic=True,
+    )
+    voxel_size: float = parameter(
+        0.0,
+        'One point a voxel of this edge, the mean of those in it (not organised); 0 keeps all',
+        unit='m',
+        minimum=0.0,
+        maximum=10.0,
+        dynamic=True,
+    )
+    color: bool = parameter(True, 'Cloud with the field rgb', dynamic=True)
+    cloud_frame: str = parameter(
+        '',
+        "Frame of the cloud, such as 'base_link', by TF; empty is the left optical frame",
+        dynamic=True,
+    )
     decimation: int = parameter(
         1,
         'Keep every n-th row and column of the cloud; the images stay whole',
@@ -209,8 +239,14 @@ class ReconstructionParameters:
         """Check what concerns more than one parameter.
 
         Raises:
-            InputError: min_range and max_range exclude each other.
+            InputError: min_range and max_range exclude each other, `roi` is no region, or voxels
+                are too small to be told apart.
         """
+        if 0 < self.voxel_size < MIN_VOXEL_M:
+            raise InputError(
+                f'parameter voxel_size is {self.voxel_size:g} m; 0 or at least {MIN_VOXEL_M} m is '
+                'needed'
+            )
         self.options  # noqa: B018 (building them checks them)
 
     @property
@@ -222,7 +258,26 @@ class ReconstructionParameters:
             max_range_m=self.max_range or math.inf,
             refine=self.refine,
             align_rows=self.align_rows,
+            region=self.region,
         )
+
+    @property
+    def region(self) -> Region | None:
+        """Return the region of interest; None where it is the whole image.
+
+        Raises:
+            InputError: `roi` is no region.
+        """
+        if len(self.roi) != 4:
+            raise InputError(
+                f'parameter roi has {len(self.roi)} numbers; x, y, width, height are needed'
+            )
+        return Region(*self.roi) if any(self.roi) else None
+
+    @property
+    def cloud_form(self) -> CloudForm:
+        """Return how the cloud is given."""
+        return CloudForm(self.decimation, self.organized, self.voxel_size, self.color)
 
     @property
     def tolerance_ns(self) -> int:

@@ -32,18 +32,18 @@ from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.calibration_io import CameraInfo
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
-from lunar_stereo_recon.errors import CalibrationError, ReconError
+from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
 from lunar_stereo_recon.messages import baseline_of_camera_infos, pair_from_messages, StereoTopics
 from lunar_stereo_recon.outputs import write_ply
 from lunar_stereo_recon.pairing import OTHER, Side
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from lunar_stereo_recon.result_messages import (
-    CLOUD_FIELDS,
     confidence_message,
-    decimated,
+    confidence_view_message,
     depth_info_message,
     depth_message,
     disparity_message,
+    moved_points,
     point_cloud_message,
     searched_disparity_px,
 )
@@ -69,11 +69,13 @@ from lunar_stereo_recon.ros.parameters import (
     ReconstructionParameters,
 )
 from lunar_stereo_recon.ros.stereo_sync import StereoMessages, StereoSynchronizer
+from lunar_stereo_recon.ros.transforms import TransformListener
 
 # Topic: message type, and the entry of the parameter `outputs` that it belongs to.
 OUTPUT_TOPICS = {
     'points2': ('sensor_msgs/msg/PointCloud2', 'points2'),
     'confidence': ('sensor_msgs/msg/Image', 'confidence'),
+    'confidence/image_mono8': ('sensor_msgs/msg/Image', 'confidence'),
     'disparity': ('stereo_msgs/msg/DisparityImage', 'disparity'),
     'depth/image': ('sensor_msgs/msg/Image', 'depth'),
     'depth/camera_info': ('sensor_msgs/msg/CameraInfo', 'depth'),
@@ -138,6 +140,7 @@ class ReconstructionNode(LifecycleNode):
         self._periodic: list[Any] = []
         self._output: dict[str, Any] = {}
         self._last_stamp_ns: int | None = None
+        self._tf: TransformListener | InputError | None = None
         self._cloud_buffer = MessageBuffer()
         self._newest: Reconstruction | None = None
         self._enabled = True
@@ -303,6 +306,7 @@ class ReconstructionNode(LifecycleNode):
                     subscription.close()
             return
         self._idle = False
+        self._listen_to_tf()
         settled = [self._info_inputs.get(side) for side in self._sync.settled_infos]
         for subscription in self._inputs:
             if subscription in settled:
@@ -372,7 +376,7 @@ class ReconstructionNode(LifecycleNode):
             return
         self._newest = result
         done = time.monotonic()
-        self._publish(result, parameters, engine.backend)
+        withheld = self._publish(result, parameters, engine.backend)
         end = time.monotonic()
         self._frames.count_published(1e3 * (end - job.received_s), result)
         stages = {
@@ -385,7 +389,8 @@ class ReconstructionNode(LifecycleNode):
         values = {f'{stage} [ms]': value for stage, value in stages.items()}
         values['valid share'] = float(result.valid_mask.mean())
         values['mean confidence'] = float(result.confidence.mean())
-        self._answer(messages, OK, 'published', values)
+        values.update({f'withheld {topic}': reason for topic, reason in withheld.items()})
+        self._answer(messages, WARN if withheld else OK, 'published', values)
 
     def _pair(self, messages: StereoMessages, parameters: ReconstructionParameters) -> StereoPair:
         if parameters.baseline > 0:
@@ -417,26 +422,72 @@ class ReconstructionNode(LifecycleNode):
 
     def _publish(
         self, result: Reconstruction, parameters: ReconstructionParameters, backend: Backend
-    ) -> None:
-        """Publish what is selected and, when lazy, subscribed to."""
+    ) -> dict[str, str]:
+        """Publish what is selected and, when lazy, subscribed to.
+
+        Returns:
+            Why a result could not be published, by topic.
+        """
         makers = {
-            'points2': self._cloud_message,
+            'points2': functools.partial(self._cloud_message, parameters),
             'confidence': confidence_message,
+            'confidence/image_mono8': confidence_view_message,
             'disparity': functools.partial(_disparity_message, backend),
-            'depth/image': self._depth_message,
+            'depth/image': functools.partial(_depth_message, parameters),
             'depth/camera_info': depth_info_message,
         }
         topics = self._wanted_outputs() if parameters.lazy else self._selected_outputs()
+        withheld = {}
         for topic in topics:
-            self._output[topic].publish(makers[topic](make_message, result))
+            try:
+                message = makers[topic](make_message, result)
+            except InputError as error:
+                withheld[topic] = str(error)
+                self.get_logger().warning(
+                    f'{topic} is not published: {error}', throttle_duration_sec=LOG_THROTTLE_S
+                )
+                continue
+            self._output[topic].publish(message)
+        self._frames.withheld = withheld
+        return withheld
 
-    def _cloud_message(self, make: Any, result: Reconstruction) -> Any:
-        result = decimated(result, self.parameters.decimation)
-        values = self._cloud_buffer.floats((*result.depth.shape, len(CLOUD_FIELDS)))
-        return point_cloud_message(make, result, values)
+    def _cloud_message(
+        self, parameters: ReconstructionParameters, make: Any, result: Reconstruction
+    ) -> Any:
+        """Return the cloud in the frame and form that are wanted.
 
-    def _depth_message(self, make: Any, result: Reconstruction) -> Any:
-        return depth_message(make, result, self.parameters.depth_encoding)
+        Raises:
+            InputError: There is no transform to that frame.
+        """
+        frame = parameters.cloud_frame
+        if frame and frame != result.frame_id:
+            rotation, translation = self._transforms().lookup(
+                frame, result.frame_id, result.stamp_ns
+            )
+            result = moved_points(result, rotation, translation, frame)
+        return point_cloud_message(make, result, parameters.cloud_form, self._cloud_buffer.floats)
+
+    def _transforms(self) -> TransformListener:
+        """Return the listener to /tf.
+
+        Raises:
+            InputError: tf2_ros is not installed, or the listener is only about to be made.
+        """
+        if isinstance(self._tf, InputError):
+            raise self._tf
+        if self._tf is None:
+            raise InputError('listening to /tf begins only now')
+        return self._tf
+
+    def _listen_to_tf(self) -> None:
+        """Listen from the first time on that a parameter wants a transform."""
+        if self._tf is not None or not self.parameters.cloud_frame:
+            return
+        try:
+            self._tf = TransformListener(self)
+        except InputError as error:
+            self._tf = error
+            self.get_logger().error(str(error))
 
     def _answer_drop(self, messages: StereoMessages, reason: str) -> None:
         self._frames.count_drop(reason)
@@ -578,6 +629,10 @@ class ReconstructionNode(LifecycleNode):
 
 def _disparity_message(backend: Backend, make: Any, result: Reconstruction) -> Any:
     return disparity_message(make, result, searched_disparity_px(backend, result.calibration))
+
+
+def _depth_message(parameters: ReconstructionParameters, make: Any, result: Reconstruction) -> Any:
+    return depth_message(make, result, parameters.depth_encoding)
 
 
 def _blank_pair() -> StereoPair:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
-from lunar_stereo_recon.datatypes import DisparityPrediction, StereoPair
+from lunar_stereo_recon.datatypes import DisparityPrediction, Region, StereoPair
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
@@ -61,6 +61,20 @@ def test_refinement_can_be_switched_off(slope_pair, slope_disparity):
     prior = slope_disparity + np.float32(0.4)
     result = reconstruct(KnownDisparity(prior), slope_pair, refine=False, dense=True)
     np.testing.assert_allclose(result.disparity, prior, atol=1e-5)
+
+
+def test_outside_of_the_region_nothing_is_valid(slope_pair, slope_disparity):
+    backend = KnownDisparity(slope_disparity)
+    whole = reconstruct(backend, slope_pair, align_rows=False)
+    cut = reconstruct(backend, slope_pair, align_rows=False, region=Region(30, 20, 100, 24))
+    assert cut.region == Region(30, 20, 66, 24)
+    for name in ('disparity', 'depth', 'points'):
+        inside = getattr(cut, name)[20:44, 30:]
+        np.testing.assert_array_equal(inside, getattr(whole, name)[20:44, 30:])
+    assert cut.valid_mask.sum() == whole.valid_mask[20:44, 30:].sum() > 0
+    np.testing.assert_array_equal(cut.confidence, whole.confidence)
+    with pytest.raises(InputError, match='outside of the image of 96x64'):
+        reconstruct(backend, slope_pair, region=Region(96, 0, 4, 4))
 
 
 def test_threshold_and_range_reject_and_dense_keeps(slope_pair, slope_disparity):

@@ -48,6 +48,7 @@ class Processes:
         self._namespace = namespace
         self._running: list[subprocess.Popen] = []
         self.logs: dict[str, Path] = {}
+        self.environment: dict[str, str] = {}
 
     def start(
         self, name: str, remap: dict[str, str] | None = None, **parameters: Any
@@ -65,7 +66,12 @@ class Processes:
                 [sys.executable, '-m', f'lunar_stereo_recon.ros.{name}', *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'},
+                env={
+                    **os.environ,
+                    'PYTHONUNBUFFERED': '1',
+                    'OMP_NUM_THREADS': '1',
+                    **self.environment,
+                },
             )
         self._running.append(process)
         return process
@@ -94,6 +100,7 @@ class Cameras:
     OUTPUTS = {
         'points2': 'sensor_msgs/msg/PointCloud2',
         'confidence': 'sensor_msgs/msg/Image',
+        'confidence/image_mono8': 'sensor_msgs/msg/Image',
         'disparity': 'stereo_msgs/msg/DisparityImage',
         'depth/image': 'sensor_msgs/msg/Image',
         'depth/camera_info': 'sensor_msgs/msg/CameraInfo',

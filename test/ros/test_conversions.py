@@ -64,7 +64,7 @@ def test_message_on_the_wire_is_that_of_the_bag(reconstruction, build):
 def test_buffer_is_reused_and_its_message_is_the_same(reconstruction):
     buffer = MessageBuffer()
     values = buffer.floats((6, 8, 5))
-    message = point_cloud_message(make_message, reconstruction, values)
+    message = point_cloud_message(make_message, reconstruction, allocate=buffer.floats)
     assert message.data == point_cloud_message(make_message, reconstruction).data
     assert buffer.floats((6, 8, 5)).ctypes.data == values.ctypes.data
     assert buffer.floats((2, 3, 5)).shape == (2, 3, 5)

@@ -179,6 +179,135 @@ def test_decimation_thins_the_cloud_only(running):
     assert running.result('depth/image', stamp).width == 96
 
 
+def test_region_of_interest(running):
+    whole = cloud_values(running.result('points2', running.publish()))
+    running.set_parameters(roi=[20, 10, 60, 40])
+    stamp = running.publish()
+    cloud = running.result('points2', stamp)
+    assert (cloud.height, cloud.width) == (40, 60)
+    np.testing.assert_array_equal(cloud_values(cloud), whole[10:50, 20:80])
+    disparity = running.result('disparity', stamp)
+    window = disparity.valid_window
+    assert (window.x_offset, window.y_offset, window.width, window.height) == (20, 10, 60, 40)
+    found = decode_image(disparity.image, 'disparity')
+    assert np.isnan(found[:10]).all()
+    assert np.isnan(found[:, 80:]).all()
+    for roi, reason in (
+        ([1, 2, 3], 'roi has 3 numbers'),
+        ([-1, 0, 10, 10], 'region is 10x10 at (-1, 0)'),
+        ([0, 0, 10, 0], 'region is 10x0'),
+    ):
+        (result,) = running.set_parameters(roi=roi)
+        assert not result.successful
+        assert reason in result.reason
+    running.set_parameters(roi=[200, 0, 10, 10])
+    assert 'outside of the image of 96x64' in running.answer(running.publish()).message
+
+
+def test_forms_of_the_cloud(running):
+    whole = cloud_values(running.result('points2', running.publish()))
+    valid = whole[np.isfinite(whole[..., 2])]
+
+    running.set_parameters(organized=False)
+    cloud = running.result('points2', running.publish())
+    assert (cloud.height, cloud.width, cloud.is_dense) == (1, len(valid), True)
+    np.testing.assert_array_equal(cloud_values(cloud)[0], valid)
+
+    running.set_parameters(organized=True, color=False)
+    cloud = running.result('points2', running.publish())
+    assert [field.name for field in cloud.fields] == ['x', 'y', 'z', 'confidence']
+    assert (cloud.height, cloud.width, cloud.point_step) == (64, 96, 16)
+
+    running.set_parameters(color=True, voxel_size=0.25)
+    cloud = running.result('points2', running.publish())
+    voxels = {tuple(index) for index in np.floor(valid[:, :3] / np.float32(0.25)).astype(int)}
+    assert (cloud.height, cloud.width, cloud.is_dense) == (1, len(voxels), True)
+    (result,) = running.set_parameters(voxel_size=0.001)
+    assert not result.successful
+    assert 'voxel_size is 0.001 m; 0 or at least' in result.reason
+
+
+def test_confidence_for_eyes(running):
+    stamp = running.publish()
+    confidence = decode_image(running.result('confidence', stamp), 'confidence')
+    view = running.result('confidence/image_mono8', stamp)
+    assert view.encoding == 'mono8'
+    np.testing.assert_array_equal(decode_image(view, 'view'), np.rint(255 * confidence))
+
+
+# What the node uses of tf2_ros: a static transform from left_optical to base_link, from START on.
+TF2_ROS = """
+from types import SimpleNamespace
+
+START_NS = 1_000_000_200_000_000
+
+class TransformException(Exception):
+    pass
+
+class Buffer:
+    def __init__(self, cache_time=None, node=None):
+        pass
+
+    def lookup_transform(self, target_frame, source_frame, time, timeout):
+        if (target_frame, source_frame) != ('base_link', 'left_optical'):
+            raise TransformException(f'frame {target_frame} does not exist')
+        if time.nanoseconds < START_NS:
+            raise TransformException('extrapolation into the past')
+        rotation = SimpleNamespace(x=-0.5, y=0.5, z=-0.5, w=0.5)
+        translation = SimpleNamespace(x=0.1, y=0.2, z=0.3)
+        transform = SimpleNamespace(rotation=rotation, translation=translation)
+        return SimpleNamespace(transform=transform)
+
+class TransformListener:
+    def __init__(self, buffer, node):
+        pass
+"""
+
+
+def test_cloud_in_a_body_frame(processes, cameras, tmp_path):
+    (tmp_path / 'tf2_ros.py').write_text(TF2_ROS)
+    processes.environment['PYTHONPATH'] = str(tmp_path)
+    cameras.listen_diagnostics()
+    start(processes, cameras, cloud_frame='base_link')
+    early = cameras.publish()
+    status = cameras.answer(early)
+    assert (status.level, status.message) == (WARN, 'published')
+    reasons = {value.key: value.value for value in status.values}
+    assert "from 'left_optical' to 'base_link': extrapolation" in reasons['withheld points2']
+    cameras.result('depth/image', early)  # What needs no transform comes all the same.
+    warned = cameras.spin_until(
+        lambda: [s for s in cameras.received['diagnostics'] if 'points2 is not' in s.message]
+    )
+    assert warned[0].level == WARN
+
+    stamp = 1_000_000_300_000_000
+    cloud = cameras.result('points2', cameras.publish(stamp))
+    assert cloud.header.frame_id == 'base_link'
+    body = cloud_values(cloud)
+    cameras.set_parameters(cloud_frame='')
+    cloud = cameras.result('points2', cameras.publish(stamp + 1_000_000_000))
+    assert cloud.header.frame_id == 'left_optical'
+    optical = cloud_values(cloud)
+    np.testing.assert_allclose(body[..., 0], optical[..., 2] + 0.1, rtol=1e-5)
+    np.testing.assert_allclose(body[..., 1], 0.2 - optical[..., 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(body[..., 2], 0.3 - optical[..., 1], rtol=1e-5, atol=1e-6)
+    cameras.set_parameters(cloud_frame='map')
+    reasons = cameras.answer(cameras.publish(stamp + 2_000_000_000)).values
+    assert any('frame map does not exist' in value.value for value in reasons)
+
+
+def test_transforms_without_tf2_ros_are_refused_with_the_reason(running, node_log):
+    try:
+        import tf2_ros  # noqa: F401
+    except ModuleNotFoundError:
+        running.set_parameters(cloud_frame='base_link')
+        running.spin_until(lambda: 'transforms need tf2_ros' in node_log())
+        reasons = running.answer(running.publish()).values
+        assert any('transforms need tf2_ros' in value.value for value in reasons)
+    else:
+        pytest.skip('tf2_ros is installed')
+
+
 def test_depth_in_millimetres(running):
     metres = decode_image(running.result('depth/image', running.publish()), 'depth')
     running.set_parameters(depth_encoding='16UC1')

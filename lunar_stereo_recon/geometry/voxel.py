@@ -1,0 +1,43 @@
+"""Voxel-grid filter: one point a cube, the mean of all that fall into it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Three indices are packed in one 63-bit key: 10 km to each side with voxels of 1 cm.
+KEY_BITS = 21
+MAX_INDEX = 1 << (KEY_BITS - 1)
+
+
+def voxel_means(
+    points: NDArray[np.float32], attributes: NDArray[np.float32], voxel_m: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the mean point (M, 3) and mean attributes (M, C) of each voxel that has points.
+
+    Args:
+        points: (N, 3) float32, metres, finite. Those beyond 2^20 voxels from the origin are left
+            out: no stereo rig measures that far.
+        attributes: (N, C) float32.
+        voxel_m: Edge of a voxel, metres, positive.
+    """
+    indices = np.floor(points * np.float32(1.0 / voxel_m))
+    near = (np.abs(indices) < MAX_INDEX).all(axis=1)
+    if not near.all():
+        indices, points, attributes = indices[near], points[near], attributes[near]
+    if len(points) == 0:
+        return points, attributes
+    x, y, z = (indices.astype(np.int64) + MAX_INDEX).T
+    keys = (z << (2 * KEY_BITS)) | (y << KEY_BITS) | x
+    # Neighbours in the image share voxels, so the keys come in long runs, which this sort likes.
+    order = np.argsort(keys, kind='stable')
+    keys = keys[order]
+    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+    counts = np.diff(np.r_[starts, len(keys)]).astype(np.float32)[:, None]
+    # Sums of float32 would lose the millimetres far out: they are taken from the voxel's corner.
+    corners = indices[order][starts] * np.float32(voxel_m)
+    local = points[order] - np.repeat(corners, counts[:, 0].astype(np.int64), axis=0)
+    return (
+        np.add.reduceat(local, starts) / counts + corners,
+        np.add.reduceat(attributes[order], starts) / counts,
+    )

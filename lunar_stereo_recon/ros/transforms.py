@@ -1,0 +1,74 @@
+"""Transforms between frames, from tf2_ros where it is installed.
+
+The PyPI wheels of ROS have neither tf2_ros nor the message type of /tf. There whatever needs a
+transform says so, and the rest works.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.time import Time
+
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.rotation import rotation_from_quaternion
+
+# A transform is stamped and sent after the image it is for; it is waited for this long.
+PATIENCE_S = 0.1
+
+
+class TransformListener:
+    """Listens to /tf and /tf_static of a node's context.
+
+    `lookup` may be called from another thread than the one that spins the node.
+    """
+
+    def __init__(self, node: Node) -> None:
+        """Subscribe.
+
+        Raises:
+            InputError: tf2_ros is not installed.
+        """
+        try:
+            self._tf2: Any = importlib.import_module('tf2_ros')
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f'transforms need tf2_ros, which cannot be imported ({error}); it comes with a '
+                'ROS installation'
+            ) from error
+        self._buffer = self._tf2.Buffer(node=node)
+        self._listener = self._tf2.TransformListener(self._buffer, node)
+
+    def lookup(
+        self, target: str, source: str, stamp_ns: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return rotation (3, 3) and translation (3,) that take points of `source` to `target`.
+
+        Args:
+            target, source: Frames.
+            stamp_ns: Time at which both are looked at, nanoseconds.
+
+        Raises:
+            InputError: tf2 does not know it; the message names the frames and tf2's reason.
+        """
+        try:
+            found = self._buffer.lookup_transform(
+                target, source, Time(nanoseconds=stamp_ns), Duration(seconds=PATIENCE_S)
+            )
+        except self._tf2.TransformException as error:
+            raise InputError(
+                f'no transform from {source!r} to {target!r}: {error}. Is it on /tf or '
+                '/tf_static, at the time of the image?'
+            ) from error
+        rotation, translation = found.transform.rotation, found.transform.translation
+        return (
+            rotation_from_quaternion(
+                np.array([rotation.x, rotation.y, rotation.z, rotation.w], np.float64)
+            ),
+            np.array([translation.x, translation.y, translation.z], np.float64),
+        )

@@ -1,0 +1,188 @@
+"""Forms of the cloud: thinned, cut, without padding, in voxels, moved."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from lunar_stereo_recon.bags.writer import make_message
+from lunar_stereo_recon.datatypes import Reconstruction, Region, StereoCalibration
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.rotation import (
+    quaternion_from_rotation,
+    rotation_from_quaternion,
+    rotation_from_rpy,
+)
+from lunar_stereo_recon.geometry.voxel import voxel_means
+from lunar_stereo_recon.result_messages import (
+    CloudForm,
+    confidence_view_message,
+    disparity_message,
+    moved_points,
+    point_cloud_message,
+)
+
+WIDTH, HEIGHT = 12, 8
+CALIBRATION = StereoCalibration(10.0, 10.0, 5.5, 3.5, 5.5, 0.3, WIDTH, HEIGHT)
+
+
+@pytest.fixture
+def reconstruction():
+    rng = np.random.default_rng(4)
+    depth = rng.uniform(1, 5, (HEIGHT, WIDTH)).astype(np.float32)
+    depth[2, 3:6] = np.nan
+    points = rng.uniform(-1, 1, (HEIGHT, WIDTH, 3)).astype(np.float32)
+    points[..., 2] = depth
+    points[np.isnan(depth)] = np.nan
+    return Reconstruction(
+        disparity=3 / depth,
+        depth=depth,
+        confidence=rng.uniform(0, 1, (HEIGHT, WIDTH)).astype(np.float32),
+        points=points,
+        color=rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8),
+        calibration=CALIBRATION,
+        frame_id='left_optical',
+    )
+
+
+def values_of(cloud):
+    return cloud.data.view('<f4').reshape(cloud.height, cloud.width, -1)
+
+
+def colors_of(values):
+    """Return (..., 3) uint8 RGB of the field rgb, 0x00RRGGBB."""
+    packed = np.ascontiguousarray(values[..., 3]).view('<u4')
+    return np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], axis=-1)
+
+
+def test_organized_cloud_has_a_point_a_pixel(reconstruction):
+    cloud = point_cloud_message(make_message, reconstruction)
+    values = values_of(cloud)
+    assert (cloud.height, cloud.width, cloud.point_step, cloud.is_dense) == (8, 12, 20, False)
+    np.testing.assert_array_equal(values[..., :3], reconstruction.points)
+    np.testing.assert_array_equal(colors_of(values), reconstruction.color)
+    np.testing.assert_array_equal(values[..., 4], reconstruction.confidence)
+
+
+def test_cloud_without_color_is_smaller(reconstruction):
+    cloud = point_cloud_message(make_message, reconstruction, CloudForm(color=False))
+    assert [field.name for field in cloud.fields] == ['x', 'y', 'z', 'confidence']
+    assert [field.offset for field in cloud.fields] == [0, 4, 8, 12]
+    assert cloud.point_step == 16
+    np.testing.assert_array_equal(values_of(cloud)[..., :3], reconstruction.points)
+    np.testing.assert_array_equal(values_of(cloud)[..., 3], reconstruction.confidence)
+
+
+def test_cloud_that_is_not_organized_holds_the_valid_points_alone(reconstruction):
+    cloud = point_cloud_message(make_message, reconstruction, CloudForm(organized=False))
+    assert (cloud.height, cloud.width) == (1, WIDTH * HEIGHT - 3)
+    assert cloud.is_dense
+    assert cloud.row_step == len(cloud.data) == 20 * cloud.width
+    valid = reconstruction.valid_mask
+    np.testing.assert_array_equal(values_of(cloud)[0, :, :3], reconstruction.points[valid])
+    np.testing.assert_array_equal(colors_of(values_of(cloud))[0], reconstruction.color[valid])
+
+
+@pytest.mark.parametrize('voxel_m', [0.0, 0.5])
+def test_cloud_without_a_point_is_empty(reconstruction, voxel_m):
+    nothing = np.full_like(reconstruction.points, np.nan)
+    empty = dataclasses.replace(reconstruction, points=nothing)
+    form = CloudForm(organized=False, voxel_m=voxel_m)
+    cloud = point_cloud_message(make_message, empty, form)
+    assert (cloud.height, cloud.width, len(cloud.data)) == (1, 0, 0)
+
+
+def test_region_and_decimation_cut_the_cloud(reconstruction):
+    cut = dataclasses.replace(reconstruction, region=Region(2, 1, 7, 5))
+    cloud = point_cloud_message(make_message, cut, CloudForm(decimation=2))
+    assert (cloud.height, cloud.width) == (3, 4)
+    np.testing.assert_array_equal(values_of(cloud)[..., :3], reconstruction.points[1:6:2, 2:9:2])
+    disparity = disparity_message(make_message, cut, 64.0)
+    window = disparity.valid_window
+    assert (window.x_offset, window.y_offset, window.width, window.height) == (2, 1, 7, 5)
+    assert (disparity.f, disparity.t) == (10.0, pytest.approx(0.3))
+    whole = disparity_message(make_message, reconstruction, 64.0).valid_window
+    assert (whole.x_offset, whole.y_offset, whole.width, whole.height) == (0, 0, 12, 8)
+
+
+def test_region_is_cut_at_the_border_and_must_meet_the_image():
+    assert Region(600, 400, 100, 100).within(640, 480) == Region(600, 400, 40, 80)
+    with pytest.raises(InputError, match=r'10x10 at \(640, 0\) lies outside of the image of 640x'):
+        Region(640, 0, 10, 10).within(640, 480)
+    with pytest.raises(InputError, match='region is 0x10'):
+        Region(0, 0, 0, 10)
+
+
+def test_voxels_hold_the_mean_of_their_points():
+    points = np.array(
+        [[0.1, 0.1, 5.1], [0.3, 0.5, 5.3], [-0.1, 0.1, 5.1], [0.1, 0.1, 6.1]], np.float32
+    )
+    attributes = np.array([[1.0], [2.0], [4.0], [8.0]], np.float32)
+    means, means_of_attributes = voxel_means(points, attributes, 1.0)
+    order = np.argsort(means_of_attributes[:, 0])
+    np.testing.assert_allclose(
+        means[order], [[0.2, 0.3, 5.2], [-0.1, 0.1, 5.1], [0.1, 0.1, 6.1]], rtol=1e-6
+    )
+    np.testing.assert_allclose(means_of_attributes[order, 0], [1.5, 4.0, 8.0])
+
+
+def test_voxels_far_out_keep_their_millimetres():
+    rng = np.random.default_rng(0)
+    offsets = rng.uniform(0.0, 0.05, (20_000, 3))
+    points = (offsets + [0.0, 0.0, 900.0]).astype(np.float32)
+    mean, _ = voxel_means(points, np.zeros((20_000, 1), np.float32), 0.05)
+    assert len(mean) <= 8  # float32 may put points at the very border next door
+    largest = mean[np.argmin(np.abs(mean - [0.025, 0.025, 900.025]).sum(axis=1))]
+    np.testing.assert_allclose(largest, [0.025, 0.025, 900.025], atol=1e-3)
+
+
+def test_points_beyond_the_keys_are_left_out():
+    points = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 1e5]], np.float32)
+    means, _ = voxel_means(points, np.zeros((2, 1), np.float32), 0.01)
+    assert len(means) == 1
+
+
+def test_voxel_cloud_has_mean_colors_and_fewer_points(reconstruction):
+    wide = CloudForm(voxel_m=10.0)
+    # All points lie within one octant of the voxels at the origin, or its neighbours.
+    near = dataclasses.replace(reconstruction, points=np.abs(reconstruction.points))
+    cloud = point_cloud_message(make_message, near, wide)
+    valid = near.valid_mask
+    assert (cloud.height, cloud.width, cloud.is_dense) == (1, 1, True)
+    (value,) = values_of(cloud)[0]
+    np.testing.assert_allclose(value[:3], near.points[valid].mean(axis=0), rtol=1e-5)
+    assert value[4] == pytest.approx(near.confidence[valid].mean(), rel=1e-5)
+    np.testing.assert_allclose(
+        colors_of(values_of(cloud))[0, 0], near.color[valid].mean(axis=0), atol=0.51
+    )
+    grey = point_cloud_message(make_message, near, CloudForm(voxel_m=10.0, color=False))
+    np.testing.assert_allclose(values_of(grey)[0, 0], np.r_[value[:3], value[4]], rtol=1e-6)
+
+
+def test_moved_points_are_in_the_other_frame(reconstruction):
+    # Optical axes in a body frame: x is the optical z, y is -x, z is -y.
+    rotation = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    moved = moved_points(reconstruction, rotation, np.array([0.5, 0.0, 1.2]), 'base_link')
+    x, y, z = np.moveaxis(reconstruction.points, -1, 0)
+    np.testing.assert_allclose(moved.points[..., 0], z + 0.5, rtol=1e-6)
+    np.testing.assert_allclose(moved.points[..., 1], -x, rtol=1e-6)
+    np.testing.assert_allclose(moved.points[..., 2], -y + 1.2, rtol=1e-5, atol=1e-6)
+    assert point_cloud_message(make_message, moved).header.frame_id == 'base_link'
+    assert np.isnan(moved.points[2, 3]).any()
+
+
+def test_confidence_view_is_for_eyes(reconstruction):
+    reconstruction.confidence[0, :3] = 0.0, 0.5, 1.0
+    view = confidence_view_message(make_message, reconstruction)
+    assert view.encoding == 'mono8'
+    np.testing.assert_array_equal(view.data[:3], [0, 128, 255])
+
+
+def test_quaternions_and_rotations_are_inverses():
+    for angles in ((0.1, -0.4, 2.0), (3.0, 0.2, -1.0), (0.0, math.pi / 2, 0.0)):
+        rotation = rotation_from_rpy(*angles)
+        quaternion = quaternion_from_rotation(rotation)
+        np.testing.assert_allclose(rotation_from_quaternion(3 * quaternion), rotation, atol=1e-12)
+    with pytest.raises(InputError, match='quaternion is'):
+        rotation_from_quaternion(np.zeros(4))
