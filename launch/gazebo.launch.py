@@ -9,7 +9,6 @@ import shlex
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
-    DeclareLaunchArgument,
     EmitEvent,
     ExecuteProcess,
     IncludeLaunchDescription,
@@ -17,85 +16,62 @@ from launch.actions import (
     OpaqueFunction,
     RegisterEventHandler,
 )
-from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import ExecutableInPackage, FindPackageShare
 
-from lunar_stereo_recon.simulation.gazebo_rover import (
-    FrameTransform,
-    read_rig,
-    read_world,
-    start_height,
+from lunar_stereo_recon.rig import FrameTransform
+from lunar_stereo_recon.ros.launch_actions import static_transform
+from lunar_stereo_recon.ros.launch_arguments import (
+    argument,
+    FLAG,
+    flag,
+    included,
+    PACKAGE,
+    value,
 )
+from lunar_stereo_recon.simulation.gazebo_rover import read_rig, read_world, start_height
 
-PACKAGE = 'lunar_stereo_recon'
 # Gazebo counts pixels from the corner of the image, ROS from the centre of the first pixel.
 GAZEBO_PIXEL_OFFSET_PX = 0.5
+GROUNDS = ('mare', 'highland', 'south_pole', 'boulder_field', 'smooth')
 START = ('x', 'y', 'z', 'yaw')
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments; the rest follows from their values."""
     share = FindPackageShare(PACKAGE)
-    arguments = [
-        DeclareLaunchArgument(
-            'world',
-            default_value='',
-            description='Folder that lunar-stereo export-gazebo wrote; empty makes one',
-        ),
-        DeclareLaunchArgument(
-            'preset',
-            default_value='mare',
-            description='Ground to make: mare, highland, south_pole, boulder_field or smooth',
-        ),
-        DeclareLaunchArgument('seed', default_value='1', description='Seed of the ground to make'),
-        DeclareLaunchArgument(
-            'rover',
-            default_value=PathJoinSubstitution(
-                [share, 'config', 'gazebo', 'lunar_rover', 'model.sdf']
-            ),
-            description='SDF of the rover; its sensors left_camera and right_camera are the rig',
-        ),
-        DeclareLaunchArgument(
-            'bridge_config',
-            default_value=PathJoinSubstitution([share, 'config', 'gz_bridge.yaml']),
-            description='Topics between Gazebo and ROS, YAML of ros_gz_bridge',
-        ),
-        DeclareLaunchArgument('x', default_value='', description='Start, m; empty: level ground'),
-        DeclareLaunchArgument('y', default_value='', description='Start, m; empty: level ground'),
-        DeclareLaunchArgument('z', default_value='', description='Start, m; empty: on the ground'),
-        DeclareLaunchArgument('yaw', default_value='', description='Heading at the start, rad'),
-        DeclareLaunchArgument(
-            'gui',
-            default_value='true',
-            description='false runs the server alone, without a window',
-        ),
-        DeclareLaunchArgument(
-            'namespace', default_value='', description='Namespace of the nodes and their topics'
-        ),
-        DeclareLaunchArgument(
-            'backend', default_value='onnx', description='Matcher: onnx, sgbm, sgbm_hh or bm'
-        ),
-        DeclareLaunchArgument(
-            'model', default_value='', description='Model file; empty is the shipped student'
-        ),
-        DeclareLaunchArgument(
-            'rviz', default_value='false', description='Show images and cloud in RViz'
-        ),
-    ]
-    return LaunchDescription([*arguments, OpaqueFunction(function=_with_world)])
+    rover = PathJoinSubstitution([share, 'config', 'gazebo', 'lunar_rover', 'model.sdf'])
+    bridge = PathJoinSubstitution([share, 'config', 'gz_bridge.yaml'])
+    return LaunchDescription(
+        [
+            argument('world', 'Folder that lunar-stereo export-gazebo wrote; empty makes one'),
+            argument('preset', 'Ground to make', 'mare', GROUNDS),
+            argument('seed', 'Seed of the ground to make', '1'),
+            argument('rover', 'SDF of the rover; left_camera and right_camera are the rig', rover),
+            argument('bridge_config', 'Topics between Gazebo and ROS, of ros_gz_bridge', bridge),
+            argument('x', 'Start [m]; empty is level ground'),
+            argument('y', 'Start [m]; empty is level ground'),
+            argument('z', 'Start [m]; empty is on the ground'),
+            argument('yaw', 'Heading at the start [rad]'),
+            argument('gui', 'false runs the server alone, without a window', 'true', FLAG),
+            argument('namespace', 'Namespace of the nodes and their topics'),
+            argument('fixed_frame', 'Frame to show results in', 'map'),
+            OpaqueFunction(function=_with_world),
+            included('rover.launch.py', use_sim_time='true'),
+        ]
+    )
 
 
 def _with_world(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return everything to start, after the making of the world where none is given."""
-    given = _value(context, 'world')
+    given = value(context, 'world')
     if given:
         return _simulation(context, Path(given))
-    preset, seed = _value(context, 'preset'), _value(context, 'seed')
+    preset, seed = value(context, 'preset'), value(context, 'seed')
     folder = Path.home() / '.ros' / PACKAGE / f'gazebo_{preset}_{seed}'
     export = ExecuteProcess(
         cmd=[
@@ -119,11 +95,11 @@ def _with_world(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 
 def _simulation(context: LaunchContext, folder: Path) -> list[LaunchDescriptionEntity]:
-    """Return Gazebo, the rover, the bridge, the frames and the reconstruction."""
+    """Return Gazebo, the rover, the bridge, the relay and the frames."""
     description = read_world(folder)
-    rover, namespace = _value(context, 'rover'), _value(context, 'namespace')
+    rover, namespace = value(context, 'rover'), value(context, 'namespace')
     rig = read_rig(Path(rover))
-    flags = '-r' if _value(context, 'gui').lower() == 'true' else '-r -s --headless-rendering'
+    flags = '-r' if flag(context, 'gui') else '-r -s --headless-rendering'
     gazebo = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(
             PathJoinSubstitution([FindPackageShare('ros_gz_sim'), 'launch', 'gz_sim.launch.py'])
@@ -152,7 +128,7 @@ def _simulation(context: LaunchContext, folder: Path) -> list[LaunchDescriptionE
         name='gz_bridge',
         namespace=namespace,
         output='screen',
-        parameters=[{'config_file': _value(context, 'bridge_config'), 'use_sim_time': True}],
+        parameters=[{'config_file': value(context, 'bridge_config'), 'use_sim_time': True}],
     )
     relay = Node(
         package=PACKAGE,
@@ -169,63 +145,14 @@ def _simulation(context: LaunchContext, folder: Path) -> list[LaunchDescriptionE
         ],
     )
     world_frame = FrameTransform('map', 'odom', (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
-    frames = [_static_transform(frame) for frame in (world_frame, rig.left, rig.right)]
-    reconstruction = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(
-            PathJoinSubstitution([FindPackageShare(PACKAGE), 'launch', 'rover.launch.py'])
-        ),
-        launch_arguments={
-            'namespace': namespace,
-            'backend': _value(context, 'backend'),
-            'model': _value(context, 'model'),
-            'use_sim_time': 'true',
-        }.items(),
-    )
-    rviz = Node(
-        package='rviz2',
-        executable='rviz2',
-        name='rviz',
-        namespace=namespace,
-        arguments=_rviz_arguments(context),
-        parameters=[{'use_sim_time': True}],
-        condition=IfCondition(LaunchConfiguration('rviz')),
-    )
-    return [gazebo, spawn, bridge, relay, *frames, reconstruction, rviz]
-
-
-def _value(context: LaunchContext, name: str) -> str:
-    return LaunchConfiguration(name).perform(context)
+    frames = [static_transform(f, use_sim_time=True) for f in (world_frame, rig.left, rig.right)]
+    return [gazebo, spawn, bridge, relay, *frames]
 
 
 def _start(context: LaunchContext, folder: Path, spawn: dict[str, float]) -> dict[str, float]:
     """Return the parameters of the rover's first pose: the arguments, else the world's place."""
-    given = {name: float(_value(context, name)) for name in START if _value(context, name)}
+    given = {name: float(value(context, name)) for name in START if value(context, name)}
     start = {**spawn, **given}
     if 'z' not in given and ('x' in given or 'y' in given):
         start['z'] = start_height(folder, start['x'], start['y'])
     return {'x': start['x'], 'y': start['y'], 'z': start['z'], 'Y': start['yaw']}
-
-
-def _static_transform(frame: FrameTransform) -> Node:
-    numbers = zip(
-        ('--x', '--y', '--z', '--qx', '--qy', '--qz', '--qw'),
-        (*frame.xyz_m, *frame.xyzw),
-        strict=True,
-    )
-    return Node(
-        package='tf2_ros',
-        executable='static_transform_publisher',
-        name=f'{frame.child}_static_transform',
-        arguments=[
-            *(text for flag, number in numbers for text in (flag, f'{number:.9f}')),
-            *('--frame-id', frame.parent, '--child-frame-id', frame.child),
-        ],
-        parameters=[{'use_sim_time': True}],
-    )
-
-
-def _rviz_arguments(context: LaunchContext) -> list[str]:
-    """Return the arguments of RViz: the shipped view where there is one."""
-    share = Path(FindPackageShare(PACKAGE).perform(context))
-    view = share / 'config' / 'reconstruction.rviz'
-    return ['-d', str(view)] if view.is_file() else []

@@ -1,104 +1,143 @@
-"""Replays a recording through the reconstruction node; ends when the recording does."""
+"""Plays a recording to the reconstruction, under the topic names that it was recorded with.
 
-from launch import LaunchDescription
+`ros2 bag play` plays it where it is installed, otherwise this package's replay_node.
+"""
+
+import dataclasses
+from pathlib import Path
+import shutil
+
+from ament_index_python.packages import get_packages_with_prefixes
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
-    DeclareLaunchArgument,
     EmitEvent,
-    IncludeLaunchDescription,
+    ExecuteProcess,
+    OpaqueFunction,
     RegisterEventHandler,
+    SetLaunchConfiguration,
 )
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
-from launch_ros.substitutions import FindPackageShare
 
-PACKAGE = 'lunar_stereo_recon'
+from lunar_stereo_recon.bags.reader import bag_topics, IMAGE_TYPES, StereoBagReader
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.messages import StereoTopics
+from lunar_stereo_recon.ros.launch_arguments import (
+    argument,
+    FLAG,
+    flag,
+    given_parameters,
+    included,
+    PACKAGE,
+    parameter_arguments,
+    value,
+)
+from lunar_stereo_recon.ros.parameters import ReplayParameters
+from lunar_stereo_recon.ros.reconstruction_node import OUTPUT_TOPICS
+
+PLAYERS = ('auto', 'rosbag2', 'replay_node')
+# Arguments of both players, and those that replay_node alone understands.
+SHARED = ('rate', 'loop', 'start_offset')
+REPLAY_NODE_ONLY = ('flow_control', 'wait_for_subscribers')
+TOPICS = tuple(item.name for item in dataclasses.fields(StereoTopics))
+CLOCK_RATE_HZ = 100
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Return the arguments, the replay node and the reconstruction of rover.launch.py."""
-    arguments = [
-        DeclareLaunchArgument('bag', description='rosbag2 directory, .mcap or .db3'),
-        DeclareLaunchArgument(
-            'rate',
-            default_value='1.0',
-            description='Speed relative to the recording; 0 is as fast as frames are answered',
-        ),
-        DeclareLaunchArgument(
-            'flow_control',
-            default_value='false',
-            description='Wait for each frame to be answered, so that none is dropped',
-        ),
-        DeclareLaunchArgument(
-            'loop', default_value='false', description='Start again at the end, without an end'
-        ),
-        DeclareLaunchArgument(
-            'start_offset', default_value='0.0', description='Seconds to skip at the beginning'
-        ),
-        DeclareLaunchArgument(
-            'wait_for_subscribers',
-            default_value='30.0',
-            description='Seconds to wait for somebody to listen to a result; 0 starts at once',
-        ),
-        DeclareLaunchArgument(
-            'namespace', default_value='', description='Namespace of both nodes and their topics'
-        ),
-        DeclareLaunchArgument(
-            'backend', default_value='onnx', description='Matcher: onnx, sgbm, sgbm_hh or bm'
-        ),
-        DeclareLaunchArgument(
-            'model', default_value='', description='Model file; empty is the shipped student'
-        ),
-        DeclareLaunchArgument(
-            'baseline',
-            default_value='0.0',
-            description='Distance between the cameras, metres; 0 takes it from the recording',
-        ),
-    ]
-    replay = Node(
-        package=PACKAGE,
-        executable='replay_node',
-        name='replay_node',
-        namespace=LaunchConfiguration('namespace'),
-        output='screen',
-        parameters=[
-            {
-                'bag': ParameterValue(LaunchConfiguration('bag'), value_type=str),
-                'rate': ParameterValue(LaunchConfiguration('rate'), value_type=float),
-                'loop': ParameterValue(LaunchConfiguration('loop'), value_type=bool),
-                'flow_control': ParameterValue(
-                    LaunchConfiguration('flow_control'), value_type=bool
-                ),
-                'start_offset': ParameterValue(
-                    LaunchConfiguration('start_offset'), value_type=float
-                ),
-                'wait_for_subscribers': ParameterValue(
-                    LaunchConfiguration('wait_for_subscribers'), value_type=float
-                ),
-                'clock': True,
-                'rename_rig': True,
-            }
-        ],
+    """Return the arguments; the rest follows from what is in the bag."""
+    return LaunchDescription(
+        [
+            argument('bag', 'rosbag2 directory, .mcap or .db3', None),
+            argument('player', 'auto is rosbag2 where it is installed', 'auto', PLAYERS),
+            *parameter_arguments(ReplayParameters, *SHARED, *REPLAY_NODE_ONLY),
+            argument('delay', 'Time that rosbag2 waits for the node at first [s]', '5.0'),
+            argument('qos_overrides', 'YAML for --qos-profile-overrides-path of rosbag2'),
+            argument('exit_at_end', 'End everything with the recording', 'true', FLAG),
+            *(argument(name, 'Topic in the bag; empty finds it') for name in TOPICS),
+            argument('camera_preset', 'Preset with the topics, instead of finding them'),
+            argument('namespace', 'Namespace of the node and its topics, not of the recording'),
+            argument('fixed_frame', "Frame to show results in; empty is the left images' own"),
+            OpaqueFunction(function=_replay),
+            included('rover.launch.py', use_sim_time='true'),
+        ]
     )
-    reconstruction = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(
-            PathJoinSubstitution([FindPackageShare(PACKAGE), 'launch', 'rover.launch.py'])
-        ),
-        launch_arguments={
-            'namespace': LaunchConfiguration('namespace'),
-            'backend': LaunchConfiguration('backend'),
-            'model': LaunchConfiguration('model'),
-            'baseline': LaunchConfiguration('baseline'),
-            'use_sim_time': 'true',
-        }.items(),
-    )
-    end = RegisterEventHandler(
-        OnProcessExit(
-            target_action=replay,
-            on_exit=[EmitEvent(event=Shutdown(reason='the recording is over'))],
+
+
+def _replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Return the player, and the arguments of rover.launch.py that follow from the bag."""
+    bag = str(Path(value(context, 'bag')).expanduser())
+    topics = None
+    found: dict[str, str] = {}
+    if not value(context, 'camera_preset'):
+        topics, frame, compressed = _rig_in_bag(context, bag)
+        found = {**dataclasses.asdict(topics), 'fixed_frame': frame}
+        if compressed:
+            found['input_transport'] = 'compressed'
+    player = _player(context, bag, topics)
+    actions = [*(SetLaunchConfiguration(*item) for item in found.items()), player]
+    if flag(context, 'exit_at_end'):
+        end = EmitEvent(event=Shutdown(reason='the recording is over'))
+        actions.append(RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end])))
+    return actions
+
+
+def _rig_in_bag(context: LaunchContext, bag: str) -> tuple[StereoTopics, str, bool]:
+    """Return the rig's topics, the frame to show it in, and whether images are compressed."""
+    given = [value(context, name) for name in TOPICS]
+    if any(given) and not all(given):
+        raise InputError(f'{", ".join(TOPICS)} are {given}; give all four or none')
+    with StereoBagReader(bag, StereoTopics(*given) if all(given) else None) as reader:
+        left = reader.topics.left_image
+        frame = value(context, 'fixed_frame')
+        if not frame:
+            connection, _, raw = next(reader.raw_messages([left]))
+            frame = reader.deserialize(raw, connection.msgtype).header.frame_id
+        return reader.topics, frame, reader.all_topics[left] == IMAGE_TYPES[1]
+
+
+def _player(context: LaunchContext, bag: str, rig: StereoTopics | None) -> ExecuteProcess:
+    """Return the process that plays what the node does not publish itself."""
+    namespace = value(context, 'namespace')
+    prefix = f'/{namespace.strip("/")}'.rstrip('/')
+    results = {f'{prefix}/{name}' for name in (*OUTPUT_TOPICS, 'frame_status')}
+    recorded = bag_topics(bag)
+    played = sorted(recorded.keys() - results - {'/clock'})
+    player = value(context, 'player')
+    if player == 'auto':
+        paced = flag(context, 'flow_control') or float(value(context, 'rate') or 1) == 0
+        player = 'replay_node' if paced or not _rosbag2_is_installed() else 'rosbag2'
+    if player == 'replay_node':
+        given = given_parameters(context, ReplayParameters, *SHARED, *REPLAY_NODE_ONLY)
+        return Node(
+            package=PACKAGE,
+            executable='replay_node',
+            name='replay_node',
+            namespace=namespace,
+            output='screen',
+            parameters=[
+                {
+                    **{'bag': bag, 'topics': played, 'clock': True},
+                    **(dataclasses.asdict(rig) if rig else {}),
+                    **given,
+                }
+            ],
         )
+    overrides = value(context, 'qos_overrides')
+    return ExecuteProcess(
+        cmd=[
+            *('ros2', 'bag', 'play', bag, '--clock', str(CLOCK_RATE_HZ)),
+            *('--rate', value(context, 'rate') or '1.0', '--delay', value(context, 'delay')),
+            *('--start-offset', value(context, 'start_offset') or '0.0'),
+            *(['--loop'] if flag(context, 'loop') else []),
+            *(['--qos-profile-overrides-path', overrides] if overrides else []),
+            # Without a terminal there are no keys to press.
+            '--disable-keyboard-controls',
+            *(['--topics', *played] if len(played) < len(recorded) else []),
+        ],
+        output='screen',
     )
-    return LaunchDescription([*arguments, reconstruction, replay, end])
+
+
+def _rosbag2_is_installed() -> bool:
+    return shutil.which('ros2') is not None and 'ros2bag' in get_packages_with_prefixes()

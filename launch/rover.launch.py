@@ -1,104 +1,148 @@
-"""Starts the reconstruction node on a rover whose cameras publish rectified images."""
+"""Starts the reconstruction node on a rover whose cameras publish stereo images.
 
+With it, where asked for: static transforms of the rig, RViz, a bridge to Foxglove.
+"""
+
+import dataclasses
 import os
+from pathlib import Path
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
-from launch_ros.substitutions import FindPackageShare
 
+from lunar_stereo_recon.rig import FrameTransform, read_rig_frames
+from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset
+from lunar_stereo_recon.ros.launch_actions import static_transform, views
+from lunar_stereo_recon.ros.launch_arguments import (
+    argument,
+    FLAG,
+    flag,
+    given_parameters,
+    PACKAGE,
+    parameter_arguments,
+    shared_file,
+    value,
+)
 from lunar_stereo_recon.ros.node_processes import LARGE_MESSAGES_PROFILE, PROFILE_VARIABLE
+from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 
-PACKAGE = 'lunar_stereo_recon'
+# Entries of a preset that are arguments too.
+GIVEN = ('left_image', 'right_image', 'left_info', 'right_info', 'camera_namespace')
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Return the arguments and the node; `ros2 launch --show-args` lists them."""
-    default_parameters = PathJoinSubstitution(
-        [FindPackageShare(PACKAGE), 'config', 'reconstruction.yaml']
+    """Return the arguments and the nodes; `ros2 launch --show-args` lists the arguments."""
+    return LaunchDescription(
+        [
+            argument('namespace', 'Namespace of the node and its topics'),
+            argument(
+                'camera_preset',
+                'Cameras by name, a file in config/presets/ (lunarsim, omnilrs, isaac_sim, zed, '
+                'zed_5_0), or the path of a preset of your own',
+            ),
+            argument('camera_namespace', "Namespace of the preset's topics, in place of its own"),
+            argument('left_namespace', 'Of the left topics without camera_preset', 'left'),
+            argument('right_namespace', 'Of the right topics without camera_preset', 'right'),
+            argument(
+                'left_image',
+                'Topic of the left image, raw or compressed; relative to camera_namespace',
+            ),
+            argument('right_image', 'Topic of the right image, as left_image'),
+            argument('left_info', 'Topic of the left camera_info, as left_image'),
+            argument('right_info', 'Topic of the right camera_info, as left_image'),
+            argument(
+                'params_file',
+                'Parameters of the node, YAML; it comes after the preset and before arguments. '
+                'config/reconstruction.yaml lists them all',
+            ),
+            argument(
+                'rig',
+                'YAML of where the cameras are on the rover, as config/rig.yaml, to publish their '
+                'static transforms; empty publishes none',
+            ),
+            argument('use_sim_time', 'Take the time from /clock', choices=('', *FLAG)),
+            argument('rviz', 'Show images and clouds in RViz', 'false', FLAG),
+            argument('rviz_config', 'RViz view; empty takes one of config/rviz/'),
+            argument(
+                'fixed_frame',
+                'Frame to show results in; empty is that of preset or rig, else optical',
+            ),
+            argument('foxglove', 'Start foxglove_bridge for Foxglove', 'false', FLAG),
+            argument('foxglove_port', 'Port of foxglove_bridge', '8765'),
+            argument('log_level', 'debug, info, warn or error', 'info'),
+            *parameter_arguments(ReconstructionParameters),
+            OpaqueFunction(function=_nodes),
+        ]
     )
-    arguments = [
-        DeclareLaunchArgument(
-            'namespace', default_value='', description='Namespace of the node and its topics'
-        ),
-        DeclareLaunchArgument(
-            'left_namespace',
-            default_value='left',
-            description='Namespace of the left image_rect and camera_info',
-        ),
-        DeclareLaunchArgument(
-            'right_namespace',
-            default_value='right',
-            description='Namespace of the right image_rect and camera_info',
-        ),
-        DeclareLaunchArgument(
-            'params_file', default_value=default_parameters, description='Parameters, YAML'
-        ),
-        DeclareLaunchArgument(
-            'approximate_sync',
-            default_value='false',
-            description='Pair images whose stamps differ a little; false wants equal stamps',
-        ),
-        DeclareLaunchArgument(
-            'baseline',
-            default_value='0.0',
-            description='Distance between the cameras, metres; 0 takes it from the camera_info',
-        ),
-        DeclareLaunchArgument(
-            'backend', default_value='onnx', description='Matcher: onnx, sgbm, sgbm_hh or bm'
-        ),
-        DeclareLaunchArgument(
-            'model', default_value='', description='Model file; empty is the shipped student'
-        ),
-        DeclareLaunchArgument(
-            'use_sim_time', default_value='false', description='Take the time from /clock'
-        ),
-        DeclareLaunchArgument(
-            'autostart',
-            default_value='true',
-            description='Configure and activate at start; false waits for a lifecycle manager',
-        ),
-        DeclareLaunchArgument(
-            'log_level', default_value='info', description='debug, info, warn or error'
-        ),
-    ]
-    left, right = LaunchConfiguration('left_namespace'), LaunchConfiguration('right_namespace')
+
+
+def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Return what the values of the arguments ask for."""
+    preset = _cameras(context)
+    given = given_parameters(context, ReconstructionParameters)
+    use_sim_time = preset.use_sim_time
+    if value(context, 'use_sim_time'):
+        use_sim_time = given['use_sim_time'] = flag(context, 'use_sim_time')
+    params_file = value(context, 'params_file')
     node = Node(
         package=PACKAGE,
         executable='reconstruction_node',
         name='reconstruction_node',
-        namespace=LaunchConfiguration('namespace'),
+        namespace=value(context, 'namespace'),
         output='screen',
         # Clouds fill more shared memory than Fast DDS reserves; a profile of the user's stays.
         additional_env={
             PROFILE_VARIABLE: os.environ.get(PROFILE_VARIABLE, str(LARGE_MESSAGES_PROFILE))
         },
-        # Arguments come after the file, so that they win.
+        # The last one wins.
         parameters=[
-            LaunchConfiguration('params_file'),
-            {
-                'backend': LaunchConfiguration('backend'),
-                'model': ParameterValue(LaunchConfiguration('model'), value_type=str),
-                'baseline': ParameterValue(LaunchConfiguration('baseline'), value_type=float),
-                'approximate_sync': _flag('approximate_sync'),
-                'autostart': _flag('autostart'),
-                'use_sim_time': _flag('use_sim_time'),
-            },
+            {**preset.parameters, 'use_sim_time': preset.use_sim_time},
+            *([params_file] if params_file else []),
+            *([given] if given else []),
         ],
-        remappings=[
-            ('left/image_rect', [left, '/image_rect']),
-            ('left/image_rect/compressed', [left, '/image_rect/compressed']),
-            ('left/camera_info', [left, '/camera_info']),
-            ('right/image_rect', [right, '/image_rect']),
-            ('right/image_rect/compressed', [right, '/image_rect/compressed']),
-            ('right/camera_info', [right, '/camera_info']),
-        ],
-        arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        remappings=preset.remappings(),
+        arguments=['--ros-args', '--log-level', value(context, 'log_level')],
     )
-    return LaunchDescription([*arguments, node])
+    frames = _rig_frames(context)
+    base_frame = frames[0].parent if frames else ''
+    fixed_frame = value(context, 'fixed_frame') or preset.fixed_frame or base_frame
+    return [
+        node,
+        *(static_transform(frame, use_sim_time) for frame in frames),
+        *views(context, fixed_frame, use_sim_time, preset.remappings()),
+    ]
 
 
-def _flag(name: str) -> ParameterValue:
-    return ParameterValue(LaunchConfiguration(name), value_type=bool)
+def _rig_frames(context: LaunchContext) -> list[FrameTransform]:
+    """Return the frames of the argument `rig`, none where it is empty."""
+    path = value(context, 'rig')
+    if not path:
+        return []
+    rig = read_rig_frames(Path(path).expanduser())
+    return [rig.left, rig.right]
+
+
+def _cameras(context: LaunchContext) -> CameraPreset:
+    """Return the preset that was asked for, with the topics that were given."""
+    name = value(context, 'camera_preset')
+    if not name:
+        left, right = value(context, 'left_namespace'), value(context, 'right_namespace')
+        preset = CameraPreset(
+            left_image=f'{left}/image_rect',
+            right_image=f'{right}/image_rect',
+            left_raw=f'{left}/image_raw',
+            right_raw=f'{right}/image_raw',
+            left_info=f'{left}/camera_info',
+            right_info=f'{right}/camera_info',
+        )
+    elif Path(name).suffix:
+        preset = read_preset(Path(name).expanduser())
+    else:
+        preset = read_preset(shared_file(context, 'config', 'presets', f'{name}.yaml'))
+    changes = {item: text for item in GIVEN if (text := value(context, item))}
+    for side in ('left', 'right'):
+        if f'{side}_image' in changes:
+            same = dict.fromkeys((f'{side}_raw', f'{side}_compressed'), changes[f'{side}_image'])
+            changes.update(same)
+    return dataclasses.replace(preset, **changes)

@@ -44,6 +44,7 @@ def make_bag(tmp_path) -> Callable[..., Path]:
         skip_right: tuple[int, ...] = (),
         encoding: str = 'mono8',
         right_rows_low: int = 0,
+        result_topics: tuple[str, ...] = (),
     ) -> Path:
         calibration = BAG_CALIBRATION
         depth_m = calibration.fx * calibration.baseline_m / BAG_DISPARITY_PX
@@ -72,6 +73,8 @@ def make_bag(tmp_path) -> Callable[..., Path]:
                         writer.write(f'/rig/{side}/camera_info', info, stamp)
                 truth = image_message(make_message, depth, '32FC1', stamp, FRAME_ID)
                 writer.write('/ground_truth/depth', truth, stamp)
+                for topic in result_topics:
+                    writer.write(topic, truth, stamp)
                 # Looking along x of the map, z up.
                 position = np.array([0.1 * index, 0.0, 1.0])
                 orientation = np.array([-0.5, 0.5, -0.5, 0.5])

@@ -420,6 +420,19 @@ class StereoBagReader:
         )
 
 
+def bag_topics(path: str | Path) -> dict[str, str]:
+    """Return the message type by topic of everything in a bag.
+
+    Raises:
+        InputError: Missing or damaged bag.
+    """
+    reader = _opened(Path(path))
+    try:
+        return {connection.topic: connection.msgtype for connection in reader.connections}
+    finally:
+        reader.close()
+
+
 def _opened(path: Path) -> AnyReader:
     if not path.exists():
         raise InputError(f'{path}: no such bag; a rosbag2 directory, .mcap or .db3 is needed')

@@ -1,0 +1,84 @@
+"""What the launch files start beside the nodes of this package: static transforms and views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescriptionEntity
+from launch.actions import LogInfo
+from launch_ros.actions import Node
+
+from lunar_stereo_recon.rig import FrameTransform
+from lunar_stereo_recon.ros.launch_arguments import flag, shared_file, value
+
+
+def static_transform(frame: FrameTransform, use_sim_time: bool) -> Node:
+    """Return a publisher of one static transform."""
+    numbers = zip(
+        ('--x', '--y', '--z', '--qx', '--qy', '--qz', '--qw'),
+        (*frame.xyz_m, *frame.xyzw),
+        strict=True,
+    )
+    return Node(
+        package='tf2_ros',
+        executable='static_transform_publisher',
+        name=f'{frame.child}_static_transform',
+        arguments=[
+            *(text for name, number in numbers for text in (name, f'{number:.9f}')),
+            *('--frame-id', frame.parent, '--child-frame-id', frame.child),
+        ],
+        parameters=[{'use_sim_time': use_sim_time}],
+    )
+
+
+def views(
+    context: LaunchContext,
+    fixed_frame: str,
+    use_sim_time: bool,
+    remappings: Sequence[tuple[str, str]],
+) -> list[LaunchDescriptionEntity]:
+    """Return what the arguments `rviz` and `foxglove` ask for.
+
+    Args:
+        context: With the arguments of rover.launch.py.
+        fixed_frame: Frame to show the results in; empty leaves it to the view.
+        use_sim_time: Whether the time comes from /clock.
+        remappings: Of the inputs, so that RViz shows the images that the node takes.
+    """
+    actions: list[LaunchDescriptionEntity] = []
+    if flag(context, 'rviz'):
+        view = value(context, 'rviz_config') or str(_view(context, fixed_frame))
+        frame = ['-f', fixed_frame] if fixed_frame else []
+        actions.append(
+            Node(
+                package='rviz2',
+                executable='rviz2',
+                name='rviz2',
+                # The topics in the views are relative: they follow this namespace.
+                namespace=value(context, 'namespace'),
+                arguments=['-d', view, *frame],
+                parameters=[{'use_sim_time': use_sim_time}],
+                remappings=remappings,
+            )
+        )
+    if flag(context, 'foxglove'):
+        port = value(context, 'foxglove_port')
+        layout = shared_file(context, 'config', 'foxglove', 'reconstruction.json')
+        actions += [
+            Node(
+                package='foxglove_bridge',
+                executable='foxglove_bridge',
+                name='foxglove_bridge',
+                parameters=[{'port': int(port), 'use_sim_time': use_sim_time}],
+            ),
+            LogInfo(msg=f'Foxglove: open ws://<this machine>:{port} and import {layout}'),
+        ]
+    return actions
+
+
+def _view(context: LaunchContext, fixed_frame: str) -> Path:
+    """Return the view whose height is up in the frame: z, or against y in an optical frame."""
+    optical = not fixed_frame or 'optical' in fixed_frame
+    name = 'optical.rviz' if optical else 'reconstruction.rviz'
+    return shared_file(context, 'config', 'rviz', name)

@@ -1,0 +1,111 @@
+"""What the launch files share: their arguments, each declared once, and how values are read.
+
+An argument that is left out is '': the node then has what its parameters file, the preset or its
+own default says. Arguments of a launch file are also those of the files it includes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, List  # noqa: UP035
+
+from launch import LaunchContext, SomeSubstitutionsType
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+PACKAGE = 'lunar_stereo_recon'
+FLAG = ('true', 'false')
+# launch knows the type of a list by the typing module's form alone.
+_LISTS = {str: List[str], int: List[int], float: List[float]}  # noqa: UP006
+
+
+def argument(
+    name: str,
+    description: str,
+    default: SomeSubstitutionsType | None = '',
+    choices: tuple[str, ...] = (),
+) -> DeclareLaunchArgument:
+    """Return a launch argument; without a default (None) it must be given."""
+    return DeclareLaunchArgument(
+        name, default_value=default, description=description, choices=list(choices) or None
+    )
+
+
+def parameter_arguments(kind: type, *names: str) -> list[DeclareLaunchArgument]:
+    """Return arguments with the names and descriptions of a node's parameters.
+
+    Args:
+        kind: Dataclass of the parameters, from `parameters`.
+        names: Parameters that become arguments; all of them where none is named.
+    """
+    return [
+        argument(item.name, _described(item), choices=_choices(item))
+        for item in _named(kind, names)
+    ]
+
+
+def given_parameters(context: LaunchContext, kind: type, *names: str) -> dict[str, ParameterValue]:
+    """Return the parameters of a node, all or the named ones, whose arguments were given."""
+    values = {}
+    for item in _named(kind, names):
+        if value(context, item.name):
+            default = _default(item)
+            value_type = _LISTS[type(default[0])] if isinstance(default, list) else type(default)
+            values[item.name] = ParameterValue(
+                LaunchConfiguration(item.name), value_type=value_type
+            )
+    return values
+
+
+def value(context: LaunchContext, name: str) -> str:
+    """Return the value of an argument."""
+    return LaunchConfiguration(name).perform(context)
+
+
+def flag(context: LaunchContext, name: str) -> bool:
+    """Return the value of an argument that is true or false; false where it is empty."""
+    return value(context, name) == 'true'
+
+
+def shared_file(context: LaunchContext, *parts: str) -> Path:
+    """Return the path of a file that the package installs below its share directory."""
+    return Path(FindPackageShare(PACKAGE).perform(context)).joinpath(*parts)
+
+
+def included(launch_file: str, **arguments: str) -> IncludeLaunchDescription:
+    """Return another launch file of this package, with some of its arguments set."""
+    path = PathJoinSubstitution([FindPackageShare(PACKAGE), 'launch', launch_file])
+    return IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(path), launch_arguments=list(arguments.items())
+    )
+
+
+def _named(kind: type, names: tuple[str, ...]) -> list[dataclasses.Field[Any]]:
+    return [item for item in dataclasses.fields(kind) if not names or item.name in names]
+
+
+def _described(item: dataclasses.Field[Any]) -> str:
+    unit = item.metadata['unit']
+    default = _default(item)
+    shown = ', '.join(map(str, default)) if isinstance(default, list) else str(default)
+    shown = {'True': 'true', 'False': 'false'}.get(shown, shown)
+    text = item.metadata['description'] + (f' [{unit}]' if unit else '')
+    return f"{text}; node's default {shown}" if shown else text
+
+
+def _choices(item: dataclasses.Field[Any]) -> tuple[str, ...]:
+    default = _default(item)
+    if isinstance(default, bool):
+        return ('', *FLAG)
+    choices = item.metadata['choices']
+    return ('', *choices) if choices and isinstance(default, str) else ()
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    if item.default is dataclasses.MISSING:
+        return item.default_factory()
+    return item.default

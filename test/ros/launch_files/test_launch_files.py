@@ -1,0 +1,415 @@
+"""The launch files, run by the real launch where it can be imported; presets and views."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+pytest.importorskip('rclpy')
+pytestmark = pytest.mark.ros
+
+from lunar_stereo_recon.calibration_io import load_camera_info  # noqa: E402
+from lunar_stereo_recon.errors import InputError  # noqa: E402
+from lunar_stereo_recon.rig import read_rig_frames  # noqa: E402
+from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset  # noqa: E402
+from lunar_stereo_recon.ros.parameters import (  # noqa: E402
+    ReconstructionParameters,
+    RecorderParameters,
+    ReplayParameters,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+LAUNCH_FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
+ARGUMENTS = ROOT / 'lunar_stereo_recon' / 'ros' / 'launch_arguments.py'
+PRESETS = sorted((ROOT / 'config' / 'presets').glob('*.yaml'))
+SHOW_ARGUMENTS = """
+import sys
+from launch import LaunchContext
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+for path in sys.argv[1:]:
+    source = PythonLaunchDescriptionSource(path)
+    for argument in source.get_launch_description(LaunchContext()).get_launch_arguments():
+        print(path, argument.name, argument.description, sep='|')
+"""
+
+
+def test_parameters_file_lists_every_parameter_with_its_default():
+    file = yaml.safe_load((ROOT / 'config' / 'reconstruction.yaml').read_text())
+    assert file['/**']['ros__parameters'] == dataclasses.asdict(ReconstructionParameters())
+
+
+@pytest.mark.parametrize('section', ['replay_node', 'recorder_node'])
+def test_manual_lists_the_parameters_of_the_other_nodes(section):
+    kind = {'replay_node': ReplayParameters, 'recorder_node': RecorderParameters}[section]
+    text = (ROOT / 'docs' / 'ros.md').read_text().split(f'\n## {section}')[1].split('\n## ')[0]
+    rows = [line.split('|')[1] for line in text.splitlines() if line.startswith('| `')]
+    documented = {name for row in rows for name in re.findall(r'`(\w+)`', row)}
+    assert documented == {item.name for item in dataclasses.fields(kind)}
+
+
+# Arguments
+
+
+@pytest.mark.parametrize('path', [*LAUNCH_FILES, ARGUMENTS], ids=lambda path: path.name)
+def test_launch_arguments_are_declared_in_one_way(path):
+    """Holds without ROS as well: the file is read, not run."""
+    calls = [
+        (node.func.id, node)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    names = [name for name, _ in calls]
+    assert ('DeclareLaunchArgument' in names) == (path == ARGUMENTS)
+    for name, call in calls:
+        if name == 'argument' and isinstance(call.args[1], ast.Constant):
+            assert len(call.args[1].value) > 10, call.args[0].value
+
+
+@pytest.fixture(scope='module')
+def shown_arguments(tmp_path_factory):
+    """Return description by argument name, by launch file, as `--show-args` finds them."""
+    pytest.importorskip('launch_ros')
+    index = tmp_path_factory.mktemp('install') / 'share'
+    (index / 'ament_index' / 'resource_index' / 'packages').mkdir(parents=True)
+    (index / 'ament_index' / 'resource_index' / 'packages' / 'lunar_stereo_recon').touch()
+    (index / 'lunar_stereo_recon').mkdir()
+    (index / 'lunar_stereo_recon' / 'launch').symlink_to(ROOT / 'launch')
+    shown = subprocess.run(
+        [sys.executable, '-c', SHOW_ARGUMENTS, *map(str, LAUNCH_FILES)],
+        env={
+            **os.environ,
+            'AMENT_PREFIX_PATH': f'{index.parent}:{os.environ.get("AMENT_PREFIX_PATH", "")}',
+            'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+        },
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    ).stdout
+    arguments: dict[str, dict[str, str]] = {}
+    for line in shown.splitlines():
+        path, name, description = line.split('|')
+        arguments.setdefault(Path(path).name, {})[name] = description
+    return arguments
+
+
+def test_every_parameter_of_the_node_is_an_argument_of_every_launch_file(shown_arguments):
+    parameters = {item.name for item in dataclasses.fields(ReconstructionParameters)}
+    shared = {'namespace', 'params_file', 'rig', 'rviz', 'foxglove', 'use_sim_time', 'log_level'}
+    assert set(shown_arguments) == {path.name for path in LAUNCH_FILES}
+    for name, arguments in shown_arguments.items():
+        assert parameters | shared <= set(arguments), name
+        assert all(len(description) > 10 for description in arguments.values()), name
+
+
+def test_no_launch_file_gives_an_argument_of_rover_another_meaning(shown_arguments):
+    """Arguments are also those of included files: a name of two meanings would set both."""
+    rover = shown_arguments['rover.launch.py']
+    meant = {'namespace', 'fixed_frame', 'camera_preset'}
+    meant |= {'left_image', 'right_image', 'left_info', 'right_info'}
+    for name, arguments in shown_arguments.items():
+        changed = {item for item in rover if arguments[item] != rover[item]}
+        assert changed <= meant, name
+
+
+def test_later_sources_of_a_parameter_win(stand_ins, tmp_path):
+    preset, params_file = tmp_path / 'mine.yaml', tmp_path / 'params.yaml'
+    preset.write_text(
+        'left_image: /mine/a\n'
+        'parameters: {min_range: 1.0, max_range: 20.0, decimation: 2, outputs: [points2]}\n'
+    )
+    params_file.write_text('/**: {ros__parameters: {max_range: 30.0, decimation: 3}}\n')
+    launch = stand_ins(
+        'rover.launch.py',
+        camera_preset=str(preset),
+        params_file=str(params_file),
+        decimation='4',
+        roi='[10, 20, 30, 40]',
+        providers='[cuda, cpu]',
+        lazy='false',
+    )
+    [(words, parameters)] = launch.started('reconstruction_node')
+    assert parameters == {
+        **{'min_range': 1.0, 'max_range': 30.0, 'decimation': 4, 'outputs': ['points2']},
+        **{
+            'roi': [10, 20, 30, 40],
+            'providers': ['cuda', 'cpu'],
+            'lazy': False,
+            'use_sim_time': False,
+        },
+    }
+    assert {'left/image_rect:=/mine/a', 'right/image_rect:=right/image_rect'} <= set(words)
+    assert 'left/image_raw:=/mine/a' in words
+
+
+@pytest.mark.parametrize(
+    'arguments, text',
+    [
+        ({'backend': 'magic'}, 'magic'),
+        ({'max_range': 'far'}, 'far'),
+        ({'lazy': 'perhaps'}, 'perhaps'),
+        ({'camera_preset': 'zed9'}, 'its folder has isaac_sim, lunarsim, omnilrs, zed, zed_5_0'),
+        ({'rig': '/nowhere/rig.yaml'}, '/nowhere/rig.yaml'),
+    ],
+)
+def test_bad_value_of_an_argument_ends_the_launch_with_the_reason(stand_ins, arguments, text):
+    launch = stand_ins('rover.launch.py', **arguments)
+    assert text in launch.wait()
+    assert launch.process.returncode != 0
+
+
+# Rig, views, replay
+
+
+def test_rig_file_becomes_static_transforms(stand_ins):
+    rig = ROOT / 'config' / 'rig.yaml'
+    launch = stand_ins('rover.launch.py', rig=str(rig))
+    frames = read_rig_frames(rig)
+    started = launch.started('static_transform_publisher', 2)
+    by_child = {words[words.index('--child-frame-id') + 1]: words for words, _ in started}
+    for frame in (frames.left, frames.right):
+        words = by_child[frame.child]
+        numbers = [float(words[words.index(f'--{name}') + 1]) for name in ('x', 'y', 'z', 'qw')]
+        assert numbers == pytest.approx([*frame.xyz_m, frame.xyzw[3]], abs=1e-8)
+        assert words[words.index('--frame-id') + 1] == 'base_link'
+
+
+@pytest.mark.parametrize(
+    'launch_file, arguments, view, frame, sim_time',
+    [
+        ('rover.launch.py', {}, 'optical.rviz', '', False),
+        (
+            'rover.launch.py',
+            {'rig': str(ROOT / 'config' / 'rig.yaml')},
+            'reconstruction.rviz',
+            'base_link',
+            False,
+        ),
+        ('rover.launch.py', {'fixed_frame': 'odom'}, 'reconstruction.rviz', 'odom', False),
+        ('zed.launch.py', {}, 'optical.rviz', 'zed_left_camera_frame_optical', False),
+        ('sim.launch.py', {}, 'reconstruction.rviz', 'map', True),
+    ],
+)
+def test_views_start_with_the_frame_that_is_known(
+    stand_ins, launch_file, arguments, view, frame, sim_time
+):
+    launch = stand_ins(launch_file, rviz='true', foxglove='true', namespace='moon', **arguments)
+    [(words, parameters)] = launch.started('rviz2')
+    assert Path(words[words.index('-d') + 1]).name == view
+    assert Path(words[words.index('-d') + 1]).is_file()
+    assert (words[words.index('-f') + 1] if '-f' in words else '') == frame
+    assert '__ns:=/moon' in words and parameters['use_sim_time'] is sim_time
+    [(node_words, _)] = launch.started('reconstruction_node')
+    remappings = {word for word in node_words if word.startswith(('left/', 'right/'))}
+    assert remappings and remappings <= set(words)
+    [(_, parameters)] = launch.started('foxglove_bridge')
+    assert parameters['port'] == 8765
+    assert 'config/foxglove/reconstruction.json' in launch.output.read_text()
+
+
+def test_replay_plays_a_bag_and_ends(launched, cameras, make_bag):
+    cameras.listen('points2', 'frame_status')
+    launch = launched(
+        'replay.launch.py',
+        namespace=cameras.node.get_namespace(),
+        bag=str(make_bag(frames=4)),
+        rate='0',
+        flow_control='true',
+        wait_for_subscribers='120.0',
+        backend='sgbm',
+    )
+    cameras.spin_until(lambda: launch.process.poll() is not None)
+    assert launch.end() == 0, launch.output.read_text()
+    assert [s.status[0].message for s in cameras.received['frame_status']] == ['published'] * 4
+    assert '4 frames' in launch.output.read_text()
+
+
+def test_replay_prefers_rosbag2_and_leaves_out_recorded_results(stand_ins, make_bag):
+    bag = make_bag()
+    launch = stand_ins(
+        'replay.launch.py',
+        bag=str(bag),
+        rate='0.5',
+        loop='true',
+        start_offset='0.1',
+        rviz='true',
+    )
+    [(words, _)] = launch.started('ros2')
+    assert words[:4] == ['bag', 'play', str(bag), '--clock']
+    options = dict(zip(words[3:-1], words[4:], strict=True))
+    assert options['--rate'] == '0.5' and options['--start-offset'] == '0.1'
+    assert '--loop' in words and '--topics' not in words
+    [(words, parameters)] = launch.started('reconstruction_node')
+    assert 'left/image_rect:=/rig/left/image_rect' in words
+    assert 'right/camera_info:=/rig/right/camera_info' in words
+    assert parameters['use_sim_time'] is True
+    [(words, _)] = launch.started('rviz2')
+    assert words[words.index('-f') + 1] == 'left_camera_optical_frame'
+
+
+def test_replay_leaves_out_results_that_were_recorded(stand_ins, make_bag):
+    bag = make_bag(result_topics=('/moon/confidence', '/moon/frame_status'))
+    launch = stand_ins('replay.launch.py', bag=str(bag), namespace='/moon')
+    [(words, _)] = launch.started('ros2')
+    played = words[words.index('--topics') + 1 :]
+    assert '/rig/left/image_rect' in played and '/tf' in played
+    assert not {'/moon/confidence', '/moon/frame_status'} & set(played)
+
+
+def test_replay_of_what_is_no_bag_ends_with_the_reason(stand_ins, tmp_path):
+    launch = stand_ins('replay.launch.py', bag=str(tmp_path / 'nothing'))
+    assert 'no such bag' in launch.wait()
+
+
+def test_points_arrive_from_every_launch_file(install_environment, launch_system, tmp_path):
+    """Runs the launch_testing file beside this one, as `launch_test` does."""
+    file = Path(__file__).with_name('launch_test_points_arrive.py')
+    done = subprocess.run(
+        [sys.executable, '-m', 'launch_testing.launch_test', str(file)],
+        env={**os.environ, **install_environment, 'TEST_TMPDIR': str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# Presets
+
+
+@pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)
+def test_preset_is_complete(path):
+    preset = read_preset(path)
+    topics = dict(preset.remappings())
+    assert topics['left/image_rect'].replace('left', 'right') == topics['right/image_rect']
+    assert all(topic.startswith('/') for topic in topics.values())
+    urls = [preset.parameters.get(f'{side}_camera_info_url') for side in ('left', 'right')]
+    assert all(urls) or {'left/camera_info', 'right/camera_info'} <= set(topics)
+    start = 'package://lunar_stereo_recon/'
+    for url in filter(None, urls):
+        assert url.startswith(start)
+        load_camera_info(ROOT / url.removeprefix(start))
+
+
+def test_calibration_of_lunarsim_is_that_of_its_example():
+    folder = ROOT / 'config' / 'presets' / 'calibration'
+    left, right = (
+        load_camera_info(folder / f'lunarsim_{side}.yaml') for side in ('left', 'right')
+    )
+    assert (left.width, left.height) == (right.width, right.height) == (1280, 720)
+    assert left.p[3] == 0.0
+    assert -right.p[3] / right.p[0] == pytest.approx(0.12, abs=1e-6)
+    assert left.p[:3] == right.p[:3] == left.k[:3]
+
+
+def test_topics_of_a_preset_follow_its_namespace():
+    images = {'left_image': 'a', 'right_image': '/b', 'right_raw': '/r'}
+    preset = CameraPreset('/mast/', **images, left_info='', right_info='c')
+    assert dict(preset.remappings()) == {
+        'left/image_rect': '/mast/a',
+        'left/image_rect/compressed': '/mast/a/compressed',
+        'left/image_raw': '/mast/a',
+        'left/image_raw/compressed': '/mast/a/compressed',
+        'right/image_rect': '/b',
+        'right/image_rect/compressed': '/b/compressed',
+        'right/image_raw': '/r',
+        'right/image_raw/compressed': '/r/compressed',
+        'right/camera_info': '/mast/c',
+    }
+
+
+@pytest.mark.parametrize(
+    'text, reason',
+    [
+        ('left_imag: /a', "unknown entry 'left_imag'"),
+        ('left_image: 3', 'left_image is 3; a str is needed'),
+        ('use_sim_time: 1', 'use_sim_time is 1; a bool is needed'),
+        ('parameters: {rate: 3}', 'no parameter rate'),
+        ('- left', 'a mapping is needed'),
+        ('a: [', 'is not YAML'),
+    ],
+)
+def test_unusable_preset_is_refused_with_the_reason(tmp_path, text, reason):
+    path = tmp_path / 'mine.yaml'
+    path.write_text(text)
+    with pytest.raises(InputError, match=reason) as error:
+        read_preset(path)
+    assert 'mine.yaml' in str(error.value)
+
+
+# Views
+
+
+@pytest.fixture(scope='module')
+def published_topics():
+    """Return type by name of what the node takes and gives, seen from its namespace."""
+    from lunar_stereo_recon.ros.reconstruction_node import OUTPUT_TOPICS
+
+    outputs = {name: kind for name, (kind, _) in OUTPUT_TOPICS.items()}
+    inputs = dict.fromkeys(('left/image_rect', 'right/image_rect'), 'sensor_msgs/msg/Image')
+    infos = dict.fromkeys(('left/camera_info', 'right/camera_info'), 'sensor_msgs/msg/CameraInfo')
+    array = 'diagnostic_msgs/msg/DiagnosticArray'
+    return {**outputs, **inputs, **infos, 'frame_status': array, 'diagnostics': array}
+
+
+@pytest.mark.parametrize('name, up', [('reconstruction', 'Z'), ('optical', 'Y')])
+def test_rviz_view_shows_topics_of_the_node(name, up, published_topics):
+    view = yaml.safe_load((ROOT / 'config' / 'rviz' / f'{name}.rviz').read_text())
+    displays = view['Visualization Manager']['Displays']
+    shown = {display['Name']: display for display in displays if 'Topic' in display}
+    types = {
+        'PointCloud2': 'sensor_msgs/msg/PointCloud2',
+        'Image': 'sensor_msgs/msg/Image',
+        'Map': 'nav_msgs/msg/OccupancyGrid',
+    }
+    for display in shown.values():
+        kind = types[display['Class'].removeprefix('rviz_default_plugins/')]
+        assert published_topics[display['Topic']['Value']] == kind
+    assert shown['Cloud by height']['Axis'] == up
+    assert shown['Cloud by confidence']['Channel Name'] == 'confidence'
+    assert {'left/image_rect', 'confidence/image_mono8', 'depth/image'} <= {
+        display['Topic']['Value'] for display in shown.values()
+    }
+    assert 'rviz_default_plugins/TF' in {display['Class'] for display in displays}
+
+
+def test_rviz_views_show_the_same():
+    views = [
+        yaml.safe_load((ROOT / 'config' / 'rviz' / f'{name}.rviz').read_text())
+        for name in ('reconstruction', 'optical')
+    ]
+    for view in views:
+        manager = view['Visualization Manager']
+        del manager['Global Options']['Fixed Frame'], manager['Views']
+        for display in manager['Displays']:
+            for frame_dependent in ('Axis', 'Plane'):
+                display.pop(frame_dependent, None)
+    assert views[0] == views[1]
+
+
+def test_foxglove_layout_shows_topics_of_the_node(published_topics):
+    layout = json.loads((ROOT / 'config' / 'foxglove' / 'reconstruction.json').read_text())
+    panels = layout['configById']
+    text = json.dumps(layout)
+    topics = {name for name in re.findall(r'"/([a-z0-9_/]+)', text)}
+    assert (
+        topics <= set(published_topics)
+        and {'points2', 'confidence/image_mono8', 'diagnostics'} <= topics
+    )
+
+    def placed(node):
+        return [node] if isinstance(node, str) else placed(node['first']) + placed(node['second'])
+
+    assert sorted(placed(layout['layout'])) == sorted(panels)
+    clouds = [panel['topics']['/points2'] for name, panel in panels.items() if '3D' in name]
+    assert {cloud['colorField'] for cloud in clouds} == {'y', 'confidence'}
