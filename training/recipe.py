@@ -78,7 +78,7 @@ class LossRecipe:
         bins: Cross entropy of the aggregated bins.
         correlation: Cross entropy of the raw correlation, on pixels seen in both views.
         match: Cross entropy of the matching at stride 2, on pixels seen in both views.
-        confidence: Binary cross entropy of "error below one pixel"; sky counts as wrong.
+        confidence: Likelihood of the error under its predicted size; sky counts as wrong.
         soft_bins: Divergence of the bins from the teacher's.
         encoder_features, decoder_features: Cosine-margin alignment with the teacher's tokens.
         feature_margin: Cosine from which a feature counts as aligned.
@@ -129,6 +129,8 @@ class StartRecipe:
         encoder: File of published encoder weights (DINOv2, ViT-Tiny, MobileNetV3); '' for none.
         checkpoint: Go on from a trained student, `.pt` or `.safetensors`, whose configuration
             takes the place of kind and model; '' for none.
+        grow_from: Flight: a trained student with fewer channels, whose function the convolutions
+            start with; '' for none. A start of the decoder by `method` comes on top.
     """
 
     method: str = 'random'
@@ -137,6 +139,7 @@ class StartRecipe:
     pairs: int = 4
     encoder: str = ''
     checkpoint: str = ''
+    grow_from: str = ''
 
 
 @dataclass

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.models.checkpoints import load_encoder_weights
 from lunar_stereo_recon.models.flight import FlightStudent
 from lunar_stereo_recon.models.paper_students import PaperStudent
+from training.checkpoint import trained_network
 from training.frozen_teacher import Batch, Teacher
+from training.grow import grow
 from training.init_plan import format_plan, LEFT_ALONE
 from training.learner import Learner
 from training.losses import FeatureProjector
@@ -30,8 +34,9 @@ def start_student(learner: Learner, teacher: Teacher | None, pairs: Batch | None
         if not isinstance(student, PaperStudent):
             raise InputError(f'start.encoder is for S1 to S4, not for a {learner.recipe.kind}')
         load_encoder_weights(student, start.encoder)
+    plan = _grown(student, start.grow_from)
     if start.method == 'random':
-        return ''
+        return '\n'.join(plan)
     if teacher is None:
         raise InputError(f'start.method {start.method!r} needs a teacher')
     fitted_to = None
@@ -52,5 +57,17 @@ def start_student(learner: Learner, teacher: Teacher | None, pairs: Batch | None
         if basis is not None and isinstance(projector, FeatureProjector):
             projector.start_from(basis.float())
     untouched = f'{LEFT_ALONE}: not from the teacher'
-    lines = format_plan(result.plan).splitlines()
-    return '\n'.join(line for line in lines if not line.endswith(untouched))
+    plan += format_plan(result.plan).splitlines()
+    return '\n'.join(line for line in plan if not line.endswith(untouched))
+
+
+def _grown(student: nn.Module, path: str) -> list[str]:
+    if not path:
+        return []
+    smaller = trained_network(path)
+    if not isinstance(student, FlightStudent) or not isinstance(smaller, FlightStudent):
+        raise InputError(
+            f'start.grow_from is for flight networks; {path} is a {type(smaller).__name__}, the '
+            f'student a {type(student).__name__}'
+        )
+    return grow(student, smaller.state_dict())

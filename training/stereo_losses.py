@@ -26,8 +26,6 @@ SMOOTH_L1_BETA_PX = 0.25
 # Errors beyond this are the wrong bin, which cross entropy corrects and regression cannot; left
 # in, they would drown the sub-pixel gradient of all other pixels.
 LARGEST_ERROR_PX = 16.0
-# Confidence is the probability of an error below this.
-CONFIDENT_ERROR_PX = 1.0
 
 
 def smooth_l1(prediction: Tensor, target: Tensor) -> Tensor:
@@ -72,18 +70,26 @@ def bin_cross_entropy(logits: Tensor, position: Tensor, mask: Tensor) -> Tensor:
     return (entropy * mask).sum() / mask.sum().clamp_min(1)
 
 
-def confidence_loss(
-    logit: Tensor, prediction: Tensor, target: Tensor, target_confidence: Tensor | None = None
+def scale_loss(
+    log_scale: Tensor, prediction: Tensor, target: Tensor, target_confidence: Tensor | None = None
 ) -> Tensor:
-    """Return binary cross entropy of "the disparity error is below one pixel".
+    """Return the negative log likelihood of the disparity's error after Laplace.
 
-    Pixels without a target (sky) count as wrong: nothing there may be trusted. Where the target
-    is a teacher's, it is itself right with a probability only, and agreement counts as much.
+    The error counts up to `LARGEST_ERROR_PX`, and as that where there is no target (sky): nothing
+    there may be trusted. Where the target is a teacher's, it is right with a probability only;
+    otherwise the error is as large.
+
+    Args:
+        log_scale: (B, H, W), logarithm of the expected error, px.
+        prediction, target: (B, H, W) px.
+        target_confidence: (B, H, W) in [0, 1].
     """
-    correct = ((prediction.detach() - target).abs() < CONFIDENT_ERROR_PX).float()  # 0 where NaN
+    error = (prediction.detach() - target).abs().nan_to_num(LARGEST_ERROR_PX)
+    error = error.clamp_max(LARGEST_ERROR_PX)
     if target_confidence is not None:
-        correct = correct * target_confidence
-    return F.binary_cross_entropy_with_logits(logit.float(), correct)
+        error = target_confidence * error + (1 - target_confidence) * LARGEST_ERROR_PX
+    log_scale = log_scale.float()
+    return (error * (-log_scale).exp() + log_scale).mean()
 
 
 def bin_divergence(student: Tensor, teacher: Tensor) -> Tensor:
@@ -207,8 +213,8 @@ def flight_losses(
             output['correlation'], coarse / MATCH_STRIDE, seen4
         ),
         'match': lambda: bin_cross_entropy(output['match'], offset, seen2),
-        'confidence': lambda: confidence_loss(
-            output['confidence_logit'],
+        'confidence': lambda: scale_loss(
+            output['log_scale'],
             output['disparity'],
             batch.get('all_disparity', target),
             batch.get('confidence'),

@@ -35,8 +35,12 @@ WINDOW_PX = 9
 DARK_LEVEL = 0.04
 SATURATED_LEVEL = 0.96
 MAX_SHIFT_PX = 2.0
-CURVE_LEVELS = 1024
+CURVE_LEVELS = 4096
 CURVE_KNOTS = 24
+# Log odds beyond this are as good as certain.
+LARGEST_LOGIT = 16.0
+# The network's certainty still orders errors of a tenth of a pixel far above 99.9 %.
+LARGEST_CERTAINTY = 1 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class ConfidenceCalibration:
     Attributes:
         weights: Factor of each feature of `FEATURES`; a feature that is not named counts zero.
         bias: Constant term.
-        curve: Pairs (logistic value, probability), both ascending: the monotone correction.
-            Empty leaves the logistic value.
+        curve: Pairs (logistic value, probability), both ascending: the monotone correction,
+            linear between them in the log odds of the logistic value. Empty leaves that value.
 
     Raises:
         ModelError: A feature is unknown, a number is not finite, or the curve is not ascending.
@@ -123,7 +127,9 @@ def confidence_features(
         refinement: What matching found.
     """
     features = np.empty((len(FEATURES), *left.shape), np.float32)
-    certainty = np.clip(np.nan_to_num(prior_confidence, nan=0.0), 1e-3, 1 - 1e-3)
+    certainty = np.clip(
+        np.nan_to_num(prior_confidence, nan=0.0), 1 - LARGEST_CERTAINTY, LARGEST_CERTAINTY
+    )
     brightness = cv2.blur(left, (WINDOW_PX, WINDOW_PX))
     missing = ~np.isfinite(prior)
     known_prior = np.where(missing, np.float32(0), prior)
@@ -150,15 +156,21 @@ def calibrated_confidence(
         weight = calibration.weights.get(name, 0.0)
         if weight:
             logit += np.float32(weight) * plane
-    np.clip(logit, -30, 30, out=logit)
-    probability = 1 / (1 + np.exp(-logit))
-    if calibration.curve:
-        knots = np.array(calibration.curve)
-        # A table: interpolating in every pixel would take longer than all the rest.
-        levels = np.linspace(0, 1, CURVE_LEVELS)
-        table = np.interp(levels, knots[:, 0], knots[:, 1]).astype(np.float32)
-        probability = table[(probability * (CURVE_LEVELS - 1) + 0.5).astype(np.int32)]
-    return probability
+    np.clip(logit, -LARGEST_LOGIT, LARGEST_LOGIT, out=logit)
+    if not calibration.curve:
+        return 1 / (1 + np.exp(-logit))
+    knots = np.array(calibration.curve)
+    # A table: interpolating in every pixel would take longer than all the rest.
+    levels = np.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, CURVE_LEVELS)
+    table = np.interp(levels, _log_odds(knots[:, 0]), knots[:, 1]).astype(np.float32)
+    steps_a_unit = (CURVE_LEVELS - 1) / (2 * LARGEST_LOGIT)
+    return table[((logit + np.float32(LARGEST_LOGIT)) * steps_a_unit + 0.5).astype(np.int32)]
+
+
+def _log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(divide='ignore'):
+        odds = np.log(probability) - np.log1p(-probability)
+    return np.clip(odds, -LARGEST_LOGIT, LARGEST_LOGIT)
 
 
 def fit_confidence(

@@ -25,6 +25,12 @@ MATCH_STRIDE = 4
 SIZE_MULTIPLE = 32
 # One grey level of an 8-bit image: contrast below it is noise, not texture.
 CONTRAST_FLOOR = 1.0 / 255.0
+# Logarithm of the expected error in pixels: from a fiftieth to fifty.
+LOG_SCALE_RANGE = (-4.0, 4.0)
+# onnxruntime blocks channels by 4: a convolution whose inputs are no multiple takes twice as long.
+CHANNEL_MULTIPLE = 4
+# Beyond this a neighbour's weight is as good as nothing or all.
+LARGEST_WEIGHT_LOGIT = 20.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class FlightConfig:
         fine_radius: Columns at stride 2 looked at on either side of the estimate.
     """
 
-    encoder_channels: tuple[int, int, int, int] = (16, 24, 48, 96)
+    encoder_channels: tuple[int, int, int, int] = (16, 32, 48, 96)
     decoder_width: int = 96
     decoder_depth: int = 3
     decoder_heads: int = 4
@@ -54,10 +60,10 @@ class FlightConfig:
     descriptor_channels: int = 24
     disparity_bins: int = 48
     hourglass_channels: tuple[int, int, int, int] = (32, 64, 96, 128)
-    local_radius: int = 4
-    fine_channels: int = 24
-    fine_descriptor_channels: int = 12
-    fine_radius: int = 3
+    local_radius: int = 3
+    fine_channels: int = 16
+    fine_descriptor_channels: int = 8
+    fine_radius: int = 2
 
     @property
     def max_disparity_px(self) -> int:
@@ -114,14 +120,18 @@ class Encoder(nn.Module):
     def __init__(self, channels: tuple[int, int, int, int]) -> None:
         super().__init__()
         c2, c4, c8, c16 = channels
-        self.stem = conv(8, c2)
+        self.stem = nn.Sequential(
+            nn.Conv2d(2, c2, 6, stride=2, padding=2, bias=False),
+            nn.BatchNorm2d(c2),
+            nn.ReLU(inplace=True),
+        )
         self.stage4 = nn.Sequential(conv(c2, c4, stride=2), ResidualBlock(c4))
         self.stage8 = nn.Sequential(conv(c4, c8, stride=2), ResidualBlock(c8))
         self.stage16 = nn.Sequential(conv(c8, c16, stride=2), ResidualBlock(c16))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return features at strides 2, 4, 8 and 16 of a grey image (B, 1, H, W) in [0, 1]."""
-        f2 = self.stem(F.pixel_unshuffle(normalise_contrast(image), 2))
+        f2 = self.stem(normalise_contrast(image))
         f4 = self.stage4(f2)
         f8 = self.stage8(f4)
         return f2, f4, f8, self.stage16(f8)
@@ -204,14 +214,14 @@ def row_correlation(left: Tensor, right: Tensor, bins: int) -> Tensor:
     """
     batch, _, height, width = left.shape
     rows_left = left.permute(0, 2, 3, 1)  # (B, H, W, D)
-    padded = F.pad(right, (bins - 1, 0)).permute(0, 2, 1, 3)  # (B, H, D, W + bins - 1)
-    products = rows_left @ padded  # (B, H, W, W + bins - 1)
-    # Entry (x, x - d + bins - 1) of each matrix is wanted. In a row one longer than the
-    # matrix is wide, each next x starts one column later, so the diagonal band is a block.
+    mirrored = F.pad(right, (bins - 1, 0)).flip(-1).permute(0, 2, 1, 3)  # (B, H, D, span)
+    products = rows_left @ mirrored
+    # Entry (x, width - 1 - x + d) of each matrix is wanted. In rows one shorter than the matrix
+    # is wide, each next x ends one column earlier, so the diagonal band is a block.
     span = width + bins - 1
-    flat = F.pad(products.reshape(batch, height, width * span), (0, width))
-    band = flat.reshape(batch, height, width, span + 1)[..., :bins]
-    return band.flip(-1).permute(0, 3, 1, 2)
+    start, length = width - 1, width * (span - 1)
+    band = products.reshape(batch, height, width * span)[..., start : start + length]
+    return band.reshape(batch, height, width, span - 1)[..., :bins].permute(0, 3, 1, 2)
 
 
 class Aggregation(nn.Module):
@@ -265,11 +275,12 @@ def peak_expectation(logits: Tensor, radius: int = 2) -> tuple[Tensor, Tensor]:
     Returns:
         (B, 1, H, W) float expectation in bins, (B, 1, H, W) int64 strongest bin.
     """
-    bins = logits.shape[1]
-    index = torch.arange(bins, device=logits.device).view(1, -1, 1, 1)
     peak = logits.argmax(dim=1, keepdim=True)
-    weights = (logits - logits.amax(dim=1, keepdim=True)).exp()
-    weights = weights * ((index - peak).abs() <= radius)
+    offsets = torch.arange(-radius, radius + 1, device=logits.device).view(1, -1, 1, 1)
+    index = peak + offsets
+    inside = index.clamp(0, logits.shape[1] - 1)
+    nearby = logits.gather(1, inside)
+    weights = (nearby - nearby[:, radius : radius + 1]).exp() * (index == inside)
     return weighted_mean(index.to(weights.dtype), weights), peak
 
 
@@ -292,7 +303,10 @@ class CoarseRefinement(nn.Module):
         h4 = config.hourglass_channels[0]
         self.radius = config.local_radius
         # Relative correlation and logits, and the fraction of a bin that rounding took off.
-        self.mix = nn.Sequential(conv(2 * (2 * self.radius + 1) + 1 + h4, h4), conv(h4, h4))
+        inputs = 2 * (2 * self.radius + 1) + 1 + h4
+        first = conv(_aligned(inputs), h4)
+        _silence(first[0], inputs)
+        self.mix = nn.Sequential(first, conv(h4, h4))
         self.residual = nn.Conv2d(h4, 1, 3, padding=1)
         self.weights = nn.Conv2d(h4, 9 * 4, 1)
 
@@ -300,22 +314,22 @@ class CoarseRefinement(nn.Module):
         self, correlation: Tensor, logits: Tensor, context: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return first and corrected disparity (px), features and weights of the upsampling."""
-        first, _ = peak_expectation(logits)
+        first, peak = peak_expectation(logits)
         nearest = first.detach().round()
         offsets = torch.arange(-self.radius, self.radius + 1, device=logits.device)
         index = nearest.long() + offsets.view(1, -1, 1, 1)
         index = index.clamp(0, logits.shape[1] - 1)
-        log_probability = logits - logits.amax(dim=1, keepdim=True)
+        log_probability = logits.gather(1, index) - logits.gather(1, peak)
         x = torch.cat(
             [
                 correlation.gather(1, index),
-                log_probability.gather(1, index).clamp_min(-10.0) * 0.1,
+                log_probability.clamp_min(-10.0) * 0.1,
                 first.detach() - nearest,
                 context,
             ],
             dim=1,
         )
-        x = self.mix(x)
+        x = self.mix(_padded(x))
         refined = F.relu(first.detach() + self.residual(x))
         return first * MATCH_STRIDE, refined * MATCH_STRIDE, x, self.weights(x)
 
@@ -331,10 +345,12 @@ class FineRefinement(nn.Module):
         self.descriptor = nn.Conv2d(c2, config.fine_descriptor_channels, 3, padding=1)
         self.log_temperature = nn.Parameter(torch.tensor(2.3))
         self.from_context = nn.Conv2d(h4, channels, 1)
-        self.from_match = nn.Conv2d(2 * self.radius + 1 + c2, channels, 3, padding=1)
+        inputs = 2 * self.radius + 1 + c2
+        self.from_match = nn.Conv2d(_aligned(inputs), channels, 3, padding=1)
+        _silence(self.from_match, inputs)
         self.mix = nn.Sequential(nn.ReLU(inplace=True), conv(channels, channels))
-        self.out = nn.Conv2d(channels, 2, 3, padding=1)
-        self.weights = nn.Conv2d(channels, 9 * 4, 1)
+        # Residual, logarithm of its expected error, weights of the upsampling.
+        self.out = nn.Conv2d(channels, 2 + 9 * 4, 1)
 
     def forward(
         self, disparity: Tensor, f2_left: Tensor, f2_right: Tensor, context: Tensor
@@ -347,19 +363,20 @@ class FineRefinement(nn.Module):
             context: (B, h4, H/4, W/4).
 
         Returns:
-            Corrected disparity (px) and confidence logit, (B, 1, H/2, W/2); weights of the
-            upsampling; and for the loss the match at each offset (B, 2 * radius + 1, H/2, W/2),
-            the offset growing with the disparity.
+            Corrected disparity (px) and the logarithm of its error's expected size (px),
+            (B, 1, H/2, W/2); weights of the upsampling; and for the loss the match at each offset
+            (B, 2 * radius + 1, H/2, W/2), the offset growing with the disparity.
         """
         left, right = (
             F.normalize(self.descriptor(f2), dim=1, eps=1e-4) for f2 in (f2_left, f2_right)
         )
         warped = warp_row(right, disparity.detach() / 2)
         match = self.log_temperature.exp() * self._shifted_products(left, warped)
-        x = self.from_match(torch.cat([match, f2_left], dim=1))
+        x = self.from_match(_padded(torch.cat([match, f2_left], dim=1)))
         x = self.mix(x + upsample2(self.from_context(context)))
-        residual, confidence = self.out(x).chunk(2, dim=1)
-        return F.relu(disparity.detach() + residual), confidence, self.weights(x), match
+        residual, log_scale, weights = self.out(x).split([1, 1, 9 * 4], dim=1)
+        log_scale = log_scale.clamp(*LOG_SCALE_RANGE)
+        return F.relu(disparity.detach() + residual), log_scale, weights, match
 
     def _shifted_products(self, left: Tensor, warped: Tensor) -> Tensor:
         # Shifting the warped view stands in for warping it anew: exact where disparity does not
@@ -371,6 +388,21 @@ class FineRefinement(nn.Module):
             for offset in range(-radius, radius + 1)
         ]
         return torch.cat(products, dim=1)
+
+
+def _aligned(channels: int) -> int:
+    return channels + -channels % CHANNEL_MULTIPLE
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Return x (B, C, H, W) with channels of zeros up to a multiple of `CHANNEL_MULTIPLE`."""
+    return F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % CHANNEL_MULTIPLE))
+
+
+@torch.no_grad()
+def _silence(layer: nn.Conv2d, inputs: int) -> None:
+    # What would read the padding must not say anything when a wider network puts channels there.
+    layer.weight[:, inputs:] = 0.0
 
 
 def warp_row(right: Tensor, disparity: Tensor) -> Tensor:
@@ -398,13 +430,24 @@ def convex_upsample2(x: Tensor, weights: Tensor) -> Tensor:
         (B, 1, 2H, 2W).
     """
     batch, _, height, width = x.shape
-    weights = weights.reshape(batch, 9, 4, height, width)
-    weights = (weights - weights.amax(dim=1, keepdim=True)).exp()
+    limit = LARGEST_WEIGHT_LOGIT
+    weights = weights.clamp(-limit, limit).exp().reshape(batch, 9, 4, height * width)
     padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
-    neighbours = torch.stack(
+    neighbours = torch.cat(
         [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)], dim=1
-    )
-    return F.pixel_shuffle(weighted_mean(neighbours, weights)[:, 0], 2)
+    ).reshape(batch, 9, 1, height * width)
+    fine = weighted_mean(neighbours, weights)
+    return F.pixel_shuffle(fine.reshape(batch, 4, height, width), 2)
+
+
+def confidence_logit(log_scale: Tensor) -> Tensor:
+    """Return the log odds that the error is below one pixel.
+
+    The error is taken to be distributed after Laplace with the scale b = exp(log_scale) px:
+    P(error < 1) = 1 - exp(-1 / b), so that the odds are exp(1 / b) - 1.
+    """
+    inverse = (-log_scale).exp()
+    return inverse + (-(-inverse).exp()).log1p()
 
 
 class FlightStudent(nn.Module):
@@ -429,7 +472,9 @@ class FlightStudent(nn.Module):
             left, right: (B, 1, H, W) in [0, 1]; H and W multiples of 32.
 
         Returns:
-            `disparity` (B, H, W) px; `confidence_logit` (B, H, W); and for the losses
+            `disparity` (B, H, W) px; `confidence_logit` (B, H, W), the log odds that it is right
+            to one pixel; and for the losses `log_scale` (B, H, W), log of its expected error in
+            px,
             `correlation` and `logits` (B, bins, H/4, W/4), `disparity_first` and
             `disparity_coarse` (B, 1, H/4, W/4) px before and after the correction at stride 4,
             `disparity_upsampled` and `disparity_fine` (B, 1, H/2, W/2) px before and after that
@@ -441,16 +486,20 @@ class FlightStudent(nn.Module):
         tokens, levels = self.decoder(f16)
         descriptors, f4 = self.descriptors(f4, f8, tokens)
         left_descriptors, right_descriptors = descriptors.chunk(2)
-        correlation = self.log_temperature.exp() * row_correlation(
-            left_descriptors, right_descriptors, self.config.disparity_bins
+        correlation = row_correlation(
+            self.log_temperature.exp() * left_descriptors,
+            right_descriptors,
+            self.config.disparity_bins,
         )
         logits, context = self.aggregation(correlation, f4[:batch], tokens[:batch])
         first, coarse, context, weights = self.coarse(correlation, logits, context)
         upsampled = convex_upsample2(coarse, weights)
-        fine, confidence, weights, match = self.fine(upsampled, f2[:batch], f2[batch:], context)
+        fine, log_scale, weights, match = self.fine(upsampled, f2[:batch], f2[batch:], context)
+        log_scale = upsample2(log_scale)[:, 0]
         return {
             'disparity': convex_upsample2(fine, weights)[:, 0],
-            'confidence_logit': upsample2(confidence)[:, 0],
+            'confidence_logit': confidence_logit(log_scale),
+            'log_scale': log_scale,
             'correlation': correlation,
             'logits': logits,
             'disparity_first': first,

@@ -12,16 +12,15 @@ from torch import Tensor
 
 from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent
 
+# Wide where features are coarse: that is where context is, and where it costs little.
 LUNAR_TEACHER = FlightConfig(
-    encoder_channels=(32, 64, 128, 256),
-    decoder_width=256,
-    decoder_depth=8,
-    decoder_heads=8,
+    encoder_channels=(16, 32, 64, 192),
+    decoder_width=192,
+    decoder_depth=6,
+    decoder_heads=6,
     mlp_ratio=4.0,
     band_rows=0,
-    hourglass_channels=(64, 128, 192, 256),
-    fine_channels=48,
-    fine_descriptor_channels=24,
+    hourglass_channels=(32, 96, 160, 192),
 )
 # Sky and unmatched ground have disparities near zero. Their points are put at this many median
 # depths: far, but not so far that they outweigh all others.

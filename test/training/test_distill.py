@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -23,9 +24,10 @@ from training.frozen_teacher import CachedTeacher, TOKENS  # noqa: E402
 from training.recipe import LossRecipe, StartRecipe, StudentRecipe  # noqa: E402
 from training.stereo_losses import (  # noqa: E402
     bin_divergence,
-    confidence_loss,
     HIDDEN,
+    LARGEST_ERROR_PX,
     occlusion_from_disparity,
+    scale_loss,
 )
 from training.trainer import Trainer  # noqa: E402
 from training.validation import validate_pointmaps  # noqa: E402
@@ -163,13 +165,25 @@ def test_bins_of_different_number_are_refused():
     assert bin_divergence(logits, -logits) > 0.1
 
 
+def test_scale_loss_is_least_where_the_scale_is_the_error():
+    target = torch.full((1, 1, 4), 5.0)
+    scales = torch.linspace(-3, 3, 61)
+    losses = [
+        scale_loss(torch.full((1, 1, 4), float(s)), target + 0.5, target).item() for s in scales
+    ]
+    assert scales[int(np.argmin(losses))].item() == pytest.approx(math.log(0.5), abs=0.06)
+    sky = torch.full((1, 1, 4), torch.nan)
+    doubt, trust = (scale_loss(torch.full((1, 1, 4), s), target, sky) for s in (2.7, -2.0))
+    assert doubt < trust
+
+
 def test_unsure_teacher_makes_agreement_count_less():
-    target, logit = torch.full((1, 1, 4), 5.0), torch.full((1, 1, 4), 3.0)
+    target, log_scale = torch.full((1, 1, 4), 5.0), torch.full((1, 1, 4), -1.0)
     sure, unsure = (
-        confidence_loss(logit, target, target, torch.full((1, 1, 4), p)) for p in (1.0, 0.2)
+        scale_loss(log_scale, target, target, torch.full((1, 1, 4), p)) for p in (1.0, 0.2)
     )
-    assert sure.item() == pytest.approx(math.log1p(math.exp(-3)), rel=1e-5)
-    assert unsure.item() == pytest.approx(sure.item() + 0.8 * 3.0, rel=1e-5)
+    assert sure.item() == pytest.approx(-1.0, rel=1e-5)
+    assert unsure.item() == pytest.approx(-1.0 + 0.8 * LARGEST_ERROR_PX * math.e, rel=1e-5)
 
 
 def test_foreground_hides_what_is_behind_it():
