@@ -10,6 +10,7 @@ its tokens at first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import operator
 
 import torch
 from torch import Tensor
@@ -69,7 +70,8 @@ def _decoder_entries(state: Mapping[str, Tensor]) -> set[str]:
 
 
 def _widen(name: str, target: Tensor, source: Tensor) -> None:
-    if target.ndim != source.ndim or any(t < s for t, s in zip(target.shape, source.shape)):
+    fits = target.ndim == source.ndim and all(map(operator.ge, target.shape, source.shape))
+    if not fits:
         raise ModelError(
             f'grow_from: {name} is {tuple(source.shape)} in the trained network and '
             f'{tuple(target.shape)} here; it can only grow'

@@ -305,7 +305,7 @@ class CoarseRefinement(nn.Module):
         # Relative correlation and logits, and the fraction of a bin that rounding took off.
         inputs = 2 * (2 * self.radius + 1) + 1 + h4
         first = conv(_aligned(inputs), h4)
-        _silence(first[0], inputs)
+        _silence(next(first.parameters()), inputs)
         self.mix = nn.Sequential(first, conv(h4, h4))
         self.residual = nn.Conv2d(h4, 1, 3, padding=1)
         self.weights = nn.Conv2d(h4, 9 * 4, 1)
@@ -347,7 +347,7 @@ class FineRefinement(nn.Module):
         self.from_context = nn.Conv2d(h4, channels, 1)
         inputs = 2 * self.radius + 1 + c2
         self.from_match = nn.Conv2d(_aligned(inputs), channels, 3, padding=1)
-        _silence(self.from_match, inputs)
+        _silence(self.from_match.weight, inputs)
         self.mix = nn.Sequential(nn.ReLU(inplace=True), conv(channels, channels))
         # Residual, logarithm of its expected error, weights of the upsampling.
         self.out = nn.Conv2d(channels, 2 + 9 * 4, 1)
@@ -400,9 +400,9 @@ def _padded(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _silence(layer: nn.Conv2d, inputs: int) -> None:
+def _silence(weight: Tensor, inputs: int) -> None:
     # What would read the padding must not say anything when a wider network puts channels there.
-    layer.weight[:, inputs:] = 0.0
+    weight[:, inputs:] = 0.0
 
 
 def warp_row(right: Tensor, disparity: Tensor) -> Tensor:
