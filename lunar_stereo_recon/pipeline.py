@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import math
 import time
 
@@ -39,6 +39,7 @@ from lunar_stereo_recon.geometry.rectify import (
 )
 from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
 from lunar_stereo_recon.geometry.undistort import confidence_where_seen
+from lunar_stereo_recon.network_width import widest_within
 from lunar_stereo_recon.preprocess import (
     aligned_principal_points,
     full_size_prediction,
@@ -62,6 +63,8 @@ class ReconstructionOptions:
         refinement: Settings of that.
         align_rows: Watch the rows of the right view over the frames and correct up to 2 px.
         region: Pixels of the left image outside become NaN; None keeps all.
+        target_ms: Milliseconds for a pair: on the first one the network's width is chosen so that
+            it takes no longer (see `network_width`). 0 leaves the backend's own.
 
     Raises:
         InputError: A value is outside its range.
@@ -75,6 +78,7 @@ class ReconstructionOptions:
     refinement: RefineOptions = field(default_factory=RefineOptions)
     align_rows: bool = True
     region: Region | None = None
+    target_ms: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.confidence_threshold <= 1.0:
@@ -86,6 +90,8 @@ class ReconstructionOptions:
                 f'min_range_m is {self.min_range_m} and max_range_m {self.max_range_m}; '
                 '0 <= min_range_m < max_range_m is needed'
             )
+        if not 0.0 <= self.target_ms < math.inf:
+            raise InputError(f'target_ms is {self.target_ms}; 0 or more is needed')
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ class StereoReconstructor:
         self.options = options or ReconstructionOptions()
         self._rows = RowMonitor()
         self._rig: StereoCalibration | None = None
+        self._timed: tuple[float, int, int] | None = None
         stored = backend.confidence_calibration
         self._calibration = (
             ConfidenceCalibration.from_metadata(stored) if stored else DEFAULT_CALIBRATION
@@ -124,6 +131,7 @@ class StereoReconstructor:
         Raises:
             InputError: The region of interest lies outside of the image.
         """
+        self._keep_to_time(pair)
         stages = StageTimer()
         region = self.options.region
         if region is not None:
@@ -181,6 +189,21 @@ class StereoReconstructor:
     def reset_rows(self) -> None:
         """Forget the row alignment: the next pair is of another rig."""
         self._rows.reset()
+
+    def _keep_to_time(self, pair: StereoPair) -> None:
+        """Choose the network's width where target and image size were not seen together yet."""
+        target_ms = self.options.target_ms
+        asked = (target_ms, pair.calibration.width, pair.calibration.height)
+        if not target_ms or self.backend.max_width_px is None or self._timed == asked:
+            return
+        self._timed = asked
+        probe = StereoReconstructor(self.backend, replace(self.options, target_ms=0.0))
+
+        def reconstruct(width: int) -> None:
+            self.backend.max_width_px = width
+            probe.reconstruct(pair)
+
+        self.backend.max_width_px = widest_within(target_ms, pair.calibration.width, reconstruct)
 
     def _rows_aligned(self, given: StereoPair) -> StereoPair:
         if given.calibration != self._rig:

@@ -60,6 +60,13 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--no-refine', dest='refine', action='store_false', help='student alone, no refinement'
     )
+    group.add_argument(
+        '--target-ms',
+        type=float,
+        default=0.0,
+        metavar='MS',
+        help="time for a pair: the network's width is chosen by it (default: 640 px)",
+    )
 
 
 def reconstructor(args: argparse.Namespace):
@@ -77,6 +84,7 @@ def reconstructor(args: argparse.Namespace):
         max_range_m=args.max_range,
         dense=args.dense,
         refine=args.refine,
+        target_ms=args.target_ms,
     )
     backend = load_backend(args.backend, args.model, args.provider, args.threads)
     return StereoReconstructor(backend, options)

@@ -1,0 +1,54 @@
+"""How wide the network's input is: the most detail that a time for each pair allows.
+
+The network's time grows in proportion to its pixels; refinement is at the size of the images
+whatever the network's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import logging
+import time
+
+# Multiples of 32; heights follow from the images.
+NETWORK_WIDTHS = (320, 480, 640, 960, 1280)
+REPEATS = 3
+
+logger = logging.getLogger(__name__)
+
+
+def widest_within(target_ms: float, image_width: int, reconstruct: Callable[[int], object]) -> int:
+    """Return the largest of `NETWORK_WIDTHS` with which a pair takes no longer than the target.
+
+    Wider networks than the images gain nothing and are not tried. Where even the narrowest takes
+    longer, it is returned, and a warning says so.
+
+    Args:
+        target_ms: Milliseconds for a pair.
+        image_width: Pixels.
+        reconstruct: Reconstructs a pair with the given width of the network.
+    """
+    narrower = [width for width in NETWORK_WIDTHS if width < image_width]
+    widths = sorted({*narrower, min(image_width, NETWORK_WIDTHS[-1])}, reverse=True)
+    for width in widths:
+        slowest_ms = _slowest_ms(width, reconstruct)
+        if slowest_ms <= target_ms:
+            logger.info('network width %d px: a pair takes %.0f ms', width, slowest_ms)
+            return width
+    logger.warning(
+        'a pair takes %.0f ms with the smallest network width, %d px; target_ms is %g',
+        slowest_ms,
+        widths[-1],
+        target_ms,
+    )
+    return widths[-1]
+
+
+def _slowest_ms(width: int, reconstruct: Callable[[int], object]) -> float:
+    reconstruct(width)  # the first run of a size makes its plan
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        reconstruct(width)
+        times.append(1e3 * (time.perf_counter() - start))
+    return max(times)

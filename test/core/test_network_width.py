@@ -1,0 +1,68 @@
+"""The network's width follows from the time that a pair may take."""
+
+import pytest
+
+from lunar_stereo_recon import network_width
+from lunar_stereo_recon.backends import load_backend
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.network_width import NETWORK_WIDTHS, widest_within
+from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
+
+
+class Clock:
+    """Stands in for the module `time`: a pair takes so long as its width says."""
+
+    def __init__(self, ms_per_px):
+        self.ms_per_px, self.now, self.seen = ms_per_px, 0.0, []
+
+    def perf_counter(self):
+        return self.now
+
+    def reconstruct(self, width):
+        self.seen.append(width)
+        self.now += width * self.ms_per_px / 1e3
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock(ms_per_px=0.05)
+    monkeypatch.setattr(network_width, 'time', clock)
+    return clock
+
+
+@pytest.mark.parametrize('target_ms, width', [(1000, 640), (26, 480), (18, 320)])
+def test_the_widest_that_is_quick_enough(clock, target_ms, width):
+    assert widest_within(target_ms, 640, clock.reconstruct) == width
+
+
+def test_too_slow_at_any_width_is_said(clock, caplog):
+    assert widest_within(1.0, 640, clock.reconstruct) == 320
+    assert 'smallest network width, 320 px; target_ms is 1' in caplog.text
+
+
+def test_widths_beyond_the_image_are_not_tried(clock):
+    assert widest_within(1e3, 400, clock.reconstruct) == 400
+    clock.seen.clear()
+    widest_within(0.0, 4000, clock.reconstruct)
+    assert sorted(set(clock.seen)) == list(NETWORK_WIDTHS)
+
+
+def test_pipeline_sets_the_width_once(slope_pair):
+    backend = load_backend('onnx', threads=1)
+    engine = StereoReconstructor(backend, ReconstructionOptions(target_ms=60e3))
+    engine.reconstruct(slope_pair)
+    assert backend.max_width_px == slope_pair.calibration.width
+    backend.max_width_px = 64
+    engine.reconstruct(slope_pair)
+    assert backend.max_width_px == 64  # this size was timed before
+
+
+def test_classical_matchers_have_no_width(slope_pair):
+    backend = load_backend('sgbm')
+    StereoReconstructor(backend, ReconstructionOptions(target_ms=1.0)).reconstruct(slope_pair)
+    assert backend.max_width_px is None
+
+
+def test_a_negative_target_is_refused():
+    with pytest.raises(InputError, match='target_ms is -1'):
+        ReconstructionOptions(target_ms=-1.0)
