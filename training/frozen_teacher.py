@@ -81,6 +81,10 @@ class FrozenTeacher(ABC):
         """Return at least the wanted entries."""
 
 
+# A raw confidence of 150 is as sure as MASt3R's get.
+LARGEST_LOGIT = 5.0
+
+
 class RowMatchingTeacher(FrozenTeacher):
     """A flight network, as a rule the lunar teacher."""
 
@@ -104,8 +108,11 @@ class RowMatchingTeacher(FrozenTeacher):
             raise InputError('pointmaps of a row-matching teacher need pairs with intrinsics')
         disparities = output['disparity'].float(), other['disparity'].float()
         points = pointmaps_from_disparity(*disparities, batch['intrinsics'])
-        logits = output['confidence_logit'].float(), other['confidence_logit'].float()
-        # MASt3R's raw confidence is 1 + exp(x); with the logit for x it is 1 / (1 - p).
+        # MASt3R's raw confidence is 1 + exp(x); with the logit for x it is 1 / (1 - p). It weighs
+        # losses, so that no pixel may count a million times as much as another.
+        logits = [
+            view['confidence_logit'].float().clamp_max(LARGEST_LOGIT) for view in (output, other)
+        ]
         return {
             'pointmap1': points[0],
             'pointmap2': points[1],
