@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from lunar_stereo_recon.errors import InputError
@@ -14,6 +15,7 @@ from training.grow import grow
 from training.init_plan import format_plan, LEFT_ALONE
 from training.learner import Learner
 from training.losses import FeatureProjector
+from training.new_decoder import DecoderExchange
 from training.svd_init import decoder_layout, initialise, MAST3R_HEADS, SvdInit
 
 
@@ -39,9 +41,11 @@ def start_student(learner: Learner, teacher: Teacher | None, pairs: Batch | None
         return '\n'.join(plan)
     if teacher is None:
         raise InputError(f'start.method {start.method!r} needs a teacher')
-    fitted_to = None
+    fitted_to = exchange = None
     if start.method == 'shared_basis' and pairs is not None:
         fitted_to = teacher.calibration_tokens(pairs)
+        if start.grow_from and isinstance(student, FlightStudent):
+            exchange = DecoderExchange(student, pairs)
     result = initialise(
         student,
         {name: value.cpu() for name, value in teacher.network.state_dict().items()},
@@ -52,7 +56,12 @@ def start_student(learner: Learner, teacher: Teacher | None, pairs: Batch | None
         # The flight student's heads read other features than its teacher's: only the decoder.
         () if isinstance(student, FlightStudent) else MAST3R_HEADS,
     )
-    for part, basis in (('encoder', result.encoder_basis), ('decoder', result.stream_basis)):
+    encoder_basis = result.encoder_basis
+    if exchange and fitted_to and encoder_basis is not None:
+        tokens = torch.cat([fitted_to.left, fitted_to.right]).double()
+        matrix, fits = exchange.fit(tokens @ encoder_basis)
+        encoder_basis, plan = encoder_basis @ matrix, plan + fits
+    for part, basis in (('encoder', encoder_basis), ('decoder', result.stream_basis)):
         projector = learner.projectors[part] if part in learner.projectors else None
         if basis is not None and isinstance(projector, FeatureProjector):
             projector.start_from(basis.float())

@@ -12,6 +12,7 @@ from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
 from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent  # noqa: E402
 from training.grow import grow  # noqa: E402
 from training.learner import build_learner  # noqa: E402
+from training.new_decoder import DecoderExchange  # noqa: E402
 from training.recipe import StartRecipe, StudentRecipe  # noqa: E402
 from training.start import start_student  # noqa: E402
 
@@ -96,3 +97,27 @@ def test_grow_from_is_for_flight_networks(tmp_path, monkeypatch):
     monkeypatch.setattr('training.start.trained_network', lambda path: torch.nn.Linear(2, 2))
     with pytest.raises(InputError, match='a.pt is a Linear'):
         start_student(learner, None, None)
+
+
+def test_a_decoder_from_the_teacher_fits_between_trained_convolutions():
+    """Encoder and readers are fitted, so that the network says nearly what it said before."""
+    trained, teacher = network(SMALL), network(SMALL, seed=2)
+    expected = trained(*images())
+    generator = torch.Generator().manual_seed(5)
+    pairs = {
+        'left': torch.rand(4, 1, 64, 96, generator=generator),
+        'right': torch.rand(4, 1, 64, 96, generator=generator),
+    }
+    exchange = DecoderExchange(trained, pairs)
+    trained.decoder.load_state_dict(teacher.decoder.state_dict())
+    unfitted = trained(*images())
+    views = torch.cat([pairs['left'], pairs['right']])
+    with torch.no_grad():
+        assumed = teacher.encoder(views)[3].permute(0, 2, 3, 1).flatten(1, 2)
+    matrix, plan = exchange.fit(assumed)
+    assert matrix.shape == (16, 16) and len(plan) == 4
+
+    def difference(output) -> float:
+        return (output['logits'] - expected['logits']).abs().mean().item()
+
+    assert difference(trained(*images())) < 0.5 * difference(unfitted)
