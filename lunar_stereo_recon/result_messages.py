@@ -6,7 +6,7 @@ in `bags/writer`. All results have the left image's stamp, and its frame unless 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, Region, StereoCalibration
+from lunar_stereo_recon.geometry.hazard import GridLayout
 from lunar_stereo_recon.geometry.voxel import voxel_means
 from lunar_stereo_recon.outputs import depth_millimetres
 
@@ -295,6 +296,49 @@ def disparity_message(
         min_disparity=float(min(0.0, -offset)),
         max_disparity=float(max_disparity_px - offset),
         delta_d=DISPARITY_RESOLUTION_PX,
+    )
+
+
+def occupancy_grid_message(
+    make: MakeMessage,
+    hazard: NDArray[np.int8],
+    layout: GridLayout,
+    position: Sequence[float],
+    quaternion: Sequence[float],
+    stamp_ns: int,
+    frame_id: str,
+) -> Any:
+    """Return the hazards as a `nav_msgs` OccupancyGrid: 0 free, 100 lethal, -1 unknown.
+
+    Args:
+        make: Message factory.
+        hazard: (rows, columns) int8.
+        layout: Its grid.
+        position: Of the grid's first corner in the frame, metres.
+        quaternion: x, y, z, w of the grid's axes in the frame.
+        stamp_ns: Time of the image.
+        frame_id: The frame.
+    """
+    stamped = header(make, stamp_ns, frame_id)
+    xyz = dict(zip('xyz', map(float, position), strict=True))
+    xyzw = dict(zip('xyzw', map(float, quaternion), strict=True))
+    origin = make(
+        'geometry_msgs/msg/Pose',
+        position=make('geometry_msgs/msg/Point', **xyz),
+        orientation=make('geometry_msgs/msg/Quaternion', **xyzw),
+    )
+    return make(
+        'nav_msgs/msg/OccupancyGrid',
+        header=stamped,
+        info=make(
+            'nav_msgs/msg/MapMetaData',
+            map_load_time=stamped.stamp,
+            resolution=float(layout.cell_m),
+            width=layout.columns,
+            height=layout.rows,
+            origin=origin,
+        ),
+        data=hazard.reshape(-1),
     )
 
 

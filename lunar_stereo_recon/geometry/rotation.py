@@ -59,3 +59,19 @@ def rotation_from_rpy(roll: float, pitch: float, yaw: float) -> NDArray[np.float
             [-sp, cp * sr, cp * cr],
         ]
     )
+
+
+# Body axes (x forward, y left, z up; REP 103) from optical ones (x right, y down, z forward).
+BODY_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+
+
+def without_yaw(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a (3, 3) rotation from body axes to axes with z up, its yaw taken out.
+
+    What remains is roll and pitch: the body's x axis has no part along y.
+
+    Args:
+        rotation: (3, 3) to axes with z up, whatever their heading.
+    """
+    yaw = math.atan2(rotation[1, 0], rotation[0, 0])
+    return rotation_from_rpy(0.0, 0.0, -yaw) @ rotation

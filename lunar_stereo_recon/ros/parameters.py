@@ -19,10 +19,12 @@ from rclpy.parameter import Parameter
 
 from lunar_stereo_recon.datatypes import Region
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.hazard import GridLayout, HazardOptions
 from lunar_stereo_recon.pipeline import ReconstructionOptions
 from lunar_stereo_recon.result_messages import CloudForm
 
-OUTPUTS = ('points2', 'confidence', 'disparity', 'depth')
+OUTPUTS = ('points2', 'confidence', 'disparity', 'depth', 'hazard')
+GRAVITIES = ('tf', 'imu', 'fixed')
 RELIABILITIES = ('auto', 'reliable', 'best_effort')
 DEPTH_ENCODINGS = ('32FC1', '16UC1')
 TRANSPORTS = ('raw', 'compressed')
@@ -210,6 +212,56 @@ class ReconstructionParameters:
         choices=DEPTH_ENCODINGS,
         dynamic=True,
     )
+    hazard_gravity: str = parameter(
+        'tf',
+        'What tells gravity for the hazard grid: tf (hazard_frame), imu (topic imu, camera_pitch) '
+        'or fixed (camera_pitch, on level ground)',
+        choices=GRAVITIES,
+        dynamic=True,
+    )
+    hazard_frame: str = parameter(
+        'odom', 'Frame of the hazard grid with z up, for hazard_gravity tf', dynamic=True
+    )
+    camera_pitch: float = parameter(
+        0.0,
+        'Of the camera in the body, for hazard_gravity imu and fixed; negative looks down',
+        unit='deg',
+        minimum=-90.0,
+        maximum=90.0,
+        dynamic=True,
+    )
+    hazard_range: float = parameter(
+        10.0, 'How far the hazard grid reaches', unit='m', minimum=0.5, maximum=200.0, dynamic=True
+    )
+    hazard_cell: float = parameter(
+        0.2, 'Edge of a cell of it', unit='m', minimum=0.02, maximum=10.0, dynamic=True
+    )
+    hazard_clearance: float = parameter(
+        0.3,
+        "Step that is lethal: the rover's clearance",
+        unit='m',
+        minimum=0.01,
+        maximum=10.0,
+        dynamic=True,
+    )
+    hazard_max_slope: float = parameter(
+        20.0, 'Slope that is lethal', unit='deg', minimum=1.0, maximum=80.0, dynamic=True
+    )
+    hazard_footprint: float = parameter(
+        1.0,
+        "Edge of the square over which slope is taken: about the rover's size",
+        unit='m',
+        minimum=0.1,
+        maximum=20.0,
+        dynamic=True,
+    )
+    hazard_confidence: float = parameter(
+        0.5,
+        'Points of lower confidence do not count in the hazard grid',
+        minimum=0.0,
+        maximum=1.0,
+        dynamic=True,
+    )
     save_directory: str = parameter(
         '.', 'Where the service ~/save_cloud writes its PLY files', dynamic=True
     )
@@ -239,14 +291,16 @@ class ReconstructionParameters:
         """Check what concerns more than one parameter.
 
         Raises:
-            InputError: min_range and max_range exclude each other, `roi` is no region, or voxels
-                are too small to be told apart.
+            InputError: min_range and max_range exclude each other, `roi` is no region, voxels
+                are too small to be told apart, or the hazard grid would have too many cells.
         """
         if 0 < self.voxel_size < MIN_VOXEL_M:
             raise InputError(
                 f'parameter voxel_size is {self.voxel_size:g} m; 0 or at least {MIN_VOXEL_M} m is '
                 'needed'
             )
+        cells = 2 * math.ceil(self.hazard_range / self.hazard_cell)
+        GridLayout(0.0, 0.0, cells, cells, self.hazard_cell)
         self.options  # noqa: B018 (building them checks them)
 
     @property
@@ -273,6 +327,11 @@ class ReconstructionParameters:
                 f'parameter roi has {len(self.roi)} numbers; x, y, width, height are needed'
             )
         return Region(*self.roi) if any(self.roi) else None
+
+    @property
+    def hazard_options(self) -> HazardOptions:
+        """Return what the rover can do."""
+        return HazardOptions(self.hazard_clearance, self.hazard_max_slope, self.hazard_footprint)
 
     @property
     def cloud_form(self) -> CloudForm:

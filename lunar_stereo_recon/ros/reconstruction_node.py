@@ -23,7 +23,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
@@ -59,6 +59,11 @@ from lunar_stereo_recon.ros.conversions import (
     WARN,
 )
 from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
+from lunar_stereo_recon.ros.hazard_grid import (
+    Attitudes,
+    frame_of_attitude,
+    frame_of_transform,
+)
 from lunar_stereo_recon.ros.image_subscription import ImageSubscription
 from lunar_stereo_recon.ros.interruption import on_interruption
 from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
@@ -79,7 +84,10 @@ OUTPUT_TOPICS = {
     'disparity': ('stereo_msgs/msg/DisparityImage', 'disparity'),
     'depth/image': ('sensor_msgs/msg/Image', 'depth'),
     'depth/camera_info': ('sensor_msgs/msg/CameraInfo', 'depth'),
+    'hazard': ('nav_msgs/msg/OccupancyGrid', 'hazard'),
 }
+# A costmap asks for the newest grid when it starts, as for any map.
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 # Fast DDS sends a lost fragment again after up to three seconds; until then the message must still
 # be there. Ten clouds of 640x480 are 61 MB.
 OUTPUT_DEPTH = 10
@@ -141,6 +149,8 @@ class ReconstructionNode(LifecycleNode):
         self._output: dict[str, Any] = {}
         self._last_stamp_ns: int | None = None
         self._tf: TransformListener | InputError | None = None
+        self._imu: Any = None
+        self._attitudes = Attitudes(self.resolve_topic_name('imu'))
         self._cloud_buffer = MessageBuffer()
         self._newest: Reconstruction | None = None
         self._enabled = True
@@ -169,9 +179,10 @@ class ReconstructionNode(LifecycleNode):
         )
         self._engine = self._loaded_engine(parameters)
         for topic, (type_name, _) in OUTPUT_TOPICS.items():
-            self._output[topic] = self._output_publisher(type_name, topic)
+            qos = LATCHED if topic == 'hazard' else QoSProfile(depth=OUTPUT_DEPTH)
+            self._output[topic] = self._output_publisher(type_name, topic, qos)
         self._output['frame_status'] = self._output_publisher(
-            'diagnostic_msgs/msg/DiagnosticArray', 'frame_status'
+            'diagnostic_msgs/msg/DiagnosticArray', 'frame_status', QoSProfile(depth=OUTPUT_DEPTH)
         )
         return super().on_configure(state)
 
@@ -298,6 +309,7 @@ class ReconstructionNode(LifecycleNode):
 
     def _refresh_inputs(self) -> None:
         """Subscribe to what is published; when lazy, only while somebody wants a result."""
+        self._listen_to_attitude()
         if not self._enabled or (self.parameters.lazy and not self._settled_demand()):
             if not self._idle:
                 self._idle = True
@@ -306,7 +318,6 @@ class ReconstructionNode(LifecycleNode):
                     subscription.close()
             return
         self._idle = False
-        self._listen_to_tf()
         settled = [self._info_inputs.get(side) for side in self._sync.settled_infos]
         for subscription in self._inputs:
             if subscription in settled:
@@ -435,10 +446,10 @@ class ReconstructionNode(LifecycleNode):
             'disparity': functools.partial(_disparity_message, backend),
             'depth/image': functools.partial(_depth_message, parameters),
             'depth/camera_info': depth_info_message,
+            'hazard': functools.partial(self._hazard_message, parameters),
         }
-        topics = self._wanted_outputs() if parameters.lazy else self._selected_outputs()
         withheld = {}
-        for topic in topics:
+        for topic in self._topics_to_publish():
             try:
                 message = makers[topic](make_message, result)
             except InputError as error:
@@ -479,15 +490,47 @@ class ReconstructionNode(LifecycleNode):
             raise InputError('listening to /tf begins only now')
         return self._tf
 
-    def _listen_to_tf(self) -> None:
-        """Listen from the first time on that a parameter wants a transform."""
-        if self._tf is not None or not self.parameters.cloud_frame:
-            return
-        try:
-            self._tf = TransformListener(self)
-        except InputError as error:
-            self._tf = error
-            self.get_logger().error(str(error))
+    def _hazard_message(
+        self, parameters: ReconstructionParameters, make: Any, result: Reconstruction
+    ) -> Any:
+        """Return the hazard grid.
+
+        Raises:
+            InputError: Nothing tells where gravity points.
+        """
+        extent = parameters.hazard_range, parameters.hazard_cell
+        if parameters.hazard_gravity == 'tf':
+            target = parameters.hazard_frame
+            transform = self._transforms().lookup(target, result.frame_id, result.stamp_ns)
+            frame = frame_of_transform(*transform, target, *extent)
+        else:
+            attitude = np.eye(3)
+            if parameters.hazard_gravity == 'imu':
+                attitude = self._attitudes.level_from_body(result.stamp_ns)
+            pitch = parameters.camera_pitch
+            frame = frame_of_attitude(attitude, pitch, result.frame_id, *extent)
+        return frame.message(make, result, parameters.hazard_options, parameters.hazard_confidence)
+
+    def _listen_to_attitude(self) -> None:
+        """Listen to /tf and the Imu while a wanted result needs them; called with the inputs."""
+        parameters = self.parameters
+        gravity = parameters.hazard_gravity if 'hazard' in self._topics_to_publish() else ''
+        if self._tf is None and (parameters.cloud_frame or gravity == 'tf'):
+            try:
+                self._tf = TransformListener(self)
+            except InputError as error:
+                self._tf = error
+                self.get_logger().error(str(error))
+        if gravity == 'imu' and self._imu is None:
+            self._imu = self.create_subscription(
+                message_class('sensor_msgs/msg/Imu'),
+                'imu',
+                self._attitudes.add,
+                qos_profile_sensor_data,
+            )
+        elif gravity != 'imu' and self._imu is not None:
+            self.destroy_subscription(self._imu)
+            self._imu = None
 
     def _answer_drop(self, messages: StereoMessages, reason: str) -> None:
         self._frames.count_drop(reason)
@@ -506,6 +549,9 @@ class ReconstructionNode(LifecycleNode):
     def _selected_outputs(self) -> list[str]:
         selected = self.parameters.outputs
         return [topic for topic, (_, name) in OUTPUT_TOPICS.items() if name in selected]
+
+    def _topics_to_publish(self) -> list[str]:
+        return self._wanted_outputs() if self.parameters.lazy else self._selected_outputs()
 
     def _wanted_outputs(self) -> list[str]:
         return [
@@ -603,15 +649,18 @@ class ReconstructionNode(LifecycleNode):
         self._report = NodeReport(self.get_name(), self.topics, tolerance_ns)
         self._last_stamp_ns = None
 
-    def _output_publisher(self, type_name: str, topic: str) -> Any:
+    def _output_publisher(self, type_name: str, topic: str, qos: QoSProfile) -> Any:
         return self.create_lifecycle_publisher(
             message_class(type_name),
             topic,
-            QoSProfile(depth=OUTPUT_DEPTH),
+            qos,
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
 
     def _stop(self) -> None:
+        if self._imu is not None:
+            self.destroy_subscription(self._imu)
+            self._imu = None
         for timer in self._periodic:
             self.destroy_timer(timer)
         for subscription in self._inputs:

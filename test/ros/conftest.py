@@ -105,6 +105,7 @@ class Cameras:
         'depth/image': 'sensor_msgs/msg/Image',
         'depth/camera_info': 'sensor_msgs/msg/CameraInfo',
         'frame_status': 'diagnostic_msgs/msg/DiagnosticArray',
+        'hazard': 'nav_msgs/msg/OccupancyGrid',
     }
 
     views = staticmethod(views)
@@ -159,13 +160,13 @@ class Cameras:
                 )
 
     def listen(self, *topics: str, reliable: bool = True) -> None:
-        """Subscribe to results, all of them where none is named."""
+        """Subscribe to results; to all but `hazard` (which wants to know gravity) by default."""
         from rclpy.qos import QoSProfile, ReliabilityPolicy
 
         from lunar_stereo_recon.ros.conversions import message_class
 
         policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-        for topic in topics or self.OUTPUTS:
+        for topic in topics or [name for name in self.OUTPUTS if name != 'hazard']:
             self.subscriptions[topic] = self.node.create_subscription(
                 message_class(self.OUTPUTS[topic]),
                 topic,

@@ -235,6 +235,50 @@ def test_confidence_for_eyes(running):
     np.testing.assert_array_equal(decode_image(view, 'view'), np.rint(255 * confidence))
 
 
+def test_hazard_grid(running, node_log):
+    running.listen('hazard')
+
+    def grid(**options):
+        running.set_parameters(**options)
+        message = running.result('hazard', running.publish())
+        values = np.array(message.data, np.int8)
+        return message, values.reshape(message.info.height, message.info.width)
+
+    try:
+        running.set_parameters(hazard_gravity='fixed')
+        topic = running.node.resolve_topic_name('hazard')
+        running.spin_until(lambda: running.node.count_publishers(topic))
+        # The wall at 2 m, upright.
+        message, upright = grid(hazard_range=4.0)
+        assert message.header.frame_id == 'left_optical'
+        assert (message.info.width, message.info.height) == (20, 40)
+        rows, columns = np.nonzero(upright == 100)
+        assert len(rows) > 3
+        assert set(columns) <= {8, 9, 10, 11}
+        assert (upright == 0).sum() == 0
+        # Seen from above it is level ground: the grid begins below the camera.
+        message, ground = grid(camera_pitch=-90.0)
+        assert np.median(ground[ground >= 0]) < 5
+        assert ground.max() < 100
+        # A slope of 30 degrees.
+        assert (grid(camera_pitch=-60.0, hazard_max_slope=20.0)[1] == 100).sum() > 10
+        slope = grid(hazard_max_slope=40.0)[1]
+        assert np.median(slope[slope >= 0]) == pytest.approx(99 * 30 / 40, abs=3)
+        # Coarser cells, and what doubtful points do not tell.
+        message, _ = grid(hazard_cell=0.5)
+        assert message.info.resolution == pytest.approx(0.5)
+        assert (grid(hazard_confidence=1.0)[1] == -1).all()
+
+        running.set_parameters(hazard_gravity='imu')
+        reasons = [v.value for v in running.answer(running.publish()).values]
+        assert any('no Imu has come on' in reason for reason in reasons)
+        (result,) = running.set_parameters(hazard_cell=0.02)
+        assert not result.successful
+        assert '400x400 cells of 0.02 m' in result.reason
+    finally:
+        running.stop_listening('hazard')
+
+
 # What the node uses of tf2_ros: a static transform from left_optical to base_link, from START on.
 TF2_ROS = """
 from types import SimpleNamespace

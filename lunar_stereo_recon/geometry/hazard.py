@@ -1,0 +1,313 @@
+"""Where a rover must not drive: slope and step hazard of a cloud, on a grid with gravity down.
+
+Each cell gets the tilt of the plane through its surroundings, as large as the rover stands on,
+and the height of the largest step beside it; after Goldberg, Maimone and Matthies, "Stereo vision
+and rover navigation software for planetary exploration", 2002. The step is measured against the
+ground's own slope, so that a hill is no step. That slope is taken from the window around the cell
+or, where another one nearby is clearly smoother, from that (as in Kuwahara's filter): a window
+astride a ledge or with a rock in it takes no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lunar_stereo_recon.errors import InputError
+
+UNKNOWN, LETHAL = -1, 100
+# Cells are numbered with 16 bits, so that they and the heights fit in 32 bits for sorting.
+MAX_CELLS = 1 << 16
+# Heights are sorted in steps of a millimetre, within 32 m above and below the middle.
+HEIGHT_STEP_M = 1e-3
+HEIGHT_LEVELS = 1 << 16
+# A step reaches from the lowest to the highest twentieth of the points: single ones may be wrong.
+TAIL = 0.05
+# Edge of the windows that the ground's slope is taken from, and how far from the cell they may be,
+# cells. Another window must have less than this share of the variance, and of a centimetre's more.
+GROUND_WINDOW = 5
+GROUND_DISTANCES = (0, 2, 4)
+CLEARLY_SMOOTHER = 0.5
+SMOOTH_M = 0.01
+# A plane through the cells of a window: as many are needed, and so wide (variance, cells²).
+MIN_CELLS = 5
+MIN_SPREAD = 0.25
+
+Grid = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class HazardOptions:
+    """What the rover can do.
+
+    Attributes:
+        clearance_m: Steps of this height cannot be driven over, metres.
+        max_slope_deg: Slopes of this angle cannot be driven, degrees.
+        footprint_m: Edge of the square over which slope is taken, about the rover's size, metres.
+        min_points: A cell with fewer is unknown.
+
+    Raises:
+        InputError: A value is not positive, or the slope is not below 90 degrees.
+    """
+
+    clearance_m: float = 0.3
+    max_slope_deg: float = 20.0
+    footprint_m: float = 1.0
+    min_points: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ('clearance_m', 'max_slope_deg', 'footprint_m', 'min_points'):
+            if not getattr(self, name) > 0:
+                raise InputError(f'hazard {name} is {getattr(self, name)}; it must be positive')
+        if not self.max_slope_deg < 90:
+            raise InputError(f'hazard max_slope_deg is {self.max_slope_deg}; below 90 is needed')
+
+
+@dataclass(frozen=True)
+class GridLayout:
+    """Where the cells are: columns along x, rows along y.
+
+    Attributes:
+        x_m, y_m: Corner of the first cell, metres.
+        columns, rows: Number of cells.
+        cell_m: Edge of a cell, metres.
+
+    Raises:
+        InputError: There is no cell, or there are more than `MAX_CELLS`.
+    """
+
+    x_m: float
+    y_m: float
+    columns: int
+    rows: int
+    cell_m: float
+
+    def __post_init__(self) -> None:
+        if not self.cell_m > 0 or not 0 < self.columns * self.rows <= MAX_CELLS:
+            raise InputError(
+                f'hazard grid has {self.columns}x{self.rows} cells of {self.cell_m:g} m; between '
+                f'1 and {MAX_CELLS} of a positive size are needed: take larger ones, or a '
+                'shorter range'
+            )
+
+
+@dataclass(frozen=True)
+class HazardMap:
+    """Slope and steps of the cells, (rows, columns) each.
+
+    Attributes:
+        slope_deg: float32, tilt of the footprint's plane; NaN unknown.
+        step_m: float32, largest step within a cell's distance; NaN unknown. Where the ground's
+            slope is not known, against level ground.
+        hazard: int8, 0 flat to 99 just drivable, 100 not; -1 unknown. Where the slope is not
+            known (a wall has no ground beside it), 100 if no drivable slope explains the step.
+        ground_m: Median height of the known cells; NaN where there is none.
+    """
+
+    slope_deg: NDArray[np.float32]
+    step_m: NDArray[np.float32]
+    hazard: NDArray[np.int8]
+    ground_m: float
+
+
+def hazard_map(
+    points: NDArray[np.floating], layout: GridLayout, options: HazardOptions = HazardOptions()
+) -> HazardMap:
+    """Return the hazards of a cloud.
+
+    Args:
+        points: (N, 3), metres, z against gravity. Those outside of the grid, and NaN, are left
+            out; so should those be whose depth is doubtful.
+        layout: The grid.
+        options: What the rover can do.
+    """
+    cells, x, y, z = _inside(points, layout)
+    count = np.bincount(cells, minlength=layout.columns * layout.rows)
+    known = count >= max(1, options.min_points)
+    mean_x, mean_y, mean_z = (_means(cells, values, count) for values in (x, y, z))
+    shape = (layout.rows, layout.columns)
+    known_grid = known.reshape(shape)
+    grid_x, grid_y, grid_z = (
+        np.where(known, mean, 0.0).reshape(shape) for mean in (mean_x, mean_y, mean_z)
+    )
+    footprint = 2 * round(0.5 * (options.footprint_m / layout.cell_m - 1)) + 1
+    wide = _planes(known_grid, grid_x, grid_y, grid_z, max(3, footprint), layout.cell_m)
+    slope_deg = np.degrees(np.arctan(np.hypot(wide.along_x, wide.along_y)))
+    slope_deg[~known_grid] = np.nan
+    ground_x, ground_y = (
+        np.nan_to_num(slope)
+        for slope in _ground_slopes(known_grid, grid_x, grid_y, grid_z, layout.cell_m)
+    )
+    low, high = _height_ranges(
+        cells,
+        z
+        - ground_x.reshape(-1)[cells] * (x - mean_x[cells])
+        - ground_y.reshape(-1)[cells] * (y - mean_y[cells]),
+        count,
+    )
+    step_m = _steps(
+        known_grid, grid_x, grid_y, low.reshape(shape), high.reshape(shape), ground_x, ground_y
+    )
+    return HazardMap(
+        slope_deg.astype(np.float32),
+        step_m.astype(np.float32),
+        _values(slope_deg, step_m, layout.cell_m, options),
+        float(np.median(mean_z[known])) if known.any() else math.nan,
+    )
+
+
+def _inside(
+    points: NDArray[np.floating], layout: GridLayout
+) -> tuple[NDArray[np.int64], NDArray, NDArray, NDArray]:
+    """Return cell, x, y, z of the points on the grid; x and y from the grid's first corner."""
+    x = points[:, 0] - layout.x_m
+    y = points[:, 1] - layout.y_m
+    column, row = np.floor(x / layout.cell_m), np.floor(y / layout.cell_m)
+    # Comparisons with NaN are False: invalid points drop out here.
+    inside = (column >= 0) & (column < layout.columns) & (row >= 0) & (row < layout.rows)
+    inside &= np.isfinite(points[:, 2])
+    cells = (row[inside] * layout.columns + column[inside]).astype(np.int64)
+    return cells, x[inside], y[inside], points[inside, 2]
+
+
+def _means(cells: NDArray[np.int64], values: NDArray, count: NDArray[np.int64]) -> Grid:
+    """Return the mean of the values of each cell; of an empty one something finite."""
+    return np.bincount(cells, values, minlength=len(count)) / np.maximum(count, 1)
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """Least-squares planes of the windows around all cells; NaN where there are too few cells."""
+
+    along_x: Grid
+    along_y: Grid
+    variance: Grid
+
+
+def _planes(
+    known: NDArray[np.bool_], x: Grid, y: Grid, z: Grid, window: int, cell_m: float
+) -> _Planes:
+    """Return the planes through the mean points of the known cells in windows (zero elsewhere)."""
+    weight = known.astype(np.float64)
+
+    def summed(values: Grid) -> Grid:
+        return cv2.boxFilter(
+            values, -1, (window, window), normalize=False, borderType=cv2.BORDER_CONSTANT
+        )
+
+    n = summed(weight)
+    many = np.maximum(n, 1)
+    mean_x, mean_y, mean_z = summed(x) / many, summed(y) / many, summed(z) / many
+    xx = summed(x * x) / many - mean_x * mean_x
+    xy = summed(x * y) / many - mean_x * mean_y
+    yy = summed(y * y) / many - mean_y * mean_y
+    xz = summed(x * z) / many - mean_x * mean_z
+    yz = summed(y * z) / many - mean_y * mean_z
+    zz = summed(z * z) / many - mean_z * mean_z
+    # The smaller eigenvalue of the positions' covariance: cells in one line carry no plane.
+    spread = 0.5 * (xx + yy - np.hypot(xx - yy, 2 * xy))
+    sure = (n >= MIN_CELLS) & (spread > MIN_SPREAD * cell_m**2)
+    determinant = np.where(sure, xx * yy - xy * xy, np.nan)
+    along_x = (xz * yy - yz * xy) / determinant
+    along_y = (yz * xx - xz * xy) / determinant
+    # Three numbers are fitted; rounding may leave a plane's variance below zero.
+    variance = np.maximum(zz - along_x * xz - along_y * yz, 0.0) * n / np.maximum(n - 3, 1)
+    return _Planes(along_x, along_y, variance)
+
+
+def _ground_slopes(
+    known: NDArray[np.bool_], x: Grid, y: Grid, z: Grid, cell_m: float
+) -> tuple[Grid, Grid]:
+    """Return the slope along x and y of the ground around each cell, without ledges and rocks."""
+    planes = _planes(known, x, y, z, GROUND_WINDOW, cell_m)
+    best_x, best_y = np.full(known.shape, np.nan), np.full(known.shape, np.nan)
+    best = np.full(known.shape, np.inf)
+    for distance in GROUND_DISTANCES:
+        for here, there in _shifts(known.shape, distance):
+            variance = planes.variance[there]
+            better = variance + SMOOTH_M**2 < CLEARLY_SMOOTHER * best[here]
+            best[here] = np.where(better, variance, best[here])
+            best_x[here] = np.where(better, planes.along_x[there], best_x[here])
+            best_y[here] = np.where(better, planes.along_y[there], best_y[here])
+    return best_x, best_y
+
+
+def _height_ranges(
+    cells: NDArray[np.int64], heights: NDArray, count: NDArray[np.int64]
+) -> tuple[Grid, Grid]:
+    """Return the height that a twentieth of each cell's points is below, and above; else NaN."""
+    if cells.size == 0:
+        return np.full(len(count), np.nan), np.full(len(count), np.nan)
+    middle = float(np.median(heights[:: max(1, len(heights) // 1000)]))
+    levels = (heights - middle) / HEIGHT_STEP_M + HEIGHT_LEVELS // 2
+    keys = np.clip(levels + 0.5, 0, HEIGHT_LEVELS - 1).astype(np.uint32)
+    keys |= cells.astype(np.uint32) << np.uint32(16)
+    keys.sort()
+    starts = np.cumsum(count) - count
+    skipped = (TAIL * count).astype(np.int64)
+    lowest = np.minimum(starts + skipped, len(keys) - 1)
+    highest = np.clip(starts + count - 1 - skipped, 0, len(keys) - 1)
+    return tuple(  # type: ignore[return-value]
+        np.where(
+            count > 0,
+            ((keys[index] & (HEIGHT_LEVELS - 1)) - float(HEIGHT_LEVELS // 2)) * HEIGHT_STEP_M
+            + middle,
+            np.nan,
+        )
+        for index in (lowest, highest)
+    )
+
+
+def _steps(
+    known: NDArray[np.bool_],
+    x: Grid,
+    y: Grid,
+    low: Grid,
+    high: Grid,
+    slope_x: Grid,
+    slope_y: Grid,
+) -> Grid:
+    """Return how far the ground of a cell and its eight neighbours departs from the slope."""
+    top, bottom = np.full(known.shape, -np.inf), np.full(known.shape, np.inf)
+    for here, there in [*_shifts(known.shape, 0), *_shifts(known.shape, 1)]:
+        rise = slope_x[here] * (x[there] - x[here]) + slope_y[here] * (y[there] - y[here])
+        above = np.where(known[there], high[there] - rise, -np.inf)
+        below = np.where(known[there], low[there] - rise, np.inf)
+        top[here] = np.maximum(top[here], above)
+        bottom[here] = np.minimum(bottom[here], below)
+    return np.where(known, np.maximum(top - bottom, 0.0), np.nan)
+
+
+def _values(
+    slope_deg: Grid, step_m: Grid, cell_m: float, options: HazardOptions
+) -> NDArray[np.int8]:
+    """Return the hazard of each cell."""
+    ratio = np.maximum(slope_deg / options.max_slope_deg, step_m / options.clearance_m)
+    # The height that the steepest drivable slope gains from corner to corner of three cells.
+    rise_m = 3 * math.sqrt(2) * cell_m * math.tan(math.radians(options.max_slope_deg))
+    ratio[step_m - rise_m >= options.clearance_m] = np.inf
+    drivable = np.floor(np.nan_to_num(ratio, posinf=1.0) * (LETHAL - 1))
+    values = np.where(ratio >= 1, LETHAL, drivable)
+    return np.where(np.isnan(ratio), UNKNOWN, values).astype(np.int8)
+
+
+def _shifts(
+    shape: tuple[int, ...], distance: int
+) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Yield the slices of cells and of those `distance` away in each of eight directions."""
+
+    def slices(length: int, shift: int) -> tuple[slice, slice]:
+        return (
+            slice(max(0, -shift), max(0, length - max(0, shift))),
+            slice(max(0, shift), max(0, length - max(0, -shift))),
+        )
+
+    around = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
+    for down, right in around if distance else [(0, 0)]:
+        rows, columns = slices(shape[0], down * distance), slices(shape[1], right * distance)
+        yield (rows[0], columns[0]), (rows[1], columns[1])
