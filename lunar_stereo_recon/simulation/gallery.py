@@ -44,7 +44,7 @@ def standing_view(terrain: Terrain, heading_deg: float, size: tuple[int, int]) -
 
 
 def picture(terrain: Terrain, view: View, lighting: Lighting, samples: int = 4) -> GreyImage:
-    """Return the picture (H, W) that an automatically exposed camera takes.
+    """Return what an automatically exposed camera takes, shape (H, W).
 
     Raises:
         InputError: No ground is in view, or none of it is lit.

@@ -28,7 +28,7 @@ def slope_disparity() -> np.ndarray:
 
 @pytest.fixture
 def slope_pair(calibration, slope_disparity) -> StereoPair:
-    """A textured slope; left(x) = right(x - disparity) exactly up to interpolation."""
+    """Return a textured slope; left(x) = right(x - disparity) exactly up to interpolation."""
     left, right = textured_views(slope_disparity)
     return StereoPair(left, right, calibration)
 

@@ -48,7 +48,7 @@ def write_sample(path, pair, disparity, stratum='smooth', **changes):
 
 @pytest.fixture
 def samples(tmp_path, slope_pair, slope_disparity):
-    """A folder with three rendered pairs of two strata."""
+    """Return a folder with three rendered pairs of two strata."""
     folder = tmp_path / 'samples'
     folder.mkdir()
     for number, stratum in enumerate(('smooth', 'lowsun', 'smooth')):

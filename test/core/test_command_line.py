@@ -24,7 +24,7 @@ def ros_camera_info(translation, fx=90.0, width=96):
 
 @pytest.fixture
 def files(tmp_path, slope_pair, slope_disparity):
-    """A folder with a pair of images, ground truth and calibrations."""
+    """Return a folder with a pair of images, ground truth and calibrations."""
     for name in ('left', 'right'):
         grey = np.rint(getattr(slope_pair, name) * 65535).astype(np.uint16)
         cv2.imwrite(str(tmp_path / f'{name}.png'), grey)
@@ -40,8 +40,9 @@ def files(tmp_path, slope_pair, slope_disparity):
         valid=np.packbits(valid),
         shadow=np.packbits(~valid),
     )
-    pair = dict(fx=90.0, fy=91.0, cx=47.5, cy=31.5, baseline_m=0.2, width=96, height=64)
-    pair |= dict(left='left.png', right='right.png', gt='gt.npz')
+    pair = {'fx': 90.0, 'fy': 91.0, 'cx': 47.5, 'cy': 31.5, 'baseline_m': 0.2}
+    pair |= {'width': 96, 'height': 64}
+    pair |= {'left': 'left.png', 'right': 'right.png', 'gt': 'gt.npz'}
     pairs = [{'id': 'a', 'tag': 'easy', **pair}, {'id': 'b', 'tag': 'easy', **pair}]
     (tmp_path / 'manifest.json').write_text(json.dumps({'pairs': pairs}))
     return tmp_path

@@ -327,7 +327,7 @@ def cameras(namespace) -> Iterator[Cameras]:
 
 @pytest.fixture(scope='module')
 def shared_node(tmp_path_factory, private_graph) -> Iterator[tuple[Processes, Cameras]]:
-    """A reconstruction node that runs through a module's tests, with everything subscribed."""
+    """Start a node that runs through a module's tests, with everything subscribed."""
     pytest.importorskip('rclpy')
     namespace = new_namespace()
     group = Processes(tmp_path_factory.mktemp('shared_node'), namespace)
@@ -344,7 +344,7 @@ def shared_node(tmp_path_factory, private_graph) -> Iterator[tuple[Processes, Ca
 
 @pytest.fixture
 def running(shared_node) -> Iterator[Cameras]:
-    """The cameras of the shared node, with nothing received yet and the default parameters."""
+    """Return the shared node's cameras: nothing received yet, parameters as by default."""
     from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 
     _, rig = shared_node

@@ -6,10 +6,10 @@ import pytest
 
 pytest.importorskip('rclpy')
 
-from lunar_stereo_recon.errors import CalibrationError
-from lunar_stereo_recon.messages import calibration_from_camera_infos, stamp_ns
-from lunar_stereo_recon.ros.camera_info_relay import correct_camera_info
-from lunar_stereo_recon.ros.conversions import make_message, message_class
+from lunar_stereo_recon.errors import CalibrationError  # noqa: E402
+from lunar_stereo_recon.messages import calibration_from_camera_infos, stamp_ns  # noqa: E402
+from lunar_stereo_recon.ros.camera_info_relay import correct_camera_info  # noqa: E402
+from lunar_stereo_recon.ros.conversions import make_message, message_class  # noqa: E402
 
 pytestmark = pytest.mark.ros
 TOPIC = 'right/camera_info_in'

@@ -45,7 +45,7 @@ def view_from() -> Callable[..., renderer.View]:
 
 @pytest.fixture(scope='session')
 def small_terrain() -> terrain.Terrain:
-    """A random terrain of three small grids: 5 m, 20 m and 82 m wide."""
+    """Return a random terrain of three small grids: 5 m, 20 m and 82 m wide."""
     return terrain.make_terrain(small_config(5))
 
 

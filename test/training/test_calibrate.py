@@ -15,7 +15,7 @@ SHAPE = (64, 160)
 
 
 def write_frame(path, seed):
-    """A slope under a black sky, its right third without texture, as rendered pairs are stored."""
+    """Write a slope under a black sky, its right third without texture, as pairs are stored."""
     rng = np.random.default_rng(seed)
     height, width = SHAPE
     rows = np.arange(height, dtype=np.float32)[:, None]

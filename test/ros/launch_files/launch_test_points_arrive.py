@@ -85,6 +85,13 @@ CASES = [
         },
     ),
     Case(
+        'rover.launch.py',
+        'left/image_raw',
+        'right/image_raw',
+        ('left/camera_info', 'right/camera_info'),
+        arguments={'rectify': 'true'},
+    ),
+    Case(
         'lunarsim.launch.py',
         '/lunarsim/camera_left/raw',
         '/lunarsim/camera_right/raw',
@@ -245,6 +252,8 @@ def generate_test_description(case: Case):
 
 
 class PointsArrive(unittest.TestCase):
+    """While it runs."""
+
     def test_cloud_is_metric_and_in_the_frame_of_the_left_image(self, case, namespace):
         with StereoSource(case, f'/{namespace}') as source:
             cloud = source.first_cloud()
@@ -262,5 +271,7 @@ class PointsArrive(unittest.TestCase):
 
 @launch_testing.post_shutdown_test()
 class EverythingEndsWell(unittest.TestCase):
+    """After it was interrupted."""
+
     def test_exit_codes(self, proc_info):
         launch_testing.asserts.assertExitCodes(proc_info)

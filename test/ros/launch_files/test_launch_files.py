@@ -401,7 +401,7 @@ def test_foxglove_layout_shows_topics_of_the_node(published_topics):
     layout = json.loads((ROOT / 'config' / 'foxglove' / 'reconstruction.json').read_text())
     panels = layout['configById']
     text = json.dumps(layout)
-    topics = {name for name in re.findall(r'"/([a-z0-9_/]+)', text)}
+    topics = set(re.findall(r'"/([a-z0-9_/]+)', text))
     assert (
         topics <= set(published_topics)
         and {'points2', 'confidence/image_mono8', 'diagnostics'} <= topics
