@@ -51,6 +51,7 @@ def generate_launch_description() -> LaunchDescription:
             argument('right_image', 'Topic of the right image, as left_image'),
             argument('left_info', 'Topic of the left camera_info, as left_image'),
             argument('right_info', 'Topic of the right camera_info, as left_image'),
+            argument('imu', 'Topic of the Imu, where hazard_gravity is imu', 'imu'),
             argument(
                 'params_file',
                 'Parameters of the node, YAML; it comes after the preset and before arguments. '
@@ -84,6 +85,7 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     use_sim_time = preset.use_sim_time
     if value(context, 'use_sim_time'):
         use_sim_time = given['use_sim_time'] = flag(context, 'use_sim_time')
+    remappings = preset.remappings()
     params_file = value(context, 'params_file')
     node = Node(
         package=PACKAGE,
@@ -101,7 +103,7 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             *([params_file] if params_file else []),
             *([given] if given else []),
         ],
-        remappings=preset.remappings(),
+        remappings=[*remappings, ('imu', value(context, 'imu'))],
         arguments=['--ros-args', '--log-level', value(context, 'log_level')],
     )
     frames = _rig_frames(context)
@@ -110,7 +112,7 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     return [
         node,
         *(static_transform(frame, use_sim_time) for frame in frames),
-        *views(context, fixed_frame, use_sim_time, preset.remappings()),
+        *views(context, fixed_frame, use_sim_time, remappings),
     ]
 
 

@@ -32,6 +32,7 @@ def generate_launch_description() -> LaunchDescription:
             *parameter_arguments(SimulatorParameters, *SIMULATOR),
             argument('namespace', 'Namespace of the nodes and their topics'),
             argument('fixed_frame', 'Frame to show results in', 'map'),
+            argument('hazard_frame', 'Frame of the hazard grid, z up', 'map'),
             OpaqueFunction(function=_simulator),
             included('rover.launch.py', use_sim_time='true'),
         ]

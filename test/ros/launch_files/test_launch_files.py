@@ -114,7 +114,7 @@ def test_every_parameter_of_the_node_is_an_argument_of_every_launch_file(shown_a
 def test_no_launch_file_gives_an_argument_of_rover_another_meaning(shown_arguments):
     """Arguments are also those of included files: a name of two meanings would set both."""
     rover = shown_arguments['rover.launch.py']
-    meant = {'namespace', 'fixed_frame', 'camera_preset'}
+    meant = {'namespace', 'fixed_frame', 'hazard_frame', 'camera_preset'}
     meant |= {'left_image', 'right_image', 'left_info', 'right_info'}
     for name, arguments in shown_arguments.items():
         changed = {item for item in rover if arguments[item] != rover[item]}
@@ -376,8 +376,10 @@ def test_rviz_view_shows_topics_of_the_node(name, up, published_topics):
         kind = types[display['Class'].removeprefix('rviz_default_plugins/')]
         assert published_topics[display['Topic']['Value']] == kind
     assert shown['Cloud by height']['Axis'] == up
+    # The node keeps the newest grid for late subscribers.
+    assert shown['Hazard grid']['Topic']['Durability Policy'] == 'Transient Local'
     assert shown['Cloud by confidence']['Channel Name'] == 'confidence'
-    assert {'left/image_rect', 'confidence/image_mono8', 'depth/image'} <= {
+    assert {'left/image_rect', 'confidence/image_mono8', 'depth/image', 'hazard'} <= {
         display['Topic']['Value'] for display in shown.values()
     }
     assert 'rviz_default_plugins/TF' in {display['Class'] for display in displays}
@@ -402,10 +404,7 @@ def test_foxglove_layout_shows_topics_of_the_node(published_topics):
     panels = layout['configById']
     text = json.dumps(layout)
     topics = set(re.findall(r'"/([a-z0-9_/]+)', text))
-    assert (
-        topics <= set(published_topics)
-        and {'points2', 'confidence/image_mono8', 'diagnostics'} <= topics
-    )
+    assert topics <= set(published_topics) and {'points2', 'hazard', 'diagnostics'} <= topics
 
     def placed(node):
         return [node] if isinstance(node, str) else placed(node['first']) + placed(node['second'])
