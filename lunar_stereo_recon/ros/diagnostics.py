@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 import copy
+import dataclasses
 from dataclasses import dataclass, field
 import threading
 import time
@@ -14,12 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from lunar_stereo_recon.datatypes import Reconstruction
+from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration
 from lunar_stereo_recon.messages import StereoTopics
 from lunar_stereo_recon.ros.conversions import diagnostic_status, ERROR, OK, WARN
-from lunar_stereo_recon.ros.stereo_sync import explain_no_pairs, SyncStatistics
+from lunar_stereo_recon.ros.stereo_sync import DROP_REASONS, explain_no_pairs, SyncStatistics
 
 LATENCY_WINDOW = 100
+# Below this the result is hardly of use.
+LOW_CONFIDENCE = 0.15
+# Share of the images of a second that may stay without a partner.
+FEW_PAIRS = 0.2
 
 
 @dataclass
@@ -34,6 +39,8 @@ class FrameStatistics:
         mean_confidence: Of the newest reconstruction; NaN before the first.
         rows: How the rows are aligned, in words; '' before the first reconstruction.
         rows_poor: Whether the rig wants recalibrating.
+        calibration: Of the newest reconstruction; None before the first.
+        baseline_conflict: How the baseline that is used disagrees with P[3]; '' where it does not.
         withheld: Why a result of the newest pair was not published, by topic.
     """
 
@@ -44,6 +51,8 @@ class FrameStatistics:
     mean_confidence: float = float('nan')
     rows: str = ''
     rows_poor: bool = False
+    calibration: StereoCalibration | None = None
+    baseline_conflict: str = ''
     withheld: dict[str, str] = field(default_factory=dict)
     lock: Any = field(default_factory=threading.Lock, repr=False)
 
@@ -62,6 +71,7 @@ class FrameStatistics:
             self.mean_confidence = float(result.confidence.mean())
             self.rows = result.row_alignment.describe(width)
             self.rows_poor = result.row_alignment.poor(width)
+            self.calibration = result.calibration
 
     def snapshot(self) -> FrameStatistics:
         """Return a copy that no thread changes."""
@@ -74,6 +84,8 @@ class FrameStatistics:
                 self.mean_confidence,
                 self.rows,
                 self.rows_poor,
+                self.calibration,
+                self.baseline_conflict,
                 self.withheld,
             )
 
@@ -83,6 +95,9 @@ class NodeReport:
 
     Attributes:
         publishers: Number of publishers by input topic, set by the node; for texts.
+        conflicts: QoS policy that does not fit, by input topic; set by the node.
+        refused: QoS policies that subscribers of results asked for in vain, by topic; set by the
+            node.
     """
 
     def __init__(self, node_name: str, topics: StereoTopics, tolerance_ns: int) -> None:
@@ -94,6 +109,8 @@ class NodeReport:
             tolerance_ns: Tolerance of the synchronizer, for texts.
         """
         self.publishers: dict[str, int] = {}
+        self.conflicts: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
         self._node_name = node_name
         self._topics = topics
         self._tolerance_ns = tolerance_ns
@@ -147,6 +164,7 @@ class NodeReport:
         statuses = [
             self._input_status(sync, elapsed, reason),
             self._output_status(sync, frames, elapsed, reason),
+            self._calibration_status(frames),
             self._engine_status(engine, warning),
         ]
         self._time, self._sync, self._frames = now, copy.deepcopy(sync), frames.snapshot()
@@ -160,7 +178,12 @@ class NodeReport:
         if sync.pairs > self._sync_at_silence.pairs:
             return 'pairs are coming, but none is finished yet'
         return explain_no_pairs(
-            self._sync_at_silence, sync, self._topics, self._tolerance_ns, self.publishers
+            self._sync_at_silence,
+            sync,
+            self._topics,
+            self._tolerance_ns,
+            self.publishers,
+            self.conflicts,
         )
 
     def _input_status(self, sync: SyncStatistics, elapsed: float, idle: str) -> Any:
@@ -176,17 +199,40 @@ class NodeReport:
         elif sync.pairs == before.pairs:
             level = WARN
             text = explain_no_pairs(
-                before, sync, self._topics, self._tolerance_ns, self.publishers
+                before,
+                sync,
+                self._topics,
+                self._tolerance_ns,
+                self.publishers,
+                self.conflicts,
             )
+        elif few := self._few_pairs(sync):
+            level, text = WARN, few
         values = {
             **rates,
             'pair rate [Hz]': pair_rate,
             'left images': sync.images['left'],
             'right images': sync.images['right'],
             'pairs': sync.pairs,
+            **{f'QoS does not fit: {topic}': policy for topic, policy in self.conflicts.items()},
             **{f'dropped: {reason}': count for reason, count in sorted(sync.drops.items())},
         }
         return diagnostic_status(level, f'{self._node_name}: input', text, values)
+
+    def _few_pairs(self, sync: SyncStatistics) -> str:
+        """Return why much fewer pairs than images came; '' where they are about as many."""
+        before = self._sync
+        images = min(sync.images[side] - before.images[side] for side in ('left', 'right'))
+        pairs = sync.pairs - before.pairs
+        # Some images wait for their partner when the second ends.
+        if images - pairs <= max(2, FEW_PAIRS * images):
+            return ''
+        drops = sync.drops - before.drops
+        reason, count = max(drops.items(), key=lambda item: item[1], default=('', 0))
+        side, _, why = reason.partition(' ')
+        text = f'{images} images of each side, but {pairs} pairs'
+        why = DROP_REASONS.get(why, why)
+        return f'{text}; {count} {side} images were given up: {why}' if count else text
 
     def _output_status(
         self, sync: SyncStatistics, frames: FrameStatistics, elapsed: float, idle: str
@@ -205,6 +251,15 @@ class NodeReport:
             text = f'{topic} is not published: {why}'
         elif frames.rows_poor:
             level, text = WARN, frames.rows
+        elif frames.published > before.published and frames.mean_confidence < LOW_CONFIDENCE:
+            level = WARN
+            text = (
+                f'mean confidence is {frames.mean_confidence:.2f}: are the images dark, blurred, '
+                'not rectified, or left and right exchanged?'
+            )
+        elif frames.drops['superseded'] > before.drops['superseded']:
+            superseded = frames.drops['superseded'] - before.drops['superseded']
+            text = f'{text}; {superseded} pairs superseded by newer ones'
         latencies = list(frames.latencies_ms)
         p50, p95 = np.percentile(latencies, [50, 95]) if latencies else (0.0, 0.0)
         values = {
@@ -214,9 +269,24 @@ class NodeReport:
             'latency p95 [ms]': float(p95),
             'mean confidence': frames.mean_confidence,
             'row alignment': frames.rows,
+            **{f'QoS not offered: {topic}': policy for topic, policy in self.refused.items()},
             **{f'dropped: {reason}': count for reason, count in sorted(frames.drops.items())},
         }
         return diagnostic_status(level, f'{self._node_name}: output', text, values)
+
+    def _calibration_status(self, frames: FrameStatistics) -> Any:
+        calibration = frames.calibration
+        level, text, values = OK, 'no pair yet', {}
+        if calibration is not None:
+            text = (
+                f'{calibration.width}x{calibration.height}, baseline {calibration.baseline_m:g} m'
+            )
+            values = dataclasses.asdict(calibration)
+        if frames.baseline_conflict:
+            level, text = WARN, frames.baseline_conflict
+        sources = {'left': self._topics.left_info, 'right': self._topics.right_info}
+        values |= {f'{side} camera_info': source for side, source in sources.items()}
+        return diagnostic_status(level, f'{self._node_name}: calibration', text, values)
 
     def _engine_status(self, engine: dict[str, Any], warning: str) -> Any:
         level, text = (WARN, warning) if warning else (OK, 'ready')

@@ -12,7 +12,13 @@ from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
+from rclpy.qos import (
+    HistoryPolicy,
+    qos_policy_name_from_kind,
+    QoSPolicyKind,
+    QoSProfile,
+    ReliabilityPolicy,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 _FIXED = {
@@ -28,6 +34,8 @@ class ImageSubscription:
         topic: Name as given.
         resolved: Full name after remapping.
         lost: Messages that DDS says never arrived.
+        conflict: Policy in which a publisher offers less than is asked for, such as
+            'RELIABILITY': nothing comes from it. '' where all fit.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class ImageSubscription:
         self._subscription: Any = None
         self._current: ReliabilityPolicy | None = None
         self.lost = 0
+        self.conflict = ''
         self.topic = topic
         self.resolved = node.resolve_topic_name(topic)
 
@@ -74,7 +83,9 @@ class ImageSubscription:
             qos_overriding_options=QoSOverridingOptions(
                 (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
             ),
-            event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
+            event_callbacks=SubscriptionEventCallbacks(
+                message_lost=self._on_lost, incompatible_qos=self._on_conflict
+            ),
         )
         self._current = wanted
         self._node.get_logger().debug(f'{self.resolved}: subscribed {wanted.name}')
@@ -83,7 +94,7 @@ class ImageSubscription:
         """Unsubscribe."""
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
-            self._subscription, self._current = None, None
+            self._subscription, self._current, self.conflict = None, None, ''
 
     @property
     def publisher_count(self) -> int:
@@ -92,6 +103,13 @@ class ImageSubscription:
 
     def _on_lost(self, event: Any) -> None:
         self.lost += event.total_count_change
+
+    def _on_conflict(self, event: Any) -> None:
+        self.conflict = qos_policy_name_from_kind(event.last_policy_kind)
+        self._node.get_logger().warning(
+            f'{self.resolved}: a publisher offers a {self.conflict} that does not fit; nothing '
+            'comes from it'
+        )
 
     def _offered(self) -> ReliabilityPolicy | None:
         """Return the strongest reliability that every publisher offers; None without one."""

@@ -20,10 +20,16 @@ import numpy as np
 from rcl_interfaces.msg import SetParametersResult
 import rclpy
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile
+from rclpy.qos import (
+    DurabilityPolicy,
+    qos_policy_name_from_kind,
+    qos_profile_sensor_data,
+    QoSProfile,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
@@ -148,6 +154,7 @@ class ReconstructionNode(LifecycleNode):
         self._periodic: list[Any] = []
         self._output: dict[str, Any] = {}
         self._last_stamp_ns: int | None = None
+        self._refused: dict[str, str] = {}
         self._tf: TransformListener | InputError | None = None
         self._imu: Any = None
         self._attitudes = Attitudes(self.resolve_topic_name('imu'))
@@ -404,6 +411,7 @@ class ReconstructionNode(LifecycleNode):
         self._answer(messages, WARN if withheld else OK, 'published', values)
 
     def _pair(self, messages: StereoMessages, parameters: ReconstructionParameters) -> StereoPair:
+        self._frames.baseline_conflict = ''
         if parameters.baseline > 0:
             self._compare_baseline(messages, parameters.baseline)
         return pair_from_messages(
@@ -425,11 +433,12 @@ class ReconstructionNode(LifecycleNode):
         except CalibrationError:
             return  # Nothing to compare with: the parameter is there for just this case.
         if abs(from_info - baseline_m) > BASELINE_AGREEMENT * baseline_m:
-            self.get_logger().warning(
+            conflict = (
                 f"the parameter 'baseline' is {baseline_m:g} m, but P[3] of "
-                f'{self.topics.right_info} says {from_info:g} m; the parameter is used',
-                throttle_duration_sec=60.0,
+                f'{self.topics.right_info} says {from_info:g} m; the parameter is used'
             )
+            self.get_logger().warning(conflict, throttle_duration_sec=60.0)
+            self._frames.baseline_conflict = conflict
 
     def _publish(
         self, result: Reconstruction, parameters: ReconstructionParameters, backend: Backend
@@ -614,6 +623,10 @@ class ReconstructionNode(LifecycleNode):
             if item.lost:
                 sync.drops[f'lost on the way: {item.topic}'] = item.lost
         self._report.publishers = {item.resolved: item.publisher_count for item in self._inputs}
+        self._report.conflicts = {
+            item.resolved: item.conflict for item in self._inputs if item.conflict
+        }
+        self._report.refused = self._refused
         limit_s = self.parameters.silence_warning
         reason = self._report.silence(sync, frames, limit_s, self._idle)
         if reason:
@@ -655,6 +668,18 @@ class ReconstructionNode(LifecycleNode):
             topic,
             qos,
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            event_callbacks=PublisherEventCallbacks(
+                incompatible_qos=functools.partial(self._on_refused, topic)
+            ),
+        )
+
+    def _on_refused(self, topic: str, event: Any) -> None:
+        """Say that a subscriber asks for more than the publisher offers: it gets nothing."""
+        policy = qos_policy_name_from_kind(event.last_policy_kind)
+        self._refused[topic] = policy
+        self.get_logger().warning(
+            f'a subscriber of {self.resolve_topic_name(topic)} asks for a {policy} that is not '
+            'offered: nothing is sent to it'
         )
 
     def _stop(self) -> None:
@@ -674,6 +699,7 @@ class ReconstructionNode(LifecycleNode):
         for publisher in self._output.values():
             self.destroy_lifecycle_publisher(publisher)
         self._output, self._engine, self._newest = {}, None, None
+        self._refused = {}
 
 
 def _disparity_message(backend: Backend, make: Any, result: Reconstruction) -> Any:

@@ -167,6 +167,7 @@ def explain_no_pairs(
     topics: StereoTopics,
     tolerance_ns: int,
     publishers: Mapping[str, int] | None = None,
+    conflicts: Mapping[str, str] | None = None,
 ) -> str:
     """Return why no pair came out between two states of the statistics, and what to do.
 
@@ -176,7 +177,9 @@ def explain_no_pairs(
         topics: Resolved topic names.
         tolerance_ns: Tolerance in use.
         publishers: Number of publishers by topic, where known.
+        conflicts: QoS policy in which a topic's publisher offers too little, where one does.
     """
+    publishers, conflicts = publishers or {}, conflicts or {}
     images = {side: now.images[side] - before.images[side] for side in OTHER}
     infos = {side: now.infos[side] for side in OTHER}
     image_topics = {'left': topics.left_image, 'right': topics.right_image}
@@ -184,10 +187,10 @@ def explain_no_pairs(
     counts = f'left {images["left"]} images, right {images["right"]}'
     silent = [image_topics[side] for side in OTHER if images[side] == 0]
     if silent:
-        return f'{counts}: {_is_it_published(silent, publishers or {})}'
+        return f'{counts}: {_is_it_published(silent, publishers, conflicts)}'
     missing = [info_topics[side] for side in OTHER if infos[side] == 0]
     if missing:
-        question = _is_it_published(missing, publishers or {})
+        question = _is_it_published(missing, publishers, conflicts)
         return f'{counts}, but no camera_info: {question}'
     if now.last_gap_ns is not None:
         gap_ms, tolerance_ms = now.last_gap_ns * 1e-6, tolerance_ns * 1e-6
@@ -199,10 +202,18 @@ def explain_no_pairs(
     return f'{counts}: the stamps of left and right never match; do both cameras use one clock?'
 
 
-def _is_it_published(silent: list[str], publishers: Mapping[str, int]) -> str:
+def _is_it_published(
+    silent: list[str], publishers: Mapping[str, int], conflicts: Mapping[str, str]
+) -> str:
     """Return the question to ask about topics from which nothing comes."""
     verb = 'is' if len(silent) == 1 else 'are'
     question = f'{verb} {" and ".join(silent)} published?'
+    unfit = [topic for topic in silent if conflicts.get(topic)]
+    if unfit:
+        return (
+            f'{question} {unfit[0]} has a publisher whose QoS does not fit '
+            f'({conflicts[unfit[0]]}): set input_reliability to auto, or change the publisher'
+        )
     mute = [topic for topic in silent if publishers.get(topic, 0) > 0]
     if not mute:
         return question

@@ -103,10 +103,47 @@ def test_reliability_that_does_not_fit_is_explained(processes, cameras):
 
     def said():
         cameras.publish()
-        return 'has a publisher, but nothing comes' in processes.log(NODE)
+        return 'has a publisher whose QoS does not fit (RELIABILITY)' in processes.log(NODE)
 
     cameras.spin_until(said)
-    assert 'QoS' in processes.log(NODE)
+    assert 'set input_reliability to auto' in processes.log(NODE)
+
+
+def test_listener_that_asks_for_too_much_is_told(running, node_log):
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+
+    from lunar_stereo_recon.ros.conversions import message_class
+
+    cloud = message_class('sensor_msgs/msg/PointCloud2')
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    subscription = running.node.create_subscription(cloud, 'points2', print, latched)
+    try:
+        running.spin_until(lambda: 'asks for a DURABILITY that is not offered' in node_log())
+    finally:
+        running.node.destroy_subscription(subscription)
+
+
+def test_late_listener_gets_the_newest_hazard_grid(running):
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+
+    from lunar_stereo_recon.ros.conversions import message_class
+
+    running.set_parameters(hazard_gravity='fixed')
+    running.listen('hazard')
+    topic = running.node.resolve_topic_name('hazard')
+    running.spin_until(lambda: running.node.count_subscribers(topic) == 1)
+    stamp = running.publish()
+    running.result('hazard', stamp)
+    running.stop_listening('hazard')
+    late = []
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    subscription = running.node.create_subscription(
+        message_class('nav_msgs/msg/OccupancyGrid'), 'hazard', late.append, latched
+    )
+    try:
+        assert stamp_ns(running.spin_until(lambda: late)[0]) == stamp
+    finally:
+        running.node.destroy_subscription(subscription)
 
 
 def test_lazy_node_subscribes_only_while_somebody_listens(processes, cameras):
