@@ -26,6 +26,8 @@ RUNTIME = [
 ]
 
 SIMULATION = [
+    # Embree traces the meshes of rocks; it has wheels for x86-64 only.
+    'embreex>=4.4,<5; platform_machine == "x86_64"',
     'numba>=0.60,<1',
     'openexr>=3.3,<4',
     'pyerfa>=2.0,<3',

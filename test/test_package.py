@@ -47,7 +47,10 @@ ROS_ONLY = {
 }
 # Import name and distribution of what only the extras [sim] and [train] bring.
 TRAINING_ONLY = {
-    **{name: name for name in ('numba', 'onnx', 'rasterio', 'ray', 'safetensors', 'torch')},
+    **{
+        name: name
+        for name in ('embreex', 'numba', 'onnx', 'rasterio', 'ray', 'safetensors', 'torch')
+    },
     **{'erfa': 'pyerfa', 'OpenEXR': 'openexr'},
 }
 

@@ -32,6 +32,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--faults', type=Path, help='YAML: what the cameras do wrong (docs/simulation.md)'
     )
+    parser.add_argument(
+        '--rocks',
+        default='heightfield',
+        help='heightfield, or mesh: with overhangs, about a sixth slower (default: heightfield)',
+    )
     parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
     parser.add_argument(
         '--samples', type=int, choices=(1, 2, 4), default=2, help='rays a pixel (default: 2)'
@@ -57,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         args.samples,
         args.form,
         faults,
+        args.rocks,
     )
     written = 0
     with tqdm(total=args.count, unit='pair') as bar:

@@ -250,32 +250,52 @@ def hapke(cos_i, cos_e, cos_g, model):
 
 
 @numba.njit(cache=True, nogil=True)
-def _shade_point(scene, ray, depth, level, sun, with_radiance):
-    """Return the radiance of a surface point and whether it gets no direct sunlight."""
-    grids, surfaces, micro, texel_m, layers, boxes, pose = scene[:7]
-    model, ambient, bounce, shadow_lift, focal = scene[7:]
-    x, y, z = ray[0] + depth * ray[3], ray[1] + depth * ray[4], ray[2] + depth * ray[5]
-    cells, origins, sizes = grids[3], grids[4], grids[5]
-    slope_x, slope_y, albedo = _surface(
-        surfaces[level], cells[level], origins[level], sizes[level], x, y
-    )
-    lit = sun[2] - slope_x * sun[0] - slope_y * sun[1] > 0
-    if lit and boxes.shape[0] > 0:
-        lit = not _in_box_shadow(boxes, pose, x, y, z, sun)
-    if lit:
-        # Lifted a little, or the facets of the surface would shade themselves at low sun.
-        lift = shadow_lift * sizes[level] * math.sqrt(1 + slope_x**2 + slope_y**2)
-        up = (x, y, z + lift, sun[0], sun[1], sun[2])
-        lit = _trace(grids, up, np.inf, 1)[1] < 0
-    if not with_radiance:
-        return 0.0, not lit
-    length = math.sqrt(ray[3] ** 2 + ray[4] ** 2 + ray[5] ** 2)
-    cx, cy, cz = -ray[3] / length, -ray[4] / length, -ray[5] / length
-    footprint = depth / focal / math.sqrt(max(abs(cz), 0.02))
-    fine_x, fine_y, grain = _micro(micro, texel_m, layers, x, y, footprint)
-    slope_x, slope_y = slope_x + fine_x, slope_y + fine_y
-    inverse = 1.0 / math.sqrt(1 + slope_x**2 + slope_y**2)
-    nx, ny, nz = -slope_x * inverse, -slope_y * inverse, inverse
+def _rock_surface(rocks, triangle, x, y, z):
+    """Return the shading normal and the reflectance of a triangle at a point of it."""
+    vertices, normals, albedo, corners = rocks
+    a, b, c = corners[triangle, 0], corners[triangle, 1], corners[triangle, 2]
+    uu = uv = vv = wu = wv = 0.0
+    for axis in range(3):
+        u = float(vertices[b, axis]) - vertices[a, axis]
+        v = float(vertices[c, axis]) - vertices[a, axis]
+        w = (x if axis == 0 else (y if axis == 1 else z)) - vertices[a, axis]
+        uu, uv, vv = uu + u * u, uv + u * v, vv + v * v
+        wu, wv = wu + w * u, wv + w * v
+    area = max(uu * vv - uv * uv, 1e-30)
+    second, third = (vv * wu - uv * wv) / area, (uu * wv - uv * wu) / area
+    first = 1 - second - third
+    nx = first * normals[a, 0] + second * normals[b, 0] + third * normals[c, 0]
+    ny = first * normals[a, 1] + second * normals[b, 1] + third * normals[c, 1]
+    nz = first * normals[a, 2] + second * normals[b, 2] + third * normals[c, 2]
+    length = max(math.sqrt(nx * nx + ny * ny + nz * nz), 1e-9)
+    reflectance = first * albedo[a] + second * albedo[b] + third * albedo[c]
+    return nx / length, ny / length, nz / length, reflectance
+
+
+@numba.njit(cache=True, nogil=True)
+def _grained(micro, texel_m, layers, nx, ny, nz, x, y, z, footprint):
+    """Return a rock's normal with the fine texture, and the texture's albedo factor.
+
+    The texture lies in the two axes across which the surface is steepest.
+    """
+    gx, gy, gz = 0.0, 0.0, 0.0
+    if abs(nz) >= max(abs(nx), abs(ny)):
+        gx, gy, grain = _micro(micro, texel_m, layers, x, y, footprint)
+    elif abs(nx) >= abs(ny):
+        gy, gz, grain = _micro(micro, texel_m, layers, y, z, footprint)
+    else:
+        gx, gz, grain = _micro(micro, texel_m, layers, x, z, footprint)
+    along = gx * nx + gy * ny + gz * nz
+    nx, ny, nz = nx - (gx - along * nx), ny - (gy - along * ny), nz - (gz - along * nz)
+    inverse = 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz)
+    return nx * inverse, ny * inverse, nz * inverse, grain
+
+
+@numba.njit(cache=True, nogil=True)
+def _reflected(model, ambient, bounce, normal, to_camera, sun, lit):
+    """Return the radiance of a surface of albedo 1."""
+    nx, ny, nz = normal
+    cx, cy, cz = to_camera
     light = 0.0
     if lit:
         cos_i = min(max(nx * sun[0] + ny * sun[1] + nz * sun[2], 0.0), 1.0)
@@ -284,7 +304,48 @@ def _shade_point(scene, ray, depth, level, sun, with_radiance):
         light = hapke(cos_i, cos_e, cos_g, model)
     side = 0.5 - 0.5 * (nx * sun[0] + ny * sun[1])
     around = ambient * (0.5 + 0.5 * nz) + bounce * min(max(side, 0.0), 1.0)
-    return albedo * grain * (light + model[0] * 0.25 * around), not lit
+    return light + model[0] * 0.25 * around
+
+
+@numba.njit(cache=True, nogil=True, inline='always')
+def _shade_point(scene, ray, depth, level, triangle, blocked, sun, with_radiance):
+    """Return the radiance of a surface point and whether it gets no direct sunlight."""
+    grids, surfaces, micro, texel_m, layers, boxes, pose = scene[:7]
+    model, ambient, bounce, shadow_lift, focal, rocks = scene[7:]
+    x, y, z = ray[0] + depth * ray[3], ray[1] + depth * ray[4], ray[2] + depth * ray[5]
+    slope_x, slope_y, albedo, lift = 0.0, 0.0, 0.0, 0.0
+    nx, ny, nz = 0.0, 0.0, 1.0
+    if triangle >= 0:
+        nx, ny, nz, albedo = _rock_surface(rocks, triangle, x, y, z)
+        lit = nx * sun[0] + ny * sun[1] + nz * sun[2] > 0
+    else:
+        slope_x, slope_y, albedo = _surface(
+            surfaces[level], grids[3][level], grids[4][level], grids[5][level], x, y
+        )
+        lit = sun[2] - slope_x * sun[0] - slope_y * sun[1] > 0
+        # Lifted a little, or the facets of the surface would shade themselves at low sun.
+        lift = shadow_lift * grids[5][level] * math.sqrt(1 + slope_x**2 + slope_y**2)
+    lit = lit and not blocked
+    if lit and boxes.shape[0] > 0:
+        lit = not _in_box_shadow(boxes, pose, x, y, z, sun)
+    if lit:
+        up = (x, y, z + lift, sun[0], sun[1], sun[2])
+        lit = _trace(grids, up, np.inf, 1)[1] < 0
+    if not with_radiance:
+        return 0.0, not lit
+    length = math.sqrt(ray[3] ** 2 + ray[4] ** 2 + ray[5] ** 2)
+    cx, cy, cz = -ray[3] / length, -ray[4] / length, -ray[5] / length
+    if triangle >= 0:
+        footprint = depth / focal / math.sqrt(max(abs(nx * cx + ny * cy + nz * cz), 0.02))
+        nx, ny, nz, grain = _grained(micro, texel_m, layers, nx, ny, nz, x, y, z, footprint)
+    else:
+        footprint = depth / focal / math.sqrt(max(abs(cz), 0.02))
+        fine_x, fine_y, grain = _micro(micro, texel_m, layers, x, y, footprint)
+        slope_x, slope_y = slope_x + fine_x, slope_y + fine_y
+        inverse = 1.0 / math.sqrt(1 + slope_x**2 + slope_y**2)
+        nx, ny, nz = -slope_x * inverse, -slope_y * inverse, inverse
+    radiance = _reflected(model, ambient, bounce, (nx, ny, nz), (cx, cy, cz), sun, lit)
+    return albedo * grain * radiance, not lit
 
 
 @numba.njit(cache=True, nogil=True)
@@ -302,62 +363,72 @@ def _undistorted(u, v, bending, steps):
 
 
 @numba.njit(cache=True, nogil=True)
-def render_rows(
-    scene,
-    camera,
-    bending,
-    undistort_steps,
-    rotation,
-    offsets,
-    suns,
-    first_row,
-    radiance,
-    depth,
-    shadow,
-):
-    """Write radiance, depth (inf in the sky) and shadow of some rows of a view.
+def trace_rows(grids, camera, bending, undistort_steps, rotation, offset, first_row, rays, hits):
+    """Write the rays of some rows of a view, and where they meet the ground.
 
     Args:
-        scene: Grids, surfaces, fine texture (table, texel, layers), rover boxes and pose, Hapke
-            parameters, ambient light, bounced light, lift of shadow rays (cells), focal length of
-            the view (pixels).
+        grids: See `trace_rays`.
         camera: x, y, z, fx, fy, cx, cy.
         bending: Distortion k1, k2, p1, p2, k3; zeros for a rectified camera.
         undistort_steps: Iterations that undo it.
         rotation: (3, 3) world from camera.
-        offsets: (S, 2) sample offsets, pixels.
-        suns: (S + 1, 3) directions to the sun per sample, the last one for the pixel centre.
+        offset: (2,) of the rays in their pixels.
         first_row: Image row of the first output row.
-        radiance, depth, shadow: (R, W) outputs.
+        rays: (R, W, 3) float64 output, directions in the world, of length 1 along the camera's z.
+        hits: Outputs (R, W): float64 ray parameter, inf in the sky; int64 grid, -1 in the sky.
     """
-    samples = offsets.shape[0]
     wx, wy, wz, fx, fy, cx, cy = camera
-    grids = scene[0]
+    depth, level = hits
     bent = False
     for value in bending:
         bent = bent or value != 0.0
-    for v in range(radiance.shape[0]):
-        for u in range(radiance.shape[1]):
-            total = 0.0
-            for sample in range(samples + 1):
-                centre = sample == samples
-                if centre and samples == 1:
-                    break
-                a = (u + (0.0 if centre else offsets[sample, 0]) - cx) / fx
-                b = (v + first_row + (0.0 if centre else offsets[sample, 1]) - cy) / fy
-                if bent:
-                    a, b = _undistorted(a, b, bending, undistort_steps)
-                dx = rotation[0, 0] * a + rotation[0, 1] * b + rotation[0, 2]
-                dy = rotation[1, 0] * a + rotation[1, 1] * b + rotation[1, 2]
-                dz = rotation[2, 0] * a + rotation[2, 1] * b + rotation[2, 2]
-                ray = (wx, wy, wz, dx, dy, dz)
-                t, level = _trace(grids, ray, np.inf, 5)
-                light, dark = 0.0, False
-                if level >= 0:
-                    sun = (suns[sample, 0], suns[sample, 1], suns[sample, 2])
-                    light, dark = _shade_point(scene, ray, t, level, sun, not centre)
-                total += light
-                if centre or samples == 1:
-                    depth[v, u] = t
-                    shadow[v, u] = dark
-            radiance[v, u] = total / samples
+    for v in range(depth.shape[0]):
+        for u in range(depth.shape[1]):
+            a = (u + offset[0] - cx) / fx
+            b = (v + first_row + offset[1] - cy) / fy
+            if bent:
+                a, b = _undistorted(a, b, bending, undistort_steps)
+            dx = rotation[0, 0] * a + rotation[0, 1] * b + rotation[0, 2]
+            dy = rotation[1, 0] * a + rotation[1, 1] * b + rotation[1, 2]
+            dz = rotation[2, 0] * a + rotation[2, 1] * b + rotation[2, 2]
+            rays[v, u, 0], rays[v, u, 1], rays[v, u, 2] = dx, dy, dz
+            depth[v, u], level[v, u] = _trace(grids, (wx, wy, wz, dx, dy, dz), np.inf, 5)
+
+
+@numba.njit(cache=True, nogil=True)
+def shade_rows(scene, camera, rays, hits, blocked, sun, with_radiance, radiance, shadow):
+    """Add the radiance of what rays have met, and write what the sun does not reach.
+
+    Args:
+        scene: Grids, surfaces, fine texture (table, texel, layers), rover boxes and pose, Hapke
+            parameters, ambient light, bounced light, lift of shadow rays (cells), focal length of
+            the view (pixels), rocks (vertices, normals, reflectance, triangles).
+        camera: See `trace_rows`.
+        rays: (R, W, 3) directions.
+        hits: (R, W) ray parameter, grid (-1: none) and triangle of a rock (-1: none).
+        blocked: (R, W) rocks are between the points and the sun.
+        sun: Direction to the sun.
+        with_radiance: Whether light is asked for.
+        radiance: (R, W) float64, added to.
+        shadow: (R, W) output.
+    """
+    depth, level, triangle = hits
+    x, y, z = camera[0], camera[1], camera[2]
+    for v in range(depth.shape[0]):
+        for u in range(depth.shape[1]):
+            shadow[v, u] = False
+            if level[v, u] < 0 and triangle[v, u] < 0:
+                continue
+            ray = (x, y, z, rays[v, u, 0], rays[v, u, 1], rays[v, u, 2])
+            light, dark = _shade_point(
+                scene,
+                ray,
+                depth[v, u],
+                level[v, u],
+                triangle[v, u],
+                blocked[v, u],
+                sun,
+                with_radiance,
+            )
+            radiance[v, u] += light
+            shadow[v, u] = dark

@@ -313,10 +313,11 @@ def make_sample(
     size: tuple[int, int] | None = None,
     samples: int = 2,
     faults: CameraFaults = NO_FAULTS,
+    rocks: str = 'heightfield',
 ) -> Sample:
     """Return pair number `index` of a seed and split."""
     group = index // VIEWS_PER_TERRAIN
-    stratum, config = _group_config(seed, split, group)
+    stratum, config = _group_config(seed, split, group, rocks)
     return _sample_on(make_terrain(config), stratum, seed, split, index, size, samples, faults)
 
 
@@ -330,6 +331,7 @@ def write_dataset(
     samples: int = 2,
     form: str = 'pairs',
     faults: CameraFaults = NO_FAULTS,
+    rocks: str = 'heightfield',
 ) -> Iterator[int]:
     """Write pairs 0..count-1 of a seed and split with a manifest; what is there is kept.
 
@@ -344,6 +346,8 @@ def write_dataset(
         samples: Rays a pixel.
         form: One of FORMS.
         faults: What the cameras do wrong; raw images go into bags only.
+        rocks: One of `terrain.ROCK_FORMS`. Places, sizes and views come from the same numbers;
+            meshes are worn by chance too.
 
     Yields:
         How many pairs were written, each time that those of one terrain are done.
@@ -375,9 +379,12 @@ def write_dataset(
         'samples': samples,
         # As JSON gives them back.
         'faults': json.loads(json.dumps(asdict(faults))),
+        'rocks': rocks,
     }
     _write_manifest(out, options, count)
-    yield from write_pairs(out, range(count), seed, split, size, workers, samples, form, faults)
+    yield from write_pairs(
+        out, range(count), seed, split, size, workers, samples, form, faults, rocks
+    )
     if form in FINISH:
         FINISH[form](out)
 
@@ -391,7 +398,8 @@ def _write_manifest(out: Path, options: dict[str, Any], count: int) -> None:
     path = out / MANIFEST
     if path.exists():
         try:
-            there = json.loads(path.read_text(encoding='utf-8'))
+            # Older manifests do not say what all rocks were then.
+            there = {'rocks': 'heightfield', **json.loads(path.read_text(encoding='utf-8'))}
             differing = [name for name in options if there[name] != options[name]]
             count = max(count, there['count'])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -404,7 +412,7 @@ def _write_manifest(out: Path, options: dict[str, Any], count: int) -> None:
             raise InputError(f'{out} holds pairs of {was}; {wanted} belongs in another folder')
     terrains = []
     for group in range(-(-count // VIEWS_PER_TERRAIN)):
-        stratum, config = _group_config(options['seed'], options['split'], group)
+        stratum, config = _group_config(options['seed'], options['split'], group, options['rocks'])
         last = min((group + 1) * VIEWS_PER_TERRAIN, count) - 1
         pairs = [group * VIEWS_PER_TERRAIN, last]
         terrains.append({'stratum': stratum, 'pairs': pairs, 'terrain': asdict(config)})
@@ -425,6 +433,7 @@ def write_pairs(
     samples: int = 2,
     form: str = 'pairs',
     faults: CameraFaults = NO_FAULTS,
+    rocks: str = 'heightfield',
 ) -> Iterator[int]:
     """Write chosen pairs as `write_dataset` does, without a manifest."""
     out.mkdir(parents=True, exist_ok=True)
@@ -432,7 +441,7 @@ def write_pairs(
     for index in indices:
         groups.setdefault(index // VIEWS_PER_TERRAIN, []).append(index)
     jobs = [
-        (out, wanted, seed, split, size, samples, group, form, faults)
+        (out, wanted, seed, split, size, samples, group, form, faults, rocks)
         for group, wanted in groups.items()
     ]
     if workers <= 1:
@@ -447,8 +456,8 @@ def _start_worker() -> None:
 
 
 def _write_group(job: tuple) -> int:
-    out, wanted, seed, split, size, samples, group, form, faults = job
-    stratum, config = _group_config(seed, split, group)
+    out, wanted, seed, split, size, samples, group, form, faults, rocks = job
+    stratum, config = _group_config(seed, split, group, rocks)
     # Made when the first pair is missing: it takes longer than the pair.
     ground = cache(lambda: make_terrain(config))
 
@@ -458,14 +467,19 @@ def _write_group(job: tuple) -> int:
     return FORMS[form](out, f'{group:05d}_{stratum}', wanted, make)
 
 
-def _group_config(seed: int, split: str, group: int) -> tuple[str, TerrainConfig]:
+def _group_config(
+    seed: int, split: str, group: int, rocks: str = 'heightfield'
+) -> tuple[str, TerrainConfig]:
     """Return stratum and ground of a group of pairs."""
     if split not in SPLITS:
         raise InputError(f'split is {split!r}; one of {sorted(SPLITS)} is needed')
     # The split is part of the seed: no terrain of one split occurs in another.
     rng = np.random.default_rng([SPLITS[split], seed, group, 0x6E0])
     stratum = STRATA[group % len(STRATA)]
-    return stratum, sample_terrain_config(stratum, rng)
+    config = sample_terrain_config(stratum, rng)
+    if rocks != 'heightfield':
+        config = replace(config, rock_form=rocks, rock_wear=rng.uniform(0.0, 0.8))
+    return stratum, config
 
 
 def _sample_on(

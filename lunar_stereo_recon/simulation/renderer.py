@@ -33,6 +33,8 @@ _MAX_STEPS = 4000
 _SHADOW_LIFT_CELLS = 0.2
 # Enough for lenses whose corners are displaced by a fifth of the image: 1e-6 of the focal length.
 UNDISTORT_STEPS = 20
+# Rays from a rock start this part of the depth before it.
+_ROCK_LIFT = 2e-4
 _SUN_RADIUS_RAD = math.radians(0.266)
 
 
@@ -183,11 +185,14 @@ class Rendering:
             the sky.
         depth: (H, W) metres along the optical axis through the pixel centre; NaN in the sky.
         shadow: (H, W) bool, the surface at the pixel centre gets no direct sunlight.
+        triangle: (H, W) int32 triangle of `Terrain.rocks` at the pixel centre, -1 for none; None
+            where the terrain has no rocks as meshes.
     """
 
     radiance: torch.Tensor
     depth: torch.Tensor
     shadow: torch.Tensor
+    triangle: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -197,10 +202,13 @@ class Hits:
     Attributes:
         depth: (N,) ray parameter, inf where the ray leaves the terrain.
         level: (N,) int64 index of the grid that was hit, -1 for none.
+        triangle: (N,) int32 triangle of `Terrain.rocks` that was hit instead, -1 for none; None
+            where the terrain has no rocks as meshes.
     """
 
     depth: torch.Tensor
     level: torch.Tensor
+    triangle: torch.Tensor | None = None
 
 
 def trace(
@@ -213,14 +221,33 @@ def trace(
     """Return the first intersection of rays with the terrain.
 
     Args:
-        terrain: The heightfield.
+        terrain: The heightfield and its rocks.
         origin: (N, 3) or (3,) ray starts, world, metres.
         direction: (N, 3) ray directions, world; any length, which is the unit of the depth.
         limit: (N,) largest ray parameter to look at; None for the whole terrain.
         from_surface: The rays start at the ground; only a hint for speed.
     """
-    mip = 1 if from_surface else 5
     origin = origin.expand_as(direction)
+    ground = _trace_ground(terrain, origin, direction, limit, from_surface)
+    if terrain.rocks is None:
+        return ground
+    farthest = ground.depth if limit is None else torch.minimum(ground.depth, limit)
+    arrays = [array.contiguous().numpy() for array in (origin, direction, farthest)]
+    near, triangle = (torch.from_numpy(found) for found in terrain.rocks.intersect(*arrays))
+    struck = triangle >= 0
+    depth = torch.where(struck, near, ground.depth)
+    return Hits(depth, torch.where(struck, -1, ground.level), triangle)
+
+
+def _trace_ground(
+    terrain: Terrain,
+    origin: torch.Tensor,
+    direction: torch.Tensor,
+    limit: torch.Tensor | None,
+    from_surface: bool,
+) -> Hits:
+    """Return the first intersection with the heightfield alone; see `trace`."""
+    mip = 1 if from_surface else 5
     if _is_compiled(direction.device):
         return _trace_compiled(terrain, origin, direction, limit, mip)
     count = direction.shape[0]
@@ -263,11 +290,14 @@ def render(
 
     Raises:
         InputError: The camera is outside the finest grid or below the ground, the number of
-            samples is not offered, or a rover has no pose.
+            samples is not offered, a rover has no pose, or the terrain has rocks as meshes and
+            numba is not installed.
     """
     _check_view(terrain, view, samples, rover, rover_pose)
     if _is_compiled(view.position_m.device):
         return _render_compiled(terrain, view, lighting, samples, rover, rover_pose)
+    if terrain.rocks is not None:
+        raise InputError('rocks as meshes are rendered with numba (extra [sim]): not installed')
     sun = torch.tensor(lighting.direction(), device=view.position_m.device)
     shape = (view.height, view.width)
     depth, shadow, radiance = None, None, torch.zeros(shape, device=sun.device)
@@ -306,9 +336,14 @@ def hidden_from(
     points[:, 2] += lift
     towards = other_center_m - points
     limit = torch.full((points.shape[0],), 1.0, device=points.device)
-    hits = trace(terrain, points, towards, limit, True)
+    behind = torch.isfinite(_trace_ground(terrain, points, towards, limit, True).depth)
+    if terrain.rocks is not None:
+        # Not lifted, which could be into the rock, but back along the ray.
+        start = view.position_m + view.rays()[known] * (flat[known, None] * (1 - _ROCK_LIFT))
+        arrays = (v.contiguous().numpy() for v in (start, other_center_m - start, limit))
+        behind |= torch.from_numpy(terrain.rocks.blocks(*arrays))
     hidden = torch.zeros_like(known)
-    hidden[known] = torch.isfinite(hits.depth)
+    hidden[known] = behind
     return hidden.reshape(depth.shape)
 
 
@@ -464,11 +499,12 @@ def _trace_compiled(
 def _in_threads(work: Callable[[int, int], None], count: int) -> None:
     """Call work(first, last) for parts of 0..count on as many threads as torch uses."""
     threads = torch.get_num_threads()
-    if threads == 1 or count < 2 * threads:
-        work(0, count)
-        return
     # More parts than threads: sky rows cost nothing, near ground costs most.
-    bounds = np.linspace(0, count, 4 * threads + 1).astype(int)
+    bounds = np.linspace(0, count, min(8 * threads, count) + 1).astype(int)
+    if threads == 1:
+        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+            work(first, last)
+        return
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, bounds[:-1], bounds[1:]))
 
@@ -497,26 +533,91 @@ def _render_compiled(
         lighting.bounce,
         _SHADOW_LIFT_CELLS,
         view.fx,
+        _rock_arrays(terrain),
     )
     place = tuple(float(v) for v in view.position_m)
     camera = (*place, float(view.fx), float(view.fy), float(view.cx), float(view.cy))
     bending = tuple(float(v) for v in view.distortion or (0.0,) * 5)
     rotation = view.rotation.double().numpy()
-    offsets = np.array(_SAMPLE_OFFSETS[samples])
-    towards = torch.stack(suns).double().numpy()
+    # Light comes from the samples; depth and shadow from the pixel's centre, the last ray.
+    rays_of_pixel = [(offset, True) for offset in _SAMPLE_OFFSETS[samples]]
+    if samples > 1:
+        rays_of_pixel.append(((0.0, 0.0), False))
     radiance = np.zeros((view.height, view.width), np.float32)
     depth = np.full_like(radiance, np.inf)
     shadow = np.zeros(radiance.shape, np.bool_)
+    triangles = np.full(radiance.shape, -1, np.int32)
 
     def render_part(first: int, last: int) -> None:
-        outputs = [image[first:last] for image in (radiance, depth, shadow)]
-        compiled.render_rows(
-            scene, camera, bending, UNDISTORT_STEPS, rotation, offsets, towards, first, *outputs
-        )
+        shape = (last - first, view.width)
+        light, rays = np.zeros(shape), np.empty((*shape, 3))
+        ground = np.empty(shape), np.empty(shape, np.int64)
+        for (offset, with_light), direction in zip(rays_of_pixel, suns, strict=False):
+            to_sun = tuple(direction.double().tolist())
+            compiled.trace_rows(
+                scene[0], camera, bending, UNDISTORT_STEPS, rotation, offset, first, rays, ground
+            )
+            triangle, blocked = _rocks_in_view(terrain, place, rays, ground[0], to_sun)
+            hits = (*ground, triangle)
+            dark = shadow[first:last]
+            compiled.shade_rows(
+                scene, camera, rays, hits, blocked, to_sun, with_light, light, dark
+            )
+        radiance[first:last] = light / samples
+        depth[first:last], triangles[first:last] = ground[0], triangle
 
     _in_threads(render_part, view.height)
     depth[~np.isfinite(depth)] = np.nan
-    return Rendering(torch.from_numpy(radiance), torch.from_numpy(depth), torch.from_numpy(shadow))
+    return Rendering(
+        torch.from_numpy(radiance),
+        torch.from_numpy(depth),
+        torch.from_numpy(shadow),
+        None if terrain.rocks is None else torch.from_numpy(triangles),
+    )
+
+
+def _rock_arrays(terrain: Terrain) -> tuple:
+    """Return the rocks as the compiled loops take them."""
+    if terrain.rocks is None:
+        none = np.zeros((0, 3), np.float32)
+        return none, none, none[:, 0].copy(), np.zeros((0, 3), np.int32)
+    rocks = terrain.rocks
+    return rocks.vertices, rocks.normals, rocks.albedo, rocks.triangles
+
+
+def _rocks_in_view(
+    terrain: Terrain, place: tuple, rays: np.ndarray, depth: np.ndarray, sun: tuple
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which triangle of a rock each ray meets, and whether rocks hide its end from the sun.
+
+    Args:
+        terrain: The ground.
+        place: x, y, z of the camera.
+        rays: (R, W, 3) directions.
+        depth: (R, W) ray parameters on the ground; those of rocks take their place.
+        sun: Direction to the sun.
+
+    Returns:
+        (R, W) int32, -1 for none, and (R, W) bool.
+    """
+    triangle = np.full(depth.shape, -1, np.int32)
+    blocked = np.zeros(depth.shape, np.bool_)
+    if terrain.rocks is None:
+        return triangle, blocked
+    ways = rays.reshape(-1, 3).astype(np.float32)
+    origin = np.broadcast_to(np.array(place, np.float32), ways.shape)
+    near, found = terrain.rocks.intersect(origin, ways, depth.reshape(-1).astype(np.float32))
+    triangle[:] = found.reshape(depth.shape)
+    struck = triangle >= 0
+    depth[struck] = near.reshape(depth.shape)[struck]
+    seen = np.isfinite(depth)
+    # Back along the ray a little: a triangle must not hide itself.
+    length = np.where(struck, depth * (1 - _ROCK_LIFT), depth)[seen]
+    points = np.array(place) + rays[seen] * length[:, None]
+    towards = np.array([sun], np.float32)
+    far = np.full(len(points), np.float32(np.inf))
+    blocked[seen] = terrain.rocks.blocks(points.astype(np.float32), towards, far)
+    return triangle, blocked
 
 
 def _step(level: GridLevel, walk: _Walk, result: torch.Tensor, tables, top: int) -> torch.Tensor:
@@ -663,7 +764,10 @@ def _behind_boxes(points, sun, rover, rover_pose) -> torch.Tensor:
 
 
 def surface_of(
-    terrain: Terrain, points: torch.Tensor, footprint_m: torch.Tensor
+    terrain: Terrain,
+    points: torch.Tensor,
+    footprint_m: torch.Tensor,
+    triangle: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return unit normals (N, 3) and relative albedo (N,) at points of the surface.
 
@@ -671,6 +775,8 @@ def surface_of(
         terrain: The ground.
         points: (N, 3) world, metres.
         footprint_m: (N,) size of the ground that is looked at; finer detail fades out.
+        triangle: (N,) triangles of rocks that the points belong to, -1 for the ground; None is
+            ground everywhere. The finest detail of rocks is left out.
     """
     reach = torch.maximum(points[:, 0].abs(), points[:, 1].abs())
     grid = torch.zeros_like(reach, dtype=torch.int64)
@@ -678,7 +784,12 @@ def surface_of(
         grid += reach > level.half_size_m
     slopes, albedo = _surface_at(terrain, points, grid)
     slopes, grain = _add_micro(terrain, points, slopes, footprint_m)
-    return _normals(slopes), albedo * grain
+    normals, albedo = _normals(slopes), albedo * grain
+    if terrain.rocks is not None and triangle is not None:
+        at = (triangle >= 0).nonzero()[:, 0]
+        found = terrain.rocks.surface(points[at].numpy(), triangle[at].numpy())
+        normals[at], albedo[at] = (torch.from_numpy(values) for values in found)
+    return normals, albedo
 
 
 def _normals(slopes: torch.Tensor) -> torch.Tensor:

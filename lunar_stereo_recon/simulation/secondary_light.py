@@ -83,7 +83,8 @@ def with_lamps(
         hapke: Reflectance of the ground.
     """
     points, known, to_camera = _points(seen, view)
-    normals, albedo = surface_of(terrain, points, seen.depth.reshape(-1)[known] / view.fx)
+    footprint = seen.depth.reshape(-1)[known] / view.fx
+    normals, albedo = surface_of(terrain, points, footprint, _triangles(seen, known))
     light = torch.zeros(len(points), device=points.device)
     for lamp in lamps:
         place = points.new_tensor(lamp.position_m)
@@ -126,12 +127,13 @@ def with_ground_light(
     if lighting.night:
         return seen
     depth = seen.depth[::_STEP_PX, ::_STEP_PX]
-    part = replace(seen, depth=depth)
+    triangle = None if seen.triangle is None else seen.triangle[::_STEP_PX, ::_STEP_PX]
+    part = replace(seen, depth=depth, triangle=triangle)
     grid = view.rays().reshape(view.height, view.width, 3)[::_STEP_PX, ::_STEP_PX].reshape(-1, 3)
     points, known, _ = _points(part, view, grid)
     sun = points.new_tensor(lighting.direction())
     footprint = depth.reshape(-1)[known] / view.fx * _STEP_PX
-    normals, albedo = surface_of(terrain, points, footprint)
+    normals, albedo = surface_of(terrain, points, footprint, _triangles(part, known))
     gathered = torch.zeros(len(points), device=points.device)
     random = torch.Generator().manual_seed(0)
     for number in range(rays):
@@ -142,7 +144,8 @@ def with_ground_light(
         if struck.numel() == 0:
             continue
         there = start[struck] + directions[struck] * hits.depth[struck, None]
-        other, other_albedo = surface_of(terrain, there, 0.1 * hits.depth[struck])
+        met = None if hits.triangle is None else hits.triangle[struck]
+        other, other_albedo = surface_of(terrain, there, 0.1 * hits.depth[struck], met)
         cos_i = other @ sun
         lift = there + _LIFT_M * other
         dark = torch.isfinite(trace(terrain, lift, sun.expand_as(lift), None, True).depth)
@@ -171,6 +174,10 @@ def _points(
     known = torch.isfinite(depth)
     rays = (view.rays() if rays is None else rays)[known]
     return view.position_m + rays * depth[known, None], known, -nnf.normalize(rays, dim=1)
+
+
+def _triangles(seen: Rendering, known: torch.Tensor) -> torch.Tensor | None:
+    return None if seen.triangle is None else seen.triangle.reshape(-1)[known]
 
 
 def _around(

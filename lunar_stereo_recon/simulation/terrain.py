@@ -8,7 +8,7 @@ Neighbouring grids agree exactly on their common border, so that the surface has
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import math
 
 import cv2
@@ -18,9 +18,19 @@ import torch
 import torch.nn.functional as nnf
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.simulation.rock_mesh import (
+    bank_height,
+    check_tracer,
+    make_rock_meshes,
+    RockMeshes,
+    RockShapes,
+    sample_shapes,
+)
 
 FloatGrid = NDArray[np.float32]
 
+# How rocks are made: as part of the heightfield, or as meshes with overhangs.
+ROCK_FORMS = ('heightfield', 'mesh')
 # Width of the ring in which a grid passes over to the next coarser one, cells.
 _BLEND_CELLS = 24
 # A crater is drawn on the coarsest grid where its radius has this many cells; finer grids
@@ -64,6 +74,8 @@ class TerrainConfig:
             replaces `rock_density` and `rock_exponent`; None is the power law of these.
         rock_wear: How far rocks are worn, 0 to 1: 0 has sharp edges and even faces; worn rocks
             are rounder and rougher, with a bank of soil around them.
+        rock_form: One of ROCK_FORMS. Places, sizes and reflectance are the same in both; meshes
+            have overhangs and steep faces, and are rendered on CPUs only.
         detail_below_m: Only waves and craters smaller than this are made (metres); for ground
             whose larger shape is given.
         cells: Cells along one side of each grid, finest first; powers of two.
@@ -84,11 +96,16 @@ class TerrainConfig:
     tilt_deg: float = 2.0
     rock_area: float | None = None
     rock_wear: float = 0.0
+    rock_form: str = 'heightfield'
     detail_below_m: float = math.inf
     cells: tuple[int, ...] = (2048, 2048, 1024, 512)
     cell_sizes_m: tuple[float, ...] = (0.01, 0.04, 0.32, 2.56)
 
     def __post_init__(self) -> None:
+        if self.rock_form not in ROCK_FORMS:
+            raise InputError(
+                f'rock form is {self.rock_form!r}; one of {", ".join(ROCK_FORMS)} is needed'
+            )
         if not 0 <= self.rock_wear <= 1:
             raise InputError(f'rock wear is {self.rock_wear}; 0 to 1 is needed')
         if self.rock_area is not None and not 0 < self.rock_area < 0.5:
@@ -159,19 +176,41 @@ class Terrain:
         levels: Grids, finest first, all centred on the origin.
         micro: (T, T, 3) periodic texture of dz/dx, dz/dy and relative albedo; it only shades.
         micro_texel_m: Texel size of `micro`, metres.
+        rocks: Rocks that are meshes; None where there are none.
     """
 
     levels: tuple[GridLevel, ...]
     micro: torch.Tensor
     micro_texel_m: float = _MICRO_TEXEL_M
+    rocks: RockMeshes | None = None
 
     def to(self, device: torch.device | str) -> Terrain:
-        """Return the same terrain on another device."""
+        """Return the same terrain on another device.
+
+        Raises:
+            InputError: The terrain has rocks as meshes, and the device is no CPU.
+        """
+        if self.rocks is not None and torch.device(device).type != 'cpu':
+            raise InputError(
+                f'rocks as meshes are rendered on CPUs only, not on {device}; rock_form '
+                "'heightfield' is rendered on both"
+            )
         levels = tuple(level.to(device) for level in self.levels)
-        return Terrain(levels, self.micro.to(device), self.micro_texel_m)
+        return Terrain(levels, self.micro.to(device), self.micro_texel_m, self.rocks)
 
     def height_at(self, x_m: torch.Tensor, y_m: torch.Tensor) -> torch.Tensor:
-        """Return the surface height (metres) at points (N,); outside the last grid: NaN."""
+        """Return the surface height (metres) at points (N,), that of rocks where they lie.
+
+        Outside the last grid it is NaN.
+        """
+        height = self.ground_at(x_m, y_m)
+        if self.rocks is None:
+            return height
+        tops = torch.from_numpy(self.rocks.tops(x_m.numpy(), y_m.numpy()))
+        return torch.where(height.isnan(), height, torch.maximum(height, tops.to(height)))
+
+    def ground_at(self, x_m: torch.Tensor, y_m: torch.Tensor) -> torch.Tensor:
+        """Return the height (metres) of the heightfield, without rocks that are meshes."""
         height = torch.full_like(x_m, math.nan)
         reach = torch.maximum(x_m.abs(), y_m.abs())
         for level in reversed(self.levels):
@@ -221,10 +260,13 @@ def make_terrain(
             on; None is flat.
     """
     rng = np.random.default_rng([config.seed, 0x7E44A1])
+    if config.rock_form == 'mesh':
+        check_tracer()
     heights: list[FloatGrid] = []
     albedo: list[FloatGrid] = []
     craters = _sample_craters(config, rng)
     rocks = _sample_rocks(config, rng)
+    shapes = _rock_shapes(config, rocks) if config.rock_form == 'mesh' else None
     ground: FloatGrid | None = None
     bright: FloatGrid | None = None
     for k in reversed(range(len(config.cells))):
@@ -240,13 +282,17 @@ def make_terrain(
             height += relief(k)
         reflectance = 1.0 + bright
         _draw_small_craters(height, craters, config, k)
-        _draw_rocks(height, reflectance, rocks, cell, config.rock_wear)
+        if shapes is None:
+            _draw_rocks(height, reflectance, rocks, cell, config.rock_wear)
+        else:
+            _draw_banks(height, shapes, cell, config.rock_wear)
         if heights:
             _join(height, heights[0], config, k)
             _join(reflectance, albedo[0], config, k)
         heights.insert(0, height)
         albedo.insert(0, np.clip(reflectance, 0.3, 2.5).astype(np.float32))
-    return terrain_from_heights(heights, list(config.cell_sizes_m), albedo, _micro(config, rng))
+    terrain = terrain_from_heights(heights, list(config.cell_sizes_m), albedo, _micro(config, rng))
+    return terrain if shapes is None else _with_rocks(terrain, shapes, config.rock_wear)
 
 
 def spline_weights(at: NDArray[np.floating], count: int) -> NDArray[np.float64]:
@@ -644,6 +690,33 @@ def _draw_rocks(
         inside = top > ground
         ground[inside] = top[inside]
         albedo[rows, columns][inside] = bright
+
+
+def _rock_shapes(config: TerrainConfig, rocks: NDArray[np.float64]) -> RockShapes:
+    """Return the shapes of the rocks that are on the terrain."""
+    half = 0.5 * config.cells[-1] * config.cell_sizes_m[-1]
+    inside = (np.abs(rocks[:, :2]) < half).all(axis=1)
+    # From a generator of their own, so that the rest of the ground is the same in both forms.
+    rng = np.random.default_rng([config.seed, 0x40C5])
+    return sample_shapes(rocks[inside][:, [0, 1, 2, 4]], rng)
+
+
+def _draw_banks(height: FloatGrid, shapes: RockShapes, cell_m: float, wear: float) -> None:
+    """Put the soil that lies against rocks which this grid resolves onto the surface, in place."""
+    for number in np.flatnonzero(shapes.place[:, 2] >= 2 * _MIN_RADIUS_CELLS * cell_m):
+        x, y, diameter = shapes.place[number, :3]
+        patch = _patch(height.shape[0], cell_m, x, y, 1.1 * diameter)
+        if patch is not None:
+            rows, columns, dx, dy = patch
+            height[rows, columns] += shapes.bank(int(number), dx, dy, wear)
+
+
+def _with_rocks(terrain: Terrain, shapes: RockShapes, wear: float) -> Terrain:
+    """Return the terrain with rocks as meshes, which lie in the soil that is banked at them."""
+    x, y = (torch.from_numpy(shapes.place[:, k]).float() for k in (0, 1))
+    ground = terrain.ground_at(x, y).double().numpy() - bank_height(shapes.place[:, 2], wear)
+    reach = terrain.levels[0].half_size_m
+    return replace(terrain, rocks=make_rock_meshes(shapes, ground, wear, reach))
 
 
 def _worn_rock(

@@ -224,3 +224,26 @@ def test_pair_of_the_present_renderer(small_grids):
     np.testing.assert_allclose(
         sample.disparity[[0, 21, 42, 63], [0, 19, 38, 57]], truth, atol=5e-3
     )
+
+
+def test_rocks_as_meshes_make_a_set_of_their_own(small_grids, tmp_path):
+    pytest.importorskip('embreex')
+    arguments = ['dataset', '--out', str(tmp_path), '--count', '1', '--seed', '4']
+    arguments += ['--size', '96x64']
+    assert main([*arguments, '--rocks', 'mesh']) == 0
+    manifest = json.loads((tmp_path / 'dataset.json').read_text())
+    assert manifest['rocks'] == 'mesh'
+    terrain = manifest['terrains'][0]['terrain']
+    assert terrain['rock_form'] == 'mesh' and 0 < terrain['rock_wear'] < 0.8
+    # The same ground and views otherwise.
+    plain = dataset._group_config(4, 'train', 0)[1]
+    assert terrain['seed'] == plain.seed and terrain['rock_density'] == plain.rock_density
+    with np.load(tmp_path / '000000.npz') as pair:
+        mesh = pair['left']
+    assert not np.array_equal(mesh, dataset.make_sample(4, 'train', 0, SIZE).left)
+    assert main(arguments) != 0
+    # A set from before the option holds heightfields, and goes on.
+    del manifest['rocks']
+    (tmp_path / 'dataset.json').write_text(json.dumps(manifest))
+    assert main([*arguments, '--rocks', 'mesh']) != 0
+    assert main(arguments) == 0
