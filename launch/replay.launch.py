@@ -3,6 +3,7 @@
 `ros2 bag play` plays it where it is installed, otherwise this package's replay_node.
 """
 
+from collections.abc import Container, Mapping
 import dataclasses
 from pathlib import Path
 import shutil
@@ -20,11 +21,13 @@ from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch_ros.actions import Node
 
-from lunar_stereo_recon.bags.reader import bag_topics, IMAGE_TYPES, StereoBagReader
+from lunar_stereo_recon.bags.reader import bag_topics, StereoBagReader
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import StereoTopics
+from lunar_stereo_recon.ros.camera_presets import COMPRESSED
 from lunar_stereo_recon.ros.launch_arguments import (
     argument,
+    cameras,
     FLAG,
     flag,
     given_parameters,
@@ -41,6 +44,7 @@ PLAYERS = ('auto', 'rosbag2', 'replay_node')
 SHARED = ('rate', 'loop', 'start_offset')
 REPLAY_NODE_ONLY = ('flow_control', 'wait_for_subscribers')
 TOPICS = tuple(item.name for item in dataclasses.fields(StereoTopics))
+COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
 CLOCK_RATE_HZ = 100
 
 
@@ -56,6 +60,7 @@ def generate_launch_description() -> LaunchDescription:
             argument('exit_at_end', 'End everything with the recording', 'true', FLAG),
             *(argument(name, 'Topic in the bag; empty finds it') for name in TOPICS),
             argument('camera_preset', 'Preset with the topics, instead of finding them'),
+            argument('camera_namespace', "Namespace of the preset's topics, in place of its own"),
             argument('namespace', 'Namespace of the node and its topics, not of the recording'),
             argument('fixed_frame', "Frame to show results in; empty is the left images' own"),
             OpaqueFunction(function=_replay),
@@ -67,14 +72,17 @@ def generate_launch_description() -> LaunchDescription:
 def _replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the player, and the arguments of rover.launch.py that follow from the bag."""
     bag = str(Path(value(context, 'bag')).expanduser())
-    topics = None
-    found: dict[str, str] = {}
-    if not value(context, 'camera_preset'):
-        topics, frame, compressed = _rig_in_bag(context, bag)
-        found = {**dataclasses.asdict(topics), 'fixed_frame': frame}
-        if compressed:
-            found['input_transport'] = 'compressed'
-    player = _player(context, bag, topics)
+    recorded = bag_topics(bag)
+    with StereoBagReader(bag, _named_topics(context, recorded)) as reader:
+        rig = reader.topics
+        connection, _, raw = next(reader.raw_messages([rig.left_image]))
+        frame = reader.deserialize(raw, connection.msgtype).header.frame_id
+    found = dataclasses.asdict(rig)
+    if not value(context, 'fixed_frame'):
+        found['fixed_frame'] = frame
+    if recorded[rig.left_image] == COMPRESSED_IMAGE:
+        found['input_transport'] = 'compressed'
+    player = _player(context, bag, rig, recorded)
     actions = [*(SetLaunchConfiguration(*item) for item in found.items()), player]
     if flag(context, 'exit_at_end'):
         end = EmitEvent(event=Shutdown(reason='the recording is over'))
@@ -82,26 +90,29 @@ def _replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     return actions
 
 
-def _rig_in_bag(context: LaunchContext, bag: str) -> tuple[StereoTopics, str, bool]:
-    """Return the rig's topics, the frame to show it in, and whether images are compressed."""
+def _named_topics(context: LaunchContext, recorded: Container[str]) -> StereoTopics | None:
+    """Return the topics that arguments or a preset name; None leaves them to be found."""
     given = [value(context, name) for name in TOPICS]
-    if any(given) and not all(given):
-        raise InputError(f'{", ".join(TOPICS)} are {given}; give all four or none')
-    with StereoBagReader(bag, StereoTopics(*given) if all(given) else None) as reader:
-        left = reader.topics.left_image
-        frame = value(context, 'fixed_frame')
-        if not frame:
-            connection, _, raw = next(reader.raw_messages([left]))
-            frame = reader.deserialize(raw, connection.msgtype).header.frame_id
-        return reader.topics, frame, reader.all_topics[left] == IMAGE_TYPES[1]
+    if not value(context, 'camera_preset'):
+        if any(given) and not all(given[:2]):
+            raise InputError(f'{", ".join(TOPICS)} are {given}; give both images or none')
+        return StereoTopics(*given) if any(given) else None
+    names = dict(cameras(context).remappings())
+    images = []
+    for side in ('left', 'right'):
+        raw, compressed = (names[f'{side}/image_rect{end}'] for end in ('', COMPRESSED))
+        images.append(compressed if compressed in recorded and raw not in recorded else raw)
+    infos = [names.get(f'{side}/camera_info', '') for side in ('left', 'right')]
+    return StereoTopics(*images, *infos)
 
 
-def _player(context: LaunchContext, bag: str, rig: StereoTopics | None) -> ExecuteProcess:
+def _player(
+    context: LaunchContext, bag: str, rig: StereoTopics, recorded: Mapping[str, str]
+) -> ExecuteProcess:
     """Return the process that plays what the node does not publish itself."""
     namespace = value(context, 'namespace')
     prefix = f'/{namespace.strip("/")}'.rstrip('/')
     results = {f'{prefix}/{name}' for name in (*OUTPUT_TOPICS, 'frame_status')}
-    recorded = bag_topics(bag)
     played = sorted(recorded.keys() - results - {'/clock'})
     player = value(context, 'player')
     if player == 'auto':
@@ -118,7 +129,7 @@ def _player(context: LaunchContext, bag: str, rig: StereoTopics | None) -> Execu
             parameters=[
                 {
                     **{'bag': bag, 'topics': played, 'clock': True},
-                    **(dataclasses.asdict(rig) if rig else {}),
+                    **dataclasses.asdict(rig),
                     **given,
                 }
             ],

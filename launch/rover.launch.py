@@ -3,7 +3,6 @@
 With it, where asked for: static transforms of the rig, RViz, a bridge to Foxglove.
 """
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -12,23 +11,19 @@ from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
 from lunar_stereo_recon.rig import FrameTransform, read_rig_frames
-from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset
 from lunar_stereo_recon.ros.launch_actions import static_transform, views
 from lunar_stereo_recon.ros.launch_arguments import (
     argument,
+    cameras,
     FLAG,
     flag,
     given_parameters,
     PACKAGE,
     parameter_arguments,
-    shared_file,
     value,
 )
 from lunar_stereo_recon.ros.node_processes import LARGE_MESSAGES_PROFILE, PROFILE_VARIABLE
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
-
-# Entries of a preset that are arguments too.
-GIVEN = ('left_image', 'right_image', 'left_info', 'right_info', 'camera_namespace')
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -80,7 +75,7 @@ def generate_launch_description() -> LaunchDescription:
 
 def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return what the values of the arguments ask for."""
-    preset = _cameras(context)
+    preset = cameras(context)
     given = given_parameters(context, ReconstructionParameters)
     use_sim_time = preset.use_sim_time
     if value(context, 'use_sim_time'):
@@ -123,28 +118,3 @@ def _rig_frames(context: LaunchContext) -> list[FrameTransform]:
         return []
     rig = read_rig_frames(Path(path).expanduser())
     return [rig.left, rig.right]
-
-
-def _cameras(context: LaunchContext) -> CameraPreset:
-    """Return the preset that was asked for, with the topics that were given."""
-    name = value(context, 'camera_preset')
-    if not name:
-        left, right = value(context, 'left_namespace'), value(context, 'right_namespace')
-        preset = CameraPreset(
-            left_image=f'{left}/image_rect',
-            right_image=f'{right}/image_rect',
-            left_raw=f'{left}/image_raw',
-            right_raw=f'{right}/image_raw',
-            left_info=f'{left}/camera_info',
-            right_info=f'{right}/camera_info',
-        )
-    elif Path(name).suffix:
-        preset = read_preset(Path(name).expanduser())
-    else:
-        preset = read_preset(shared_file(context, 'config', 'presets', f'{name}.yaml'))
-    changes = {item: text for item in GIVEN if (text := value(context, item))}
-    for side in ('left', 'right'):
-        if f'{side}_image' in changes:
-            same = dict.fromkeys((f'{side}_raw', f'{side}_compressed'), changes[f'{side}_image'])
-            changes.update(same)
-    return dataclasses.replace(preset, **changes)

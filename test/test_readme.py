@@ -13,13 +13,27 @@ import pytest
 from lunar_stereo_recon.backends import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
-def test_links_and_pictures_lead_to_files():
-    targets = re.findall(r'\]\(([^)#]+)\)', README)
-    missing = [t for t in targets if not t.startswith('http') and not (ROOT / t).exists()]
-    assert not missing
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_lead_to_files(page):
+    text = page.read_text(encoding='utf-8')
+    targets = re.findall(r'\]\(([^)#]*)(?:#([^)]+))?\)', text)
+    for target, anchor in targets:
+        if target.startswith('http'):
+            continue
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path), f'{target}#{anchor}'
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names of a page's headings, as GitHub makes them."""
+    headings = re.findall(r'^#+ (.+)$', page.read_text(encoding='utf-8'), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in headings}
 
 
 @pytest.mark.ros

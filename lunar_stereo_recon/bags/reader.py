@@ -182,7 +182,8 @@ class StereoBagReader:
 
         Args:
             path: rosbag2 directory, .mcap or .db3.
-            topics: Topics of the rig; found by their names and types where None.
+            topics: Topics of the rig; found by their names and types where None. An empty info
+                is one that the bag lacks: such a bag has raw messages, but no frames.
             tolerance_s: Largest difference of left and right stamps; 0 is exact.
             depth_topic: Ground-truth depth; found where None, not used where ''.
             pose_topic: Ground-truth PoseStamped of the left camera; the same.
@@ -351,8 +352,7 @@ class StereoBagReader:
         kinds = {
             topics.left_image: IMAGE_TYPES,
             topics.right_image: IMAGE_TYPES,
-            topics.left_info: (INFO_TYPE,),
-            topics.right_info: (INFO_TYPE,),
+            **{info: (INFO_TYPE,) for info in (topics.left_info, topics.right_info) if info},
         }
         for topic, types in kinds.items():
             if topic not in self.all_topics:

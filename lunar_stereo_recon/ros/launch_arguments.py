@@ -17,7 +17,11 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset
+
 PACKAGE = 'lunar_stereo_recon'
+# Entries of a preset that are arguments too.
+_PRESET_ARGUMENTS = ('left_image', 'right_image', 'left_info', 'right_info', 'camera_namespace')
 FLAG = ('true', 'false')
 # launch knows the type of a list by the typing module's form alone.
 _LISTS = {str: List[str], int: List[int], float: List[float]}  # noqa: UP006
@@ -69,6 +73,31 @@ def value(context: LaunchContext, name: str) -> str:
 def flag(context: LaunchContext, name: str) -> bool:
     """Return the value of an argument that is true or false; false where it is empty."""
     return value(context, name) == 'true'
+
+
+def cameras(context: LaunchContext) -> CameraPreset:
+    """Return the preset that was asked for, with the topics that were given."""
+    name = value(context, 'camera_preset')
+    if not name:
+        left, right = value(context, 'left_namespace'), value(context, 'right_namespace')
+        preset = CameraPreset(
+            left_image=f'{left}/image_rect',
+            right_image=f'{right}/image_rect',
+            left_raw=f'{left}/image_raw',
+            right_raw=f'{right}/image_raw',
+            left_info=f'{left}/camera_info',
+            right_info=f'{right}/camera_info',
+        )
+    elif Path(name).suffix:
+        preset = read_preset(Path(name).expanduser())
+    else:
+        preset = read_preset(shared_file(context, 'config', 'presets', f'{name}.yaml'))
+    changes = {item: text for item in _PRESET_ARGUMENTS if (text := value(context, item))}
+    for side in ('left', 'right'):
+        if f'{side}_image' in changes:
+            same = dict.fromkeys((f'{side}_raw', f'{side}_compressed'), changes[f'{side}_image'])
+            changes.update(same)
+    return dataclasses.replace(preset, **changes)
 
 
 def shared_file(context: LaunchContext, *parts: str) -> Path:

@@ -102,10 +102,11 @@ class ReplayNode(Node):
         )
         if not any(given):
             return None
-        if not all(given):
+        if not all(given[:2]):
             raise InputError(
                 'left_image, right_image, left_info and right_info are '
-                f'{", ".join(repr(topic) for topic in given)}; give all four or none'
+                f'{", ".join(repr(topic) for topic in given)}; give both images, with the infos '
+                'that the bag has, or none'
             )
         return StereoTopics(*given)
 

@@ -155,7 +155,7 @@ def test_replay_that_cannot_start_says_why(processes, make_bag, tmp_path):
         ({'bag': tmp_path / 'nowhere'}, 1, 'no such bag'),
         ({}, 1, "parameter 'bag' is empty"),
         ({'bag': bag, 'topics': "['/no/such']"}, 1, 'no topic /no/such; the bag has'),
-        ({'bag': bag, 'left_image': '/rig/left/image_rect'}, 1, 'all four or none'),
+        ({'bag': bag, 'left_image': '/rig/left/image_rect'}, 1, 'give both images'),
         ({'bag': bag, 'rate': -1.0}, 1, 'rate'),
     ]
     started = [

@@ -140,6 +140,11 @@ CASES = [
     ),
     Case('replay.launch.py', arguments={'player': 'replay_node', 'rate': '2.0', 'loop': 'true'}),
     Case(
+        'replay.launch.py',
+        calibration=LUNARSIM,
+        arguments={'camera_preset': 'lunarsim', 'player': 'replay_node', 'loop': 'true'},
+    ),
+    Case(
         'sim.launch.py',
         arguments={'width': '160', 'height': '120', 'rate': '5.0'},
         frame_id='left_camera_optical_frame',
@@ -218,20 +223,23 @@ class StereoSource:
         return image_message(make_message, values, encoding, stamp, FRAME_ID)
 
 
-def recording(folder: Path) -> str:
-    """Write a bag of two seconds with topics of its own, and old results in it."""
-    left, right = wall(SMALL)
+def recording(folder: Path, case: Case) -> str:
+    """Write a bag of two seconds: of LunarSim, or with topics of its own and old results."""
+    views = dict(zip(('left', 'right'), wall(case.calibration), strict=True))
+    lunarsim = case.calibration is LUNARSIM
     with BagWriter(folder / 'drive') as writer:
         for stamp in range(10**18, 10**18 + 2 * 10**9, 2 * 10**8):
-            for side, view in (('left', left), ('right', right)):
+            for side, view in views.items():
                 image = image_message(make_recorded_message, view, 'mono8', stamp, FRAME_ID)
+                if lunarsim:
+                    writer.write(f'/lunarsim/camera_{side}/raw', image, stamp)
+                    continue
                 info = camera_info_message(
                     make_recorded_message, SMALL, stamp, FRAME_ID, right=side == 'right'
                 )
                 writer.write(f'/front/{side}/camera_info', info, stamp)
                 writer.write(f'/front/{side}/image_rect', image, stamp)
-            old = image_message(make_recorded_message, left, 'mono8', stamp, 'old')
-            writer.write('/confidence', old, stamp)
+                writer.write('/confidence', image, stamp)
     return str(folder / 'drive')
 
 
@@ -241,7 +249,8 @@ def generate_test_description(case: Case):
     namespace = f'test_{uuid.uuid4().hex[:10]}'
     arguments = {'namespace': namespace, 'backend': 'sgbm', **case.arguments}
     if case.launch_file == 'replay.launch.py':
-        arguments['bag'] = recording(Path(tempfile.mkdtemp(dir=os.environ.get('TEST_TMPDIR'))))
+        folder = Path(tempfile.mkdtemp(dir=os.environ.get('TEST_TMPDIR')))
+        arguments['bag'] = recording(folder, case)
     path = PathJoinSubstitution(
         [FindPackageShare('lunar_stereo_recon'), 'launch', case.launch_file]
     )

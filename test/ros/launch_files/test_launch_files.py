@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 LAUNCH_FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 ARGUMENTS = ROOT / 'lunar_stereo_recon' / 'ros' / 'launch_arguments.py'
 PRESETS = sorted((ROOT / 'config' / 'presets').glob('*.yaml'))
+PARAMETERS = {item.name for item in dataclasses.fields(ReconstructionParameters)}
 SHOW_ARGUMENTS = """
 import sys
 from launch import LaunchContext
@@ -103,12 +104,25 @@ def shown_arguments(tmp_path_factory):
 
 
 def test_every_parameter_of_the_node_is_an_argument_of_every_launch_file(shown_arguments):
-    parameters = {item.name for item in dataclasses.fields(ReconstructionParameters)}
     shared = {'namespace', 'params_file', 'rig', 'rviz', 'foxglove', 'use_sim_time', 'log_level'}
     assert set(shown_arguments) == {path.name for path in LAUNCH_FILES}
     for name, arguments in shown_arguments.items():
-        assert parameters | shared <= set(arguments), name
+        assert PARAMETERS | shared <= set(arguments), name
         assert all(len(description) > 10 for description in arguments.values()), name
+
+
+@pytest.mark.parametrize(
+    'page, launch_file', [('launch', 'rover'), ('bags', 'replay'), ('../gazebo', 'gazebo')]
+)
+def test_pages_list_the_arguments_of_their_launch_file(shown_arguments, page, launch_file):
+    shown = set(shown_arguments[f'{launch_file}.launch.py'])
+    rover = set(shown_arguments['rover.launch.py'])
+    own = shown - rover if launch_file != 'rover' else rover - PARAMETERS
+    text = (ROOT / 'docs' / 'ros' / f'{page}.md').read_text()
+    tables = re.findall(r'^\| argument \|.*\n((?:\|.*\n)+)', text, re.MULTILINE)
+    rows = [line.split('|')[1] for line in ''.join(tables).splitlines()]
+    documented = {name for row in rows for name in re.findall(r'`(\w+)`', row)}
+    assert own <= documented <= shown, own ^ documented
 
 
 def test_no_launch_file_gives_an_argument_of_rover_another_meaning(shown_arguments):
