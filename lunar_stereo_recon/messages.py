@@ -53,8 +53,21 @@ _PLANAR_CONVERSIONS: dict[str, tuple[float, int]] = {
     'nv12': (1.5, cv2.COLOR_YUV2RGB_NV12),
     'nv21': (1.5, cv2.COLOR_YUV2RGB_NV21),
 }
-_GENERIC_TYPES = {'8U': 'u1', '16U': 'u2', '32F': 'f4', '64F': 'f8'}
-_GENERIC_ENCODING = re.compile(r'(8U|16U|32F|64F)C?([134])?')
+_GENERIC_TYPES = {
+    '8U': 'u1',
+    '8S': 'i1',
+    '16U': 'u2',
+    '16S': 'i2',
+    '32S': 'i4',
+    '32F': 'f4',
+    '64F': 'f8',
+}
+# What values are worked with, by kind and bytes: 32 bits of an integer need a white level anyway.
+_WORKING_TYPES: dict[str, dict[int, type]] = {
+    'i': {1: np.uint8, 2: np.uint16, 4: np.float32},
+    'f': {4: np.float32, 8: np.float32},
+}
+_GENERIC_ENCODING = re.compile(r'(8U|8S|16U|16S|32S|32F|64F)C?([134])?')
 
 
 @dataclass(frozen=True)
@@ -141,9 +154,9 @@ def pair_from_messages(
 def decode_image(message: Any, topic: str) -> NDArray:
     """Return the values of an Image or CompressedImage message, colours in RGB order.
 
-    Takes the encodings that cameras use: mono, RGB, BGR, with or
-    without alpha, Bayer, YUV 4:2:2 and 4:2:0, and the generic 8U, 16U, 32F and 64F types (three
-    channels then mean BGR, as in OpenCV).
+    Takes every encoding of `sensor_msgs` that is grey or has colours: mono, RGB, BGR, with or
+    without alpha, Bayer, YUV 4:2:2, 4:2:0 and 4:4:4, and the generic types from 8U to 64F (three
+    channels then mean BGR, as in OpenCV). Negative values of the signed types become 0.
 
     Args:
         message: Image or CompressedImage.
@@ -158,6 +171,8 @@ def decode_image(message: Any, topic: str) -> NDArray:
     if hasattr(message, 'format'):
         return _decode_compressed(message, topic)
     encoding = message.encoding.strip()
+    if encoding.lower() == 'nv24':
+        return _rgb_of_nv24(_raw_values(message, topic, 'u1', 1, 3 * message.height))
     planar = _PLANAR_CONVERSIONS.get(encoding.lower())
     if planar:
         rows_per_row, conversion = planar
@@ -165,8 +180,10 @@ def decode_image(message: Any, topic: str) -> NDArray:
         return cv2.cvtColor(raw, conversion)
     dtype, channels, conversion_to_rgb = _layout(encoding, topic)
     values = _raw_values(message, topic, dtype, channels, message.height)
-    if values.dtype == np.float64:
-        values = values.astype(np.float32)
+    if values.dtype.kind in _WORKING_TYPES:
+        if values.dtype.kind == 'i':
+            values = np.maximum(values, 0)
+        values = values.astype(_WORKING_TYPES[values.dtype.kind][values.dtype.itemsize])
     if conversion_to_rgb is not None:
         return cv2.cvtColor(np.ascontiguousarray(values), conversion_to_rgb)
     return values[..., :3] if channels == 4 else values
@@ -343,8 +360,8 @@ def _layout(encoding: str, topic: str) -> tuple[str, int, int | None]:
     if generic is None:
         known = ', '.join([*_RGB_CONVERSIONS, *_PLANAR_CONVERSIONS])
         raise InputError(
-            f'{topic}: unknown image encoding {encoding!r}; known are {known} and the generic '
-            '8UC1, 16UC1, 32FC1, 64FC1 with 1, 3 or 4 channels'
+            f'{topic}: unknown image encoding {encoding!r}; known are {known}, nv24 and the '
+            'generic 8UC1, 8SC1, 16UC1, 16SC1, 32SC1, 32FC1, 64FC1 with 1, 3 or 4 channels'
         )
     channels = int(generic.group(2) or 1)
     conversions = {1: None, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
@@ -373,6 +390,19 @@ def _raw_values(message: Any, topic: str, dtype: str, channels: int, rows: int) 
     if value_bytes > 1 and bool(message.is_bigendian) != (sys.byteorder == 'big'):
         values = values.byteswap()
     return values.reshape((rows, message.width) + ((channels,) if channels > 1 else ()))
+
+
+def _rgb_of_nv24(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return (H, W, 3) RGB of an image over its full-size interleaved U and V, (3 H, W).
+
+    OpenCV has no such conversion; these are the numbers of its others (BT.601, video range).
+    """
+    rows, width = values.shape
+    luma = values[: rows // 3].astype(np.float32)
+    chroma = values[rows // 3 :].reshape(rows // 3, width, 2).astype(np.float32) - 128
+    grey, u, v = 1.164 * np.maximum(luma - 16, 0), chroma[..., 0], chroma[..., 1]
+    rgb = np.stack([grey + 1.596 * v, grey - 0.813 * v - 0.391 * u, grey + 2.018 * u], axis=-1)
+    return np.clip(rgb + 0.5, 0, 255).astype(np.uint8)
 
 
 def _decode_compressed(message: Any, topic: str) -> NDArray:

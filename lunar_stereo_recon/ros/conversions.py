@@ -43,7 +43,7 @@ def make_message(type_name: str, **fields: Any) -> Any:
 
 
 def diagnostic_status(
-    level: bytes, name: str, text: str, values: Mapping[str, Any], hardware_id: str = ''
+    level: bytes, name: str, text: str, values: Mapping[str, Any], hardware_id: str = 'none'
 ) -> Any:
     """Return a DiagnosticStatus with `values` as text."""
     return make_message(

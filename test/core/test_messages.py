@@ -114,7 +114,9 @@ def test_bayer_mosaics_give_the_colours_back(rgb, encoding, sites, bits, dtype, 
     assert np.abs(difference).max() <= 3
 
 
-@pytest.mark.parametrize('encoding', ['uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2', 'nv12', 'nv21'])
+@pytest.mark.parametrize(
+    'encoding', ['uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2', 'nv12', 'nv21', 'nv24']
+)
 def test_yuv_gives_the_colours_back(rgb, encoding):
     planar = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420)
     luma = planar[:HEIGHT]
@@ -124,6 +126,10 @@ def test_yuv_gives_the_colours_back(rgb, encoding):
     if encoding in ('nv12', 'nv21'):
         first, second = (u, v) if encoding == 'nv12' else (v, u)
         chroma = np.dstack([first, second]).reshape(HEIGHT // 2, WIDTH)
+        message = image(np.vstack([luma, chroma]), encoding, height=HEIGHT)
+    elif encoding == 'nv24':
+        full = [np.repeat(np.repeat(plane, 2, axis=0), 2, axis=1) for plane in (u, v)]
+        chroma = np.dstack(full).reshape(2 * HEIGHT, WIDTH)
         message = image(np.vstack([luma, chroma]), encoding, height=HEIGHT)
     else:
         chroma = np.empty((HEIGHT, WIDTH), np.uint8)
@@ -142,6 +148,32 @@ def test_sixteen_bit_grey_and_white_level(encoding):
     np.testing.assert_allclose(full.left, values / 65535.0, atol=1e-6)
     twelve_bit = pair_from_messages(*messages, white_level=4095)
     np.testing.assert_allclose(twelve_bit.left, values / 4095.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'dtype', 'working'),
+    [
+        ('8SC1', np.int8, np.uint8),
+        ('16SC1', np.int16, np.uint16),
+        ('32SC1', np.int32, np.float32),
+        ('64FC1', np.float64, np.float32),
+    ],
+)
+def test_signed_and_wide_types(encoding, dtype, working):
+    values = np.zeros((HEIGHT, WIDTH), dtype)
+    values[0, :3] = -5, 1, 120
+    decoded = decode_image(image(values, encoding), 'left')
+    assert decoded.dtype == working
+    negative = -5 if dtype is np.float64 else 0
+    np.testing.assert_array_equal(decoded[0, :3], [negative, 1, 120])
+    messages = [image(values, encoding)] * 2
+    pair = pair_from_messages(*messages, *infos(), white_level=120)
+    np.testing.assert_allclose(pair.left[0, :3], [0, 1 / 120, 1], rtol=1e-6)
+
+
+def test_signed_colours_are_read_in_rgb_order(rgb):
+    signed = (rgb // 2).astype(np.int8)[..., ::-1]
+    np.testing.assert_array_equal(decode_image(image(signed, '8SC3'), 'left'), rgb // 2)
 
 
 def test_big_endian_values(grey):
