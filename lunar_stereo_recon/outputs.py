@@ -106,6 +106,37 @@ def write_ply_points(
     return len(vertex)
 
 
+def write_pcd(path: Path, reconstruction: Reconstruction) -> int:
+    """Write the valid points in the left optical frame as a binary PCD 0.7; return how many.
+
+    Fields: x y z float32 metres, rgb as PCL packs it (the bits of 0x00RRGGBB), confidence float32.
+    """
+    valid = reconstruction.valid_mask
+    color = reconstruction.color[valid].astype(np.uint32)
+    count = len(color)
+    vertex = np.empty(count, dtype=[('xyz', '<f4', 3), ('rgb', '<u4'), ('confidence', '<f4')])
+    vertex['xyz'] = reconstruction.points[valid]
+    vertex['rgb'] = color[:, 0] << 16 | color[:, 1] << 8 | color[:, 2]
+    vertex['confidence'] = reconstruction.confidence[valid]
+    header = [
+        '# .PCD v0.7 - left optical frame: x right, y down, z forward, metres',
+        'VERSION 0.7',
+        'FIELDS x y z rgb confidence',
+        'SIZE 4 4 4 4 4',
+        'TYPE F F F F F',
+        'COUNT 1 1 1 1 1',
+        f'WIDTH {count}',
+        'HEIGHT 1',
+        'VIEWPOINT 0 0 0 1 0 0 0',
+        f'POINTS {count}',
+        'DATA binary\n',
+    ]
+    with path.open('wb') as file:
+        file.write('\n'.join(header).encode('ascii'))
+        file.write(vertex.tobytes())
+    return count
+
+
 def write_arrays(path: Path, reconstruction: Reconstruction) -> None:
     """Write disparity, depth, confidence and points as float32 and `ms`, the time it took."""
     np.savez_compressed(

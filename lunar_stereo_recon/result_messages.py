@@ -264,6 +264,17 @@ def depth_message(
     return image_message(make, values, encoding, reconstruction.stamp_ns, reconstruction.frame_id)
 
 
+def left_image_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:
+    """Return the rectified left image, rgb8; its CameraInfo is that of the depth."""
+    return image_message(
+        make,
+        reconstruction.color,
+        'rgb8',
+        reconstruction.stamp_ns,
+        reconstruction.frame_id,
+    )
+
+
 def depth_info_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:
     """Return the CameraInfo of the depth image: the rectified left camera."""
     return camera_info_message(

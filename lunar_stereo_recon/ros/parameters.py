@@ -23,7 +23,8 @@ from lunar_stereo_recon.geometry.hazard import GridLayout, HazardOptions
 from lunar_stereo_recon.pipeline import ReconstructionOptions
 from lunar_stereo_recon.result_messages import CloudForm
 
-OUTPUTS = ('points2', 'confidence', 'disparity', 'depth', 'hazard')
+OUTPUTS = ('points2', 'confidence', 'disparity', 'depth', 'hazard', 'image')
+SAVE_FORMATS = ('ply', 'pcd')
 GRAVITIES = ('tf', 'imu', 'fixed')
 RELIABILITIES = ('auto', 'reliable', 'best_effort')
 DEPTH_ENCODINGS = ('32FC1', '16UC1')
@@ -171,7 +172,10 @@ class ReconstructionParameters:
         dynamic=True,
     )
     outputs: list[str] = parameter(
-        list(OUTPUTS), 'Results to publish', choices=OUTPUTS, dynamic=True
+        list(OUTPUTS),
+        'Results to publish; image is the rectified left image, where the node rectifies',
+        choices=OUTPUTS,
+        dynamic=True,
     )
     roi: list[int] = parameter(
         [0, 0, 0, 0],
@@ -263,8 +267,9 @@ class ReconstructionParameters:
         dynamic=True,
     )
     save_directory: str = parameter(
-        '.', 'Where the service ~/save_cloud writes its PLY files', dynamic=True
+        '.', 'Where the service ~/save_cloud writes its files', dynamic=True
     )
+    save_format: str = parameter('ply', 'Form of these files', choices=SAVE_FORMATS, dynamic=True)
     lazy: bool = parameter(
         True,
         'Subscribe to images and reconstruct only while somebody subscribes to a result',

@@ -40,7 +40,7 @@ from lunar_stereo_recon.calibration_io import CameraInfo
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
 from lunar_stereo_recon.messages import baseline_of_camera_infos, pair_from_messages, StereoTopics
-from lunar_stereo_recon.outputs import write_ply
+from lunar_stereo_recon.outputs import write_pcd, write_ply
 from lunar_stereo_recon.pairing import OTHER, Side
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from lunar_stereo_recon.result_messages import (
@@ -49,6 +49,7 @@ from lunar_stereo_recon.result_messages import (
     depth_info_message,
     depth_message,
     disparity_message,
+    left_image_message,
     moved_points,
     point_cloud_message,
     searched_disparity_px,
@@ -92,8 +93,11 @@ OUTPUT_TOPICS = {
     'depth/camera_info': ('sensor_msgs/msg/CameraInfo', 'depth'),
     'hazard': ('nav_msgs/msg/OccupancyGrid', 'hazard'),
 }
+# Where the node rectifies, nobody else may publish the rectified image and its calibration.
+RECTIFIED_TOPICS = {'left/image_rect': ('sensor_msgs/msg/Image', 'image')}
 # A costmap asks for the newest grid when it starts, as for any map.
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+CLOUD_WRITERS = {'ply': write_ply, 'pcd': write_pcd}
 # Fast DDS sends a lost fragment again after up to three seconds; until then the message must still
 # be there. Ten clouds of 640x480 are 61 MB.
 OUTPUT_DEPTH = 10
@@ -165,6 +169,10 @@ class ReconstructionNode(LifecycleNode):
         self._demand: list[str] = []
         self._demand_since_s = 0.0
         self.topics = self._source_names()
+        self._output_topics = {
+            **OUTPUT_TOPICS,
+            **(RECTIFIED_TOPICS if self.parameters.rectify else {}),
+        }
         self._reset_statistics()
         self._diagnostics = self.create_publisher(
             message_class('diagnostic_msgs/msg/DiagnosticArray'), '/diagnostics', 1
@@ -185,7 +193,7 @@ class ReconstructionNode(LifecycleNode):
             parameters.left_camera_info_url, parameters.right_camera_info_url
         )
         self._engine = self._loaded_engine(parameters)
-        for topic, (type_name, _) in OUTPUT_TOPICS.items():
+        for topic, (type_name, _) in self._output_topics.items():
             qos = LATCHED if topic == 'hazard' else QoSProfile(depth=OUTPUT_DEPTH)
             self._output[topic] = self._output_publisher(type_name, topic, qos)
         self._output['frame_status'] = self._output_publisher(
@@ -455,6 +463,7 @@ class ReconstructionNode(LifecycleNode):
             'disparity': functools.partial(_disparity_message, backend),
             'depth/image': functools.partial(_depth_message, parameters),
             'depth/camera_info': depth_info_message,
+            'left/image_rect': left_image_message,
             'hazard': functools.partial(self._hazard_message, parameters),
         }
         withheld = {}
@@ -557,7 +566,7 @@ class ReconstructionNode(LifecycleNode):
 
     def _selected_outputs(self) -> list[str]:
         selected = self.parameters.outputs
-        return [topic for topic, (_, name) in OUTPUT_TOPICS.items() if name in selected]
+        return [topic for topic, (_, name) in self._output_topics.items() if name in selected]
 
     def _topics_to_publish(self) -> list[str]:
         return self._wanted_outputs() if self.parameters.lazy else self._selected_outputs()
@@ -584,10 +593,11 @@ class ReconstructionNode(LifecycleNode):
         if result is None:
             response.message = 'there is no cloud yet'
             return response
-        path = Path(self.parameters.save_directory) / f'cloud_{result.stamp_ns}.ply'
+        save_format = self.parameters.save_format
+        path = Path(self.parameters.save_directory) / f'cloud_{result.stamp_ns}.{save_format}'
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            count = write_ply(path, result)
+            count = CLOUD_WRITERS[save_format](path, result)
         except OSError as error:
             response.message = f'cannot write {path}: {error}'
             return response

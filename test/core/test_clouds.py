@@ -15,6 +15,7 @@ from lunar_stereo_recon.geometry.rotation import (
     rotation_from_rpy,
 )
 from lunar_stereo_recon.geometry.voxel import voxel_means
+from lunar_stereo_recon.outputs import write_pcd
 from lunar_stereo_recon.result_messages import (
     CloudForm,
     confidence_view_message,
@@ -186,3 +187,17 @@ def test_quaternions_and_rotations_are_inverses():
         np.testing.assert_allclose(rotation_from_quaternion(3 * quaternion), rotation, atol=1e-12)
     with pytest.raises(InputError, match='quaternion is'):
         rotation_from_quaternion(np.zeros(4))
+
+
+def test_pcd_file_holds_the_valid_points(reconstruction, tmp_path):
+    path = tmp_path / 'cloud.pcd'
+    assert write_pcd(path, reconstruction) == WIDTH * HEIGHT - 3
+    header, _, data = path.read_bytes().partition(b'DATA binary\n')
+    fields = dict(line.split(' ', 1) for line in header.decode().splitlines()[1:])
+    assert (fields['FIELDS'], fields['SIZE']) == ('x y z rgb confidence', '4 4 4 4 4')
+    assert fields['WIDTH'] == fields['POINTS'] == str(WIDTH * HEIGHT - 3)
+    values = np.frombuffer(data, '<f4').reshape(-1, 5)
+    valid = reconstruction.valid_mask
+    np.testing.assert_array_equal(values[:, :3], reconstruction.points[valid])
+    np.testing.assert_array_equal(colors_of(values), reconstruction.color[valid])
+    np.testing.assert_array_equal(values[:, 4], reconstruction.confidence[valid])

@@ -106,7 +106,10 @@ class Cameras:
         'depth/camera_info': 'sensor_msgs/msg/CameraInfo',
         'frame_status': 'diagnostic_msgs/msg/DiagnosticArray',
         'hazard': 'nav_msgs/msg/OccupancyGrid',
+        'left/image_rect': 'sensor_msgs/msg/Image',
     }
+    # The rest wants to know gravity, or is there where the node rectifies.
+    USUAL_OUTPUTS = tuple(OUTPUTS)[:-2]
 
     views = staticmethod(views)
 
@@ -160,13 +163,13 @@ class Cameras:
                 )
 
     def listen(self, *topics: str, reliable: bool = True) -> None:
-        """Subscribe to results; to all but `hazard` (which wants to know gravity) by default."""
+        """Subscribe to results, the usual ones where none is named."""
         from rclpy.qos import QoSProfile, ReliabilityPolicy
 
         from lunar_stereo_recon.ros.conversions import message_class
 
         policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-        for topic in topics or [name for name in self.OUTPUTS if name != 'hazard']:
+        for topic in topics or self.USUAL_OUTPUTS:
             self.subscriptions[topic] = self.node.create_subscription(
                 message_class(self.OUTPUTS[topic]),
                 topic,

@@ -437,7 +437,7 @@ def test_model_is_changed_while_the_node_runs(running):
     assert bytes(again.data) == bytes(before.data)
 
 
-def test_save_cloud_writes_a_ply(running, tmp_path):
+def test_save_cloud_writes_ply_and_pcd(running, tmp_path):
     running.set_parameters(save_directory=str(tmp_path / 'clouds'))
     stamp = running.publish()
     cloud = cloud_values(running.result('points2', stamp))
@@ -447,11 +447,48 @@ def test_save_cloud_writes_a_ply(running, tmp_path):
     count = int(np.isfinite(cloud[..., 2]).sum())
     assert f'element vertex {count}\n'.encode() in data
     assert f'{count} points in' in answer.message
+    running.set_parameters(save_format='pcd')
+    assert running.call(Trigger, 'save_cloud').success
+    data = (tmp_path / 'clouds' / f'cloud_{stamp}.pcd').read_bytes()
+    assert f'POINTS {count}\n'.encode() in data
+    assert len(data.partition(b'DATA binary\n')[2]) == 20 * count
     (tmp_path / 'file').touch()
     running.set_parameters(save_directory=str(tmp_path / 'file'))
     answer = running.call(Trigger, 'save_cloud')
     assert not answer.success
     assert 'cannot write' in answer.message
+
+
+def test_white_level_and_refinement_act(running):
+    before = running.result('disparity', running.publish())
+    dark = {side: view // 8 for side, view in running.views().items()}
+    running.set_parameters(white_level=32.0)
+    stamp = running.publish(**dark)
+    packed = np.ascontiguousarray(cloud_values(running.result('points2', stamp))[..., 3])
+    red = packed.view('<u4') >> 16 & 255
+    assert np.abs(red.astype(int) - running.views()['left']).max() < 10
+    running.set_parameters(white_level=0.0, refine=False)
+    coarse = running.result('disparity', running.publish())
+    values = [decode_image(message.image, 'disparity') for message in (before, coarse)]
+    both = np.isfinite(values).all(axis=0)
+    assert (values[0] != values[1])[both].mean() > 0.1
+    assert np.abs(values[0] - 6.0)[both].mean() <= np.abs(values[1] - 6.0)[both].mean() + 0.02
+
+
+def test_rows_are_watched_unless_told_not_to(running):
+    def output(**options):
+        running.set_parameters(**options)
+        running.answer(running.publish())
+        running.received['diagnostics'].clear()
+        name = f'{NODE}: output'
+        status = running.spin_until(
+            lambda: [s for s in running.received['diagnostics'] if s.name == name]
+        )[0]
+        return {value.key: value.value for value in status.values}['row alignment']
+
+    # Each baseline is another rig, of which nothing is known yet.
+    assert 'rows aligned within' in output(align_rows=True, baseline=0.21)
+    assert 'not known' in output(align_rows=False, baseline=0.22)
 
 
 def test_target_rate_drops_pairs_with_that_reason(running):
@@ -542,7 +579,7 @@ def test_compressed_images(processes, cameras):
 
 def test_raw_images_are_rectified(processes, cameras):
     cameras.advertise(image_name='image_raw')
-    cameras.listen('points2', 'frame_status', 'depth/camera_info')
+    cameras.listen('points2', 'frame_status', 'depth/camera_info', 'left/image_rect')
     processes.start(NODE, **OPTIONS, rectify=True)
     cameras.wait_until_heard()
     # The raw right camera looks three rows lower; its K says so.
@@ -561,6 +598,8 @@ def test_raw_images_are_rectified(processes, cameras):
     assert (cloud[-3:, :, 4] == 0).all()
     info = cameras.result('depth/camera_info', stamp)
     assert list(info.d) == [0.0] * 5
+    rectified = decode_image(cameras.result('left/image_rect', stamp), 'left/image_rect')
+    np.testing.assert_array_equal(rectified[..., 1], cameras.views()['left'])
 
     def spoil_info(side, info):
         info.distortion_model = 'ftheta'
