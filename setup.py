@@ -61,6 +61,8 @@ EXTRAS = {
         'tensorboard>=2.17,<3',
         'matplotlib>=3.8,<4',
     ],
+    # What `colcon test` looks for to choose pytest; Ubuntu 24.04 has 7.4.
+    'test': ['pytest>=7.4,<10'],
     'dev': [
         'colcon-core>=0.15,<1',
         'colcon-ros>=0.5,<1',

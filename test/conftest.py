@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import importlib.util
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,14 @@ BAG_CALIBRATION = StereoCalibration(60.0, 60.0, 47.5, 31.5, 47.5, 0.2, BAG_WIDTH
 BAG_START_NS = 1_700_000_000_000_000_000
 BAG_PERIOD_NS = 100_000_000
 FRAME_ID = 'left_camera_optical_frame'
+# A rover has no torch: there, `colcon test` leaves out what trains, renders and defines models.
+TORCH_ONLY = ['models', 'simulation', 'training']
+collect_ignore = [] if importlib.util.find_spec('torch') else TORCH_ONLY
+
+
+def pytest_report_header() -> str:
+    """Say what is left out."""
+    return f'without torch, not collected: {", ".join(collect_ignore)}' if collect_ignore else ''
 
 
 def frontal_views(seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,13 +22,13 @@ def checked(monkeypatch) -> list[str]:
 
 
 def test_ament_flake8(checked):
-    ament_flake8 = pytest.importorskip('ament_flake8.main', exc_type=ImportError)
+    ament_flake8 = pytest.importorskip('ament_flake8.main')
     status, errors = ament_flake8.main_with_errors(argv=['--config', 'setup.cfg', *checked])
     assert status == 0, '\n'.join(errors)
 
 
 def test_ament_pep257(checked, capsys):
-    ament_pep257 = pytest.importorskip('ament_pep257.main', exc_type=ImportError)
+    ament_pep257 = pytest.importorskip('ament_pep257.main')
     # Google's convention has no rule on private and undocumented things that ament has not.
     undocumented = [f'D{number}' for number in range(100, 108)]
     options = ['--convention', 'google', '--add-ignore', *undocumented, 'D417']
