@@ -119,6 +119,7 @@ class StereoReconstructor:
         self.options = options or ReconstructionOptions()
         self._rows = RowMonitor()
         self._rig: StereoCalibration | None = None
+        self._own_width = backend.max_width_px
         self._timed: tuple[float, int, int] | None = None
         stored = backend.confidence_calibration
         self._calibration = (
@@ -194,9 +195,12 @@ class StereoReconstructor:
         """Choose the network's width where target and image size were not seen together yet."""
         target_ms = self.options.target_ms
         asked = (target_ms, pair.calibration.width, pair.calibration.height)
-        if not target_ms or self.backend.max_width_px is None or self._timed == asked:
+        if self._own_width is None or asked == self._timed or not (target_ms or self._timed):
             return
-        self._timed = asked
+        self._timed = asked if target_ms else None
+        self.backend.max_width_px = self._own_width
+        if not target_ms:
+            return
         probe = StereoReconstructor(self.backend, replace(self.options, target_ms=0.0))
 
         def reconstruct(width: int) -> None:

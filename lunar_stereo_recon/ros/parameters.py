@@ -171,6 +171,15 @@ class ReconstructionParameters:
         'Watch the alignment of the rows over the frames and correct the right image, up to 2 px',
         dynamic=True,
     )
+    target_ms: float = parameter(
+        0.0,
+        "Time for a pair: the network's width is chosen so that the first one takes no longer; "
+        '0 leaves it at 640 px',
+        unit='ms',
+        minimum=0.0,
+        maximum=10000.0,
+        dynamic=True,
+    )
     outputs: list[str] = parameter(
         list(OUTPUTS),
         'Results to publish; image is the rectified left image, where the node rectifies',
@@ -318,6 +327,7 @@ class ReconstructionParameters:
             refine=self.refine,
             align_rows=self.align_rows,
             region=self.region,
+            target_ms=self.target_ms,
         )
 
     @property

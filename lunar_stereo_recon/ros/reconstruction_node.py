@@ -646,6 +646,7 @@ class ReconstructionNode(LifecycleNode):
             'model': backend.name,
             'provider': backend.provider,
             'weights sha256': backend.metadata.get('weights_sha256', ''),
+            'network width, px': str(backend.max_width_px or 'any'),
         }
         statuses = self._report.statuses(
             sync, frames, engine, backend.provider_fallback, self._idle, self._enabled

@@ -7,6 +7,7 @@ from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.network_width import NETWORK_WIDTHS, widest_within
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
+from lunar_stereo_recon.preprocess import NETWORK_WIDTH
 
 
 class Clock:
@@ -55,6 +56,9 @@ def test_pipeline_sets_the_width_once(slope_pair):
     backend.max_width_px = 64
     engine.reconstruct(slope_pair)
     assert backend.max_width_px == 64  # this size was timed before
+    engine.options = ReconstructionOptions()
+    engine.reconstruct(slope_pair)
+    assert backend.max_width_px == NETWORK_WIDTH
 
 
 def test_classical_matchers_have_no_width(slope_pair):

@@ -424,6 +424,16 @@ def test_model_is_changed_while_the_node_runs(running):
     after = running.result('confidence', running.publish())
     assert bytes(after.data) != bytes(before.data)
 
+    # A time that any width keeps to: the widest that the images can use.
+    running.set_parameters(target_ms=10000.0)
+    assert running.answer(running.publish()).message == 'published'
+    running.received['diagnostics'].clear()
+    model = running.spin_until(
+        lambda: [s for s in running.received['diagnostics'] if s.name == f'{NODE}: model']
+    )[0]
+    width = {value.key: value.value for value in model.values}['network width, px']
+    assert width == str(after.width)
+
     # One that cannot be loaded leaves the old one at work.
     running.set_parameters(model='/nowhere/else.onnx')
     answer = running.call(Trigger, 'set_model')
