@@ -1,4 +1,4 @@
-"""The shipped student reaches a quarter of the image's width; beyond it doubts, and never wraps."""
+"""The shipped student reaches a quarter of the image width; beyond it doubts, and never wraps."""
 
 import cv2
 import numpy as np
