@@ -1,5 +1,6 @@
 """The reconstruction node over real DDS: this process plays the cameras, another one the node."""
 
+import math
 import signal
 
 import cv2
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.ros
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
 from lunar_stereo_recon.messages import decode_image, stamp_ns  # noqa: E402
-from lunar_stereo_recon.ros.conversions import make_message  # noqa: E402
+from lunar_stereo_recon.ros.conversions import make_message, message_class  # noqa: E402
 
 NODE = 'reconstruction_node'
 OPTIONS = {'backend': 'sgbm', 'threads': 1}
@@ -112,8 +113,6 @@ def test_reliability_that_does_not_fit_is_explained(processes, cameras):
 def test_listener_that_asks_for_too_much_is_told(running, node_log):
     from rclpy.qos import DurabilityPolicy, QoSProfile
 
-    from lunar_stereo_recon.ros.conversions import message_class
-
     cloud = message_class('sensor_msgs/msg/PointCloud2')
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     subscription = running.node.create_subscription(cloud, 'points2', print, latched)
@@ -125,8 +124,6 @@ def test_listener_that_asks_for_too_much_is_told(running, node_log):
 
 def test_late_listener_gets_the_newest_hazard_grid(running):
     from rclpy.qos import DurabilityPolicy, QoSProfile
-
-    from lunar_stereo_recon.ros.conversions import message_class
 
     running.set_parameters(hazard_gravity='fixed')
     running.listen('hazard')
@@ -309,6 +306,28 @@ def test_hazard_grid(running, node_log):
         running.set_parameters(hazard_gravity='imu')
         reasons = [v.value for v in running.answer(running.publish()).values]
         assert any('no Imu has come on' in reason for reason in reasons)
+        imu = running.node.create_publisher(message_class('sensor_msgs/msg/Imu'), 'imu', 10)
+        running.spin_until(imu.get_subscription_count)
+        # The body's nose is 30 degrees down, and the camera looks 60 degrees down in the body.
+        stamp = running.publish(sides=())
+        attitude = message_class('sensor_msgs/msg/Imu')()
+        attitude.header.stamp.sec, attitude.header.stamp.nanosec = divmod(stamp, 1_000_000_000)
+        attitude.orientation.y = math.sin(math.radians(15))
+        attitude.orientation.w = math.cos(math.radians(15))
+        imu.publish(attitude)
+        running.spin_for(0.3)
+        _, ground = grid(
+            camera_pitch=-60.0, hazard_confidence=0.5, hazard_cell=0.2, hazard_max_slope=20.0
+        )
+        assert np.median(ground[ground >= 0]) < 5
+        running.node.destroy_publisher(imu)
+
+        # A rover that climbs walls.
+        _, upright = grid(hazard_gravity='fixed', camera_pitch=0.0, hazard_clearance=10.0)
+        assert not (upright == 100).any()
+        _, small = grid(camera_pitch=-60.0, hazard_max_slope=60.0, hazard_footprint=0.2)
+        _, large = grid(hazard_footprint=3.0)
+        assert np.std(small[small >= 0]) > np.std(large[large >= 0])
         (result,) = running.set_parameters(hazard_cell=0.02)
         assert not result.successful
         assert '400x400 cells of 0.02 m' in result.reason
@@ -372,6 +391,19 @@ def test_cloud_in_a_body_frame(processes, cameras, tmp_path):
     np.testing.assert_allclose(body[..., 0], optical[..., 2] + 0.1, rtol=1e-5)
     np.testing.assert_allclose(body[..., 1], 0.2 - optical[..., 0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(body[..., 2], 0.3 - optical[..., 1], rtol=1e-5, atol=1e-6)
+    # The same transform serves the hazard grid: the camera looks along the body's x axis.
+    cameras.listen('hazard')
+    cameras.set_parameters(hazard_frame='base_link', hazard_range=4.0)
+    topic = cameras.node.resolve_topic_name('hazard')
+    cameras.spin_until(lambda: cameras.node.count_publishers(topic))
+    cameras.spin_for(0.3)
+    grid = cameras.result('hazard', cameras.publish(stamp + 1_500_000_000))
+    assert grid.header.frame_id == 'base_link'
+    assert grid.info.origin.orientation.w == 1.0
+    assert (grid.info.width, grid.info.origin.position.x) == (40, pytest.approx(-4.0))
+    rows, columns = np.nonzero(np.array(grid.data).reshape(40, 40) == 100)
+    assert np.abs(-4.0 + 0.2 * columns - 2.1).max() < 0.5  # the wall, 2 m ahead of the camera
+    cameras.stop_listening('hazard')
     cameras.set_parameters(cloud_frame='map')
     reasons = cameras.answer(cameras.publish(stamp + 2_000_000_000)).values
     assert any('frame map does not exist' in value.value for value in reasons)
@@ -653,9 +685,14 @@ def test_approximate_synchronization(processes, cameras):
 
 
 def test_camera_info_that_comes_late(processes, cameras):
-    start(processes, cameras, 'points2', 'frame_status')
-    cameras.publish(infos=False)
-    cameras.spin_for(0.3)
+    start(processes, cameras, 'points2', 'frame_status', silence_warning=0.5)
+
+    def said():
+        cameras.publish(infos=False)
+        return 'but no camera_info: are ' in processes.log(NODE)
+
+    cameras.spin_until(said)
+    assert 'left/camera_info and /' in processes.log(NODE)
     assert cameras.received['frame_status'] == []
     stamp = cameras.publish()
     assert cameras.answer(stamp).message == 'published'
@@ -707,6 +744,33 @@ def test_stamps_that_jump_back_are_a_new_start(running):
             stamp = (100 + index) * 1_000_000_000
             running.received['frame_status'].clear()
             assert running.answer(running.publish(stamp)).message == 'published'
+
+
+def test_simulated_time_is_that_of_the_diagnostics_alone(processes, cameras):
+    """Frames are reconstructed before the clock runs, and whatever it says."""
+    stamps = []
+    cameras.node.create_subscription(
+        message_class('diagnostic_msgs/msg/DiagnosticArray'),
+        '/diagnostics',
+        lambda array: stamps.append(stamp_ns(array)),
+        10,
+    )
+    clock = cameras.node.create_publisher(message_class('rosgraph_msgs/msg/Clock'), '/clock', 10)
+    start(processes, cameras, 'points2', 'frame_status', use_sim_time=True)
+    assert cameras.answer(cameras.publish(50_000_000_000)).message == 'published'
+    # Another test's node, on the same domain, has the time of day.
+    cameras.spin_until(lambda: 0 in stamps)
+    message = message_class('rosgraph_msgs/msg/Clock')()
+    for seconds in (100, 30):  # the simulation is reset in between
+
+        def told(seconds=seconds):
+            message.clock.sec = seconds
+            clock.publish(message)
+            return seconds * 1_000_000_000 in stamps
+
+        cameras.spin_until(told)
+        stamp = cameras.publish(seconds * 1_000_000_000)
+        assert cameras.answer(stamp).message == 'published'
 
 
 def test_lifecycle_is_obeyed(processes, cameras):
@@ -775,7 +839,8 @@ def test_a_node_that_cannot_start_says_why_and_ends_with_status_1(processes):
 
 @pytest.mark.slow
 def test_a_thousand_frames_leave_no_memory_behind(processes, cameras):
-    process = start(processes, cameras, 'points2', 'frame_status')
+    cameras.listen('hazard')
+    process = start(processes, cameras, hazard_gravity='fixed')
 
     def resident_kib():
         with open(f'/proc/{process.pid}/status', encoding='ascii') as file:
