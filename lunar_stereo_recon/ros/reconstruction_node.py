@@ -65,6 +65,7 @@ from lunar_stereo_recon.ros.conversions import (
     OK,
     WARN,
 )
+from lunar_stereo_recon.ros.core_logs import log_core_to, stop_logging_core
 from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
 from lunar_stereo_recon.ros.hazard_grid import (
     Attitudes,
@@ -149,6 +150,7 @@ class ReconstructionNode(LifecycleNode):
         """
         super().__init__('reconstruction_node', **kwargs)
         self.parameters = declare_parameters(self, ReconstructionParameters)
+        self._core_logs = log_core_to(self.get_logger())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._engine: StereoReconstructor | None = None
         self._worker: NewestItemWorker[Job] | None = None
@@ -269,6 +271,7 @@ class ReconstructionNode(LifecycleNode):
     def destroy_node(self) -> None:
         """Stop the worker before its publishers go."""
         self._stop()
+        stop_logging_core(self._core_logs)
         super().destroy_node()
 
     # Messages in

@@ -479,6 +479,14 @@ def test_model_is_changed_while_the_node_runs(running):
     assert bytes(again.data) == bytes(before.data)
 
 
+def test_network_is_as_narrow_as_the_time_wants(processes, cameras):
+    cameras.advertise()
+    processes.start(NODE, backend='onnx', threads=1, target_ms=1.0)
+    cameras.spin_until(lambda: 'first pair' in processes.log(NODE))
+    assert 'with the smallest network width, 320 px; target_ms is 1' in processes.log(NODE)
+    assert '[WARN]' in processes.log(NODE)
+
+
 def test_save_cloud_writes_ply_and_pcd(running, tmp_path):
     running.set_parameters(save_directory=str(tmp_path / 'clouds'))
     stamp = running.publish()
