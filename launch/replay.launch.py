@@ -37,13 +37,14 @@ from lunar_stereo_recon.ros.launch_arguments import (
     value,
 )
 from lunar_stereo_recon.ros.parameters import ReplayParameters
-from lunar_stereo_recon.ros.reconstruction_node import OUTPUT_TOPICS
+from lunar_stereo_recon.ros.reconstruction_node import OUTPUT_TOPICS, RECTIFIED_TOPICS
 
 PLAYERS = ('auto', 'rosbag2', 'replay_node')
 # Arguments of both players, and those that replay_node alone understands.
 SHARED = ('rate', 'loop', 'start_offset')
 REPLAY_NODE_ONLY = ('flow_control', 'wait_for_subscribers')
 TOPICS = tuple(item.name for item in dataclasses.fields(StereoTopics))
+IMAGE_NAMES = ('image_rect', 'image_raw')
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
 CLOCK_RATE_HZ = 100
 
@@ -97,11 +98,13 @@ def _named_topics(context: LaunchContext, recorded: Container[str]) -> StereoTop
         if any(given) and not all(given[:2]):
             raise InputError(f'{", ".join(TOPICS)} are {given}; give both images or none')
         return StereoTopics(*given) if any(given) else None
-    names = dict(cameras(context).remappings())
+    preset = cameras(context)
+    names = {**dict(preset.remappings(False)), **dict(preset.remappings(True))}
     images = []
     for side in ('left', 'right'):
-        raw, compressed = (names[f'{side}/image_rect{end}'] for end in ('', COMPRESSED))
-        images.append(compressed if compressed in recorded and raw not in recorded else raw)
+        inputs = [f'{side}/{name}{end}' for end in ('', COMPRESSED) for name in IMAGE_NAMES]
+        topics = [names[name] for name in inputs]
+        images.append(next((topic for topic in topics if topic in recorded), topics[0]))
     infos = [names.get(f'{side}/camera_info', '') for side in ('left', 'right')]
     return StereoTopics(*images, *infos)
 
@@ -112,7 +115,8 @@ def _player(
     """Return the process that plays what the node does not publish itself."""
     namespace = value(context, 'namespace')
     prefix = f'/{namespace.strip("/")}'.rstrip('/')
-    results = {f'{prefix}/{name}' for name in (*OUTPUT_TOPICS, 'frame_status')}
+    outputs = (*OUTPUT_TOPICS, *RECTIFIED_TOPICS, 'frame_status')
+    results = {f'{prefix}/{name}' for name in outputs} - set(dataclasses.astuple(rig))
     played = sorted(recorded.keys() - results - {'/clock'})
     player = value(context, 'player')
     if player == 'auto':

@@ -20,6 +20,7 @@ from lunar_stereo_recon.ros.launch_arguments import (
     given_parameters,
     PACKAGE,
     parameter_arguments,
+    rectifies,
     value,
 )
 from lunar_stereo_recon.ros.node_processes import LARGE_MESSAGES_PROFILE, PROFILE_VARIABLE
@@ -80,7 +81,7 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     use_sim_time = preset.use_sim_time
     if value(context, 'use_sim_time'):
         use_sim_time = given['use_sim_time'] = flag(context, 'use_sim_time')
-    remappings = preset.remappings()
+    remappings = preset.remappings(rectifies(context, preset))
     params_file = value(context, 'params_file')
     node = Node(
         package=PACKAGE,

@@ -48,18 +48,22 @@ class CameraPreset:
     use_sim_time: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
-    def remappings(self) -> list[tuple[str, str]]:
-        """Return (name in the node, topic) for all inputs, whatever their transport."""
+    def remappings(self, rectify: bool) -> list[tuple[str, str]]:
+        """Return (name in the node, topic) for all inputs, whatever their transport.
+
+        Args:
+            rectify: Whether the node rectifies: it then takes raw images, and its own rectified
+                ones must not go to the topics of the camera.
+        """
         pairs = []
         for side in ('left', 'right'):
             image = getattr(self, f'{side}_image')
-            raw = getattr(self, f'{side}_raw') or image
-            compressed = getattr(self, f'{side}_compressed')
+            if rectify:
+                image = getattr(self, f'{side}_raw') or image
+            name = f'{side}/image_raw' if rectify else f'{side}/image_rect'
             topics = {
-                f'{side}/image_rect': image,
-                f'{side}/image_rect{COMPRESSED}': compressed or image + COMPRESSED,
-                f'{side}/image_raw': raw,
-                f'{side}/image_raw{COMPRESSED}': compressed or raw + COMPRESSED,
+                name: image,
+                name + COMPRESSED: getattr(self, f'{side}_compressed') or image + COMPRESSED,
                 f'{side}/camera_info': getattr(self, f'{side}_info'),
             }
             pairs += [(name, self._full(topic)) for name, topic in topics.items() if topic]

@@ -16,7 +16,9 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
+import yaml
 
+from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset
 
 PACKAGE = 'lunar_stereo_recon'
@@ -100,6 +102,19 @@ def cameras(context: LaunchContext) -> CameraPreset:
     return dataclasses.replace(preset, **changes)
 
 
+def rectifies(context: LaunchContext, preset: CameraPreset) -> bool:
+    """Say whether the node is told to rectify, by argument, parameters file or preset.
+
+    Raises:
+        InputError: The parameters file cannot be read.
+    """
+    if value(context, 'rectify'):
+        return flag(context, 'rectify')
+    params_file = value(context, 'params_file')
+    in_file = _parameter_in_file(Path(params_file), 'rectify') if params_file else None
+    return bool(preset.parameters.get('rectify', False) if in_file is None else in_file)
+
+
 def shared_file(context: LaunchContext, *parts: str) -> Path:
     """Return the path of a file that the package installs below its share directory."""
     return Path(FindPackageShare(PACKAGE).perform(context)).joinpath(*parts)
@@ -111,6 +126,26 @@ def included(launch_file: str, **arguments: str) -> IncludeLaunchDescription:
     return IncludeLaunchDescription(
         PythonLaunchDescriptionSource(path), launch_arguments=list(arguments.items())
     )
+
+
+def _parameter_in_file(path: Path, name: str) -> Any:
+    """Return a parameter of the node in a ROS parameters file; None where it is not there."""
+    try:
+        document = yaml.safe_load(path.expanduser().read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = ' '.join(str(error).split())
+        raise InputError(f'cannot read the parameters file {path}: {reason}') from error
+    found = None
+    nodes = [('', document)]
+    while nodes:
+        key, entries = nodes.pop(0)
+        if not isinstance(entries, dict):
+            continue
+        parameters = entries.get('ros__parameters')
+        if isinstance(parameters, dict) and key.endswith(('reconstruction_node', '*')):
+            found = parameters.get(name, found)
+        nodes += entries.items()
+    return found
 
 
 def _named(kind: type, names: tuple[str, ...]) -> list[dataclasses.Field[Any]]:

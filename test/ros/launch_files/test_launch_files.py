@@ -162,12 +162,35 @@ def test_later_sources_of_a_parameter_win(stand_ins, tmp_path):
         },
     }
     assert {'left/image_rect:=/mine/a', 'right/image_rect:=right/image_rect'} <= set(words)
-    assert 'left/image_raw:=/mine/a' in words
+
+
+@pytest.mark.parametrize(
+    'arguments, file, raw',
+    [
+        ({'rectify': 'true'}, '', True),
+        ({}, '/**: {ros__parameters: {rectify: true}}', True),
+        ({}, 'moon: {reconstruction_node: {ros__parameters: {rectify: true}}}', True),
+        ({}, 'other_node: {ros__parameters: {rectify: true}}', False),
+        ({'rectify': 'false'}, '/**: {ros__parameters: {rectify: true}}', False),
+    ],
+)
+def test_names_of_raw_images_go_to_a_node_that_rectifies(
+    stand_ins, tmp_path, arguments, file, raw
+):
+    if file:
+        arguments = {**arguments, 'params_file': str(tmp_path / 'mine.yaml')}
+        (tmp_path / 'mine.yaml').write_text(file)
+    launch = stand_ins('rover.launch.py', left_image='/cam/a', **arguments)
+    [(words, _)] = launch.started('reconstruction_node')
+    name, other = ('image_raw', 'image_rect') if raw else ('image_rect', 'image_raw')
+    assert f'left/{name}:=/cam/a' in words and f'right/{name}:=right/{name}' in words
+    assert not any(word.startswith(f'left/{other}') for word in words)
 
 
 @pytest.mark.parametrize(
     'arguments, text',
     [
+        ({'params_file': '/nowhere/p.yaml'}, '/nowhere/p.yaml'),
         ({'backend': 'magic'}, 'magic'),
         ({'max_range': 'far'}, 'far'),
         ({'lazy': 'perhaps'}, 'perhaps'),
@@ -304,7 +327,7 @@ def test_points_arrive_from_every_launch_file(install_environment, launch_system
 @pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)
 def test_preset_is_complete(path):
     preset = read_preset(path)
-    topics = dict(preset.remappings())
+    topics = dict(preset.remappings(rectify=False))
     assert topics['left/image_rect'].replace('left', 'right') == topics['right/image_rect']
     assert all(topic.startswith('/') for topic in topics.values())
     urls = [preset.parameters.get(f'{side}_camera_info_url') for side in ('left', 'right')]
@@ -329,13 +352,17 @@ def test_calibration_of_lunarsim_is_that_of_its_example():
 def test_topics_of_a_preset_follow_its_namespace():
     images = {'left_image': 'a', 'right_image': '/b', 'right_raw': '/r'}
     preset = CameraPreset('/mast/', **images, left_info='', right_info='c')
-    assert dict(preset.remappings()) == {
+    assert dict(preset.remappings(rectify=False)) == {
         'left/image_rect': '/mast/a',
         'left/image_rect/compressed': '/mast/a/compressed',
-        'left/image_raw': '/mast/a',
-        'left/image_raw/compressed': '/mast/a/compressed',
         'right/image_rect': '/b',
         'right/image_rect/compressed': '/b/compressed',
+        'right/camera_info': '/mast/c',
+    }
+    # The node publishes left/image_rect itself.
+    assert dict(preset.remappings(rectify=True)) == {
+        'left/image_raw': '/mast/a',
+        'left/image_raw/compressed': '/mast/a/compressed',
         'right/image_raw': '/r',
         'right/image_raw/compressed': '/r/compressed',
         'right/camera_info': '/mast/c',
