@@ -17,8 +17,12 @@ import torch
 from torch import nn
 
 from lunar_stereo_recon.errors import ModelError
-from lunar_stereo_recon.models.checkpoints import load_pointmap_model, read_tensors
-from training.students import build_student, load_weights
+from lunar_stereo_recon.models.checkpoints import (
+    load_pointmap_model,
+    load_state,
+    read_tensors,
+)
+from training.students import build_student
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)
@@ -103,7 +107,7 @@ def load_network(path: Path | str, name: str = '') -> tuple[nn.Module, dict[str,
         for key, value in entry['average'].items()
         if key.startswith(_AVERAGE_PREFIX)
     }
-    load_weights(student, weights, str(path))
+    load_state(student, weights, path)
     return student.eval(), content
 
 
@@ -125,7 +129,7 @@ def trained_network(path: Path | str, name: str = '') -> nn.Module:
         state, metadata = read_tensors(path)
         if metadata.get('kind') == FLIGHT_KIND:
             student = build_student('flight', json.loads(metadata['config']))
-            load_weights(student, state, str(path))
+            load_state(student, state, path)
             return student.eval()
     return load_pointmap_model(path)
 

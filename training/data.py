@@ -23,8 +23,11 @@ from training.recipe import DataRecipe
 
 LOG = logging.getLogger(__name__)
 ARRAYS = ('left', 'right', 'disparity', 'shadow', 'occlusion')
-# What only some sets hold: pairs with labels from a teacher have its confidence.
-OPTIONAL_ARRAYS = ('confidence', 'intrinsics')
+# What only some sets hold: pairs with labels from a teacher have its confidence, warped textures
+# the right view's disparity.
+OPTIONAL_ARRAYS = ('confidence', 'intrinsics', 'disparity_right')
+# A batch has these only where all of its pairs do.
+DROPPED_UNLESS_IN_ALL = ('intrinsics', 'disparity_right')
 SEEN, OUT_OF_FRAME = 0, 2
 
 
@@ -38,8 +41,9 @@ def read_sample(path: Path) -> dict[str, np.ndarray]:
     Returns:
         `left`, `right` (H, W) float32 in [0, 1]; `disparity` (H, W) float32 px, NaN in the sky;
         `shadow` (H, W) bool; `occlusion` (H, W) uint8: 0 seen, 1 hidden, 2 outside the right
-        image; where the file has them `confidence` (H, W) float32 in [0, 1] of the disparity
-        and `intrinsics` (3, 3) px.
+        image; where the file has them `confidence` (H, W) float32 in [0, 1] of the disparity,
+        `intrinsics` (3, 3) px and `disparity_right` (H, W) float32 px, of the right view, NaN
+        unknown.
 
     Raises:
         InputError: The file cannot be read, or an array is missing.
@@ -124,7 +128,6 @@ class StepBatches(Dataset):
 
     Attributes:
         entries: What an item is read from.
-        unreadable: Entries that could not be read, so far.
         unsuitable: Entries that a filter of the recipe left out, so far.
     """
 
@@ -139,8 +142,14 @@ class StepBatches(Dataset):
     ) -> None:
         self.recipe, self.entries, self.seed = recipe, entries, seed
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.unreadable: set = set()
+        # In shared memory: loader processes count together.
+        self._unreadable = torch.zeros(len(entries), dtype=torch.bool).share_memory_()
         self.unsuitable: set = set()
+
+    @property
+    def unreadable(self) -> list:
+        """Return the entries that could not be read, so far, by any loader process."""
+        return [self.entries[i] for i in self._unreadable.nonzero()[:, 0].tolist()]
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         """Return a batch: `left`, `right` (B, C, H, W), the rest as `read` gives it."""
@@ -159,7 +168,7 @@ class StepBatches(Dataset):
             except UnsuitablePairError:
                 self.unsuitable.add(self.entries[index])
             except InputError as error:
-                self._count_unreadable(self.entries[index], error)
+                self._count_unreadable(index, error)
         raise InputError(
             f'none of {len(self.entries)} pairs can be used: {len(self.unreadable)} are not '
             f'readable, {len(self.unsuitable)} do not pass the filters of the recipe'
@@ -170,15 +179,17 @@ class StepBatches(Dataset):
             return [self.seed, 2, index, epoch % self.recipe.fixed_crops]
         return [self.seed, 1, number]
 
-    def _count_unreadable(self, entry, error: InputError) -> None:
-        if entry not in self.unreadable:
-            self.unreadable.add(entry)
+    def _count_unreadable(self, index: int, error: InputError) -> None:
+        if not self._unreadable[index]:
+            self._unreadable[index] = True
             LOG.warning('left out: %s', error)
+        count = int(self._unreadable.sum())
         limit = self.recipe.max_unreadable_fraction * len(self.entries)
-        if len(self.unreadable) > limit:
+        if count > limit:
             raise InputError(
-                f'{len(self.unreadable)} of {len(self.entries)} pairs cannot be read, '
-                f'data.max_unreadable_fraction allows {limit:.1f}; last: {entry}: {error}'
+                f'{count} of {len(self.entries)} pairs cannot be read, '
+                f'data.max_unreadable_fraction allows {limit:.1f}; last: {self.entries[index]}: '
+                f'{error}'
             ) from error
 
     @abstractmethod
@@ -216,7 +227,13 @@ class RenderedPairs(StepBatches):
         With `data.matches` also `matches1`, `matches2` (N, 2) and `matches_valid` (N,); what else
         the file has, see `read_sample`.
         """
-        item = self.crop_and_vary(read_sample(entry), rng)
+        return self.prepared(read_sample(entry), rng)
+
+    def prepared(
+        self, sample: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Return the sample cropped and varied, with matches where the recipe wants some."""
+        item = self.crop_and_vary(sample, rng)
         if self.recipe.matches:
             item |= sample_matches(item['disparity'], item['occlusion'], self.recipe.matches, rng)
         return item
@@ -255,6 +272,43 @@ class RenderedPairs(StepBatches):
         if self.recipe.photometric:
             crop['left'], crop['right'] = vary_light(crop['left'], crop['right'], rng)
         return crop
+
+
+class PairsOnTheFly(RenderedPairs):
+    """Pairs that are rendered when they are needed: as many terrains as there are steps for.
+
+    Item i of the stream is pair i of `lunar-stereo dataset` with the recipe's seed and the crop
+    for its window. Both views have their disparity, so that pointmap students can learn from them.
+    """
+
+    def __init__(
+        self,
+        recipe: DataRecipe,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        StepBatches.__init__(self, recipe, (), seed, batch_size, rank, world_size)
+
+    def item(self, number: int) -> dict[str, np.ndarray]:
+        """Return item `number` of the endless stream, varied."""
+        # Needs the renderer (extra [sim]), which pairs on disk do not.
+        from lunar_stereo_recon.simulation.dataset import make_sample
+
+        size = self.recipe.crop_width, self.recipe.crop_height
+        pair = make_sample(self.seed, 'train', number, size)
+        scale = np.float32(1.0 / np.iinfo(pair.left.dtype).max)
+        sample = {
+            'left': pair.left.astype(np.float32) * scale,
+            'right': pair.right.astype(np.float32) * scale,
+            'disparity': pair.disparity,
+            'disparity_right': pair.disparity_right,
+            'shadow': pair.shadow,
+            'occlusion': pair.occlusion,
+            'intrinsics': pair.intrinsics.astype(np.float32),
+        }
+        return self.prepared(sample, np.random.default_rng([self.seed, 1, number]))
 
 
 def sample_matches(
@@ -304,7 +358,11 @@ def list_samples(folders: Sequence[str | Path]) -> list[Path]:
         raise InputError('data.train is empty; it must list folders of rendered pairs')
     paths = []
     for folder in folders:
-        found = sorted(Path(folder).expanduser().glob('*.npz'))
+        found = sorted(
+            path
+            for path in Path(folder).expanduser().glob('*.npz')
+            if not path.name.startswith('.')  # unfinished
+        )
         if not found:
             raise InputError(f'{folder}: no .npz pairs found')
         paths += found
@@ -314,8 +372,8 @@ def list_samples(folders: Sequence[str | Path]) -> list[Path]:
 def stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
     """Return samples as one batch of tensors; grey images get a channel dimension.
 
-    Where only some pairs have a confidence, the others' is 1; where some have no intrinsics
-    (pairs of warped textures), the batch has none.
+    Where only some pairs have a confidence, the others' is 1; where some have no intrinsics or
+    no right disparity, the batch has none.
 
     Raises:
         InputError: The samples hold different arrays.
@@ -323,8 +381,9 @@ def stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
     if any('confidence' in sample for sample in samples):
         for sample in samples:
             sample.setdefault('confidence', np.ones(sample['left'].shape, np.float32))
-    if not all('intrinsics' in sample for sample in samples):
-        samples = [{k: v for k, v in sample.items() if k != 'intrinsics'} for sample in samples]
+    for name in DROPPED_UNLESS_IN_ALL:
+        if not all(name in sample for sample in samples):
+            samples = [{k: v for k, v in sample.items() if k != name} for sample in samples]
     names = {frozenset(sample) for sample in samples}
     if len(names) > 1:
         lacking = sorted(frozenset.union(*names) - frozenset.intersection(*names))

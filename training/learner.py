@@ -10,11 +10,13 @@ from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.models.flight import FlightStudent
+from lunar_stereo_recon.models.lunar_teacher import pointmaps_from_disparity
 from lunar_stereo_recon.models.mast3r import Mast3r
 from training.checkpoint import trained_network
 from training.frozen_teacher import Batch, flight_tokens, Teacher
 from training.losses import distillation_loss, FeatureProjector, LossWeights
 from training.recipe import LossRecipe, StudentRecipe
+from training.sparse_points import strongest_corners
 from training.stereo_losses import feature_loss, flight_losses, teacher_labels
 from training.students import build_student, encoder_modules, feature_widths, grey, rgb
 
@@ -68,6 +70,11 @@ class FlightLearner(Learner):
     ) -> None:
         if recipe.distillation:
             raise InputError('distillation is for students of the MASt3R kind; flight has losses')
+        if recipe.ground_truth_points:
+            raise InputError(
+                'ground_truth_points is for students of the MASt3R kind: losses of a flight '
+                'student are means over cells that must be known as a whole'
+            )
         parts = [part for part in PARTS if getattr(recipe.losses, f'{part}_features')]
         super().__init__(recipe, student, parts, teacher)
         wanted = {f'{part}{view}' for part in parts for view in (1, 2)}
@@ -117,6 +124,11 @@ class PointmapLearner(Learner):
             weights = LossWeights(**recipe.distillation)
         except TypeError as error:
             raise InputError(f'distillation: {error}') from error
+        if recipe.ground_truth_points and weights.gradient:
+            raise InputError(
+                'ground_truth_points is on and so is the gradient loss, which needs neighbouring '
+                'pixels; set distillation.gradient to 0'
+            )
         parts = [part for part in PARTS if getattr(weights, f'{part}_features')]
         super().__init__(recipe, student, parts, teacher)
         self.weights = weights
@@ -140,7 +152,9 @@ class PointmapLearner(Learner):
         grid = [left.shape[-2] // TOKEN_STRIDE, left.shape[-1] // TOKEN_STRIDE]
         target: dict[str, object] = dict(lesson)
         if self.recipe.target == 'ground_truth':
-            target |= _true_pointmaps(batch)
+            truth = true_pointmaps(batch)
+            target |= truth
+            batch = {**batch, **self._known(left, right, truth)}
         for view in (1, 2):
             levels = [lesson.get(f'{part}{view}') for part in PARTS]
             if any(level is not None for level in levels):
@@ -150,16 +164,41 @@ class PointmapLearner(Learner):
             output, target, batch, self.weights, dict(self.projectors.items())
         )
 
+    def _known(self, left: Tensor, right: Tensor, truth: Batch) -> Batch:
+        """Return where the ground truth counts, `valid1` and `valid2` (B, H, W)."""
+        masks = {name: truth[name] for name in ('valid1', 'valid2')}
+        points = self.recipe.ground_truth_points
+        if not points:
+            return masks
+        views = zip(masks.items(), (left, right), strict=True)
+        return {name: strongest_corners(view, mask, points) for (name, mask), view in views}
 
-def _true_pointmaps(batch: Batch) -> Batch:
-    names = ('pointmap1', 'pointmap2')
-    lacking = [name for name in names if name not in batch]
+
+def true_pointmaps(batch: Batch) -> Batch:
+    """Return `pointmap1`, `pointmap2` (B, H, W, 3) and where they are known, `valid1`, `valid2`.
+
+    Rectified pairs with the disparities of both views have them up to scale.
+
+    Raises:
+        InputError: The pairs have neither.
+    """
+    names = ('pointmap1', 'pointmap2', 'valid1', 'valid2')
+    if all(name in batch for name in names):
+        return {name: batch[name] for name in names}
+    lacking = [
+        name for name in ('disparity', 'disparity_right', 'intrinsics') if name not in batch
+    ]
     if lacking:
         raise InputError(
-            f'target is ground_truth, but the pairs have no {", ".join(lacking)}: rendered pairs '
-            'hold the left disparity alone; take StereoLunar pairs, or target teacher'
+            f'target is ground_truth, but the pairs have no pointmap1, pointmap2 and no '
+            f'{", ".join(lacking)}: rendered pairs hold the left disparity alone; take '
+            'StereoLunar pairs or warped textures, or target teacher'
         )
-    return {name: batch[name] for name in names}
+    disparities = batch['disparity'], batch['disparity_right']
+    known = [torch.isfinite(disparity) for disparity in disparities]
+    left, right = (disparity.nan_to_num(0.0) for disparity in disparities)
+    one, two = pointmaps_from_disparity(left, right, batch['intrinsics'])
+    return {'pointmap1': one, 'pointmap2': two, 'valid1': known[0], 'valid2': known[1]}
 
 
 def build_learner(recipe: StudentRecipe, teacher: Teacher | None) -> Learner:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lunar_stereo_recon.errors import InputError
 
-DATA_KINDS = ('rendered', 'stereolunar')
+DATA_KINDS = ('rendered', 'on_the_fly', 'stereolunar')
 STUDENT_KINDS = ('flight', 'lunar_teacher', 'mast3r', 'S1', 'S2', 'S3', 'S4')
 TARGETS = ('ground_truth', 'teacher')
 START_METHODS = ('random', 'shared_basis', 'truncate', 'direct')
@@ -32,9 +32,11 @@ class DataRecipe:
 
     Attributes:
         kind: 'rendered' (pairs of `lunar_stereo_recon.simulation.dataset`, or of
-            `python -m training adapt`) or 'stereolunar' (folders of `.jpg`, `.exr`, `.npz`).
-        train: Folders.
-        validation: Folder of rendered full frames, never trained on; '' for none.
+            `python -m training adapt`), 'on_the_fly' (the same, rendered in the loader processes
+            while training goes on, never twice) or 'stereolunar' (folders of `.jpg`, `.exr`,
+            `.npz`).
+        train: Folders; none where pairs are rendered on the fly.
+        validation: Folder of full frames of this kind, never trained on; '' for none.
         crop_height, crop_width: Random crop, pixels; multiples of 32. StereoLunar views are
             scaled to cover it and cut about the centre.
         fixed_crops: Each pair is cut in so many ways and no more, and its light is not varied,
@@ -153,6 +155,8 @@ class StudentRecipe:
         freeze_encoder: Train all but the encoder.
         start: Weights before the first step.
         target: 'ground_truth' or 'teacher': whose disparities or pointmaps are learnt.
+        ground_truth_points: Of the ground truth only so many pixels of each view count, the
+            strongest corners, as in a set of triangulated points; 0: all.
         min_confidence: Flight: the teacher's disparity counts where its confidence, in [0, 1],
             is at least this.
         losses: Of a flight student.
@@ -164,6 +168,7 @@ class StudentRecipe:
     freeze_encoder: bool = False
     start: StartRecipe = field(default_factory=StartRecipe)
     target: str = 'ground_truth'
+    ground_truth_points: int = 0
     min_confidence: float = 0.5
     losses: LossRecipe = field(default_factory=LossRecipe)
     distillation: dict[str, Any] = field(default_factory=dict)
@@ -207,6 +212,8 @@ class Recipe:
         name: Name of the run and of the exported model.
         seed: Of initial weights, crops and order.
         students: By name.
+        comparisons: For `ablate`: groups of students that answer one question each, a table and
+            a panel a group; none: all students in one.
     """
 
     name: str = 'flight'
@@ -214,6 +221,7 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
     students: dict[str, StudentRecipe] = field(default_factory=dict)
+    comparisons: dict[str, list[str]] = field(default_factory=dict)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     checkpoint_every: int = 250
     validate_every: int = 1000
@@ -231,14 +239,33 @@ class Recipe:
         if not self.students:
             raise InputError('students is empty; a run needs at least one')
         _one_of('data.kind', self.data.kind, DATA_KINDS)
+        if self.data.kind == 'on_the_fly':
+            for key in ('train', 'fixed_crops'):
+                if getattr(self.data, key):
+                    raise InputError(f'data.{key} has no effect where data.kind is on_the_fly')
         _one_of('optimizer.amp', self.optimizer.amp, AMP)
         _one_of('teacher.amp', self.teacher.amp, AMP)
         for name, student in self.students.items():
             _one_of(f'students.{name}.kind', student.kind, STUDENT_KINDS)
             _one_of(f'students.{name}.target', student.target, TARGETS)
             _one_of(f'students.{name}.start.method', student.start.method, START_METHODS)
+            self._check_sparse(name, student)
             if not self.teacher.checkpoint:
                 self._check_without_teacher(name, student)
+        for group, names in self.comparisons.items():
+            for name in names:
+                _one_of(f'comparisons.{group}', name, list(self.students))
+
+    @staticmethod
+    def _check_sparse(name: str, student: StudentRecipe) -> None:
+        points = student.ground_truth_points
+        if points < 0:
+            raise InputError(f'students.{name}.ground_truth_points is {points}; 0 or more needed')
+        if points and student.target != 'ground_truth':
+            raise InputError(
+                f'students.{name}.ground_truth_points is {points}, but its target is '
+                f'{student.target!r}'
+            )
 
     def _check_without_teacher(self, name: str, student: StudentRecipe) -> None:
         needs = {

@@ -53,18 +53,6 @@ def config_values(student: nn.Module) -> dict[str, Any]:
     raise ModelError(f'{type(student).__name__} is no network of this package')
 
 
-def load_weights(student: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict strictly.
-
-    Raises:
-        ModelError: Names or shapes differ; the message names the source.
-    """
-    try:
-        student.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(f'{source}: {error}') from error
-
-
 def encoder_modules(student: nn.Module) -> list[nn.Module]:
     """Return the modules that make a student's encoder."""
     if isinstance(student, (FlightStudent, PaperStudent)):

@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lunar_stereo_recon.errors import InputError, ModelError, ReconError
+from lunar_stereo_recon.models.checkpoints import load_state
 from training.batch_norm import share_batch_norms
 from training.checkpoint import git_commit, load_checkpoint, save_checkpoint
 from training.curves import ScalarLog
-from training.data import RenderedPairs, StepBatches
+from training.data import PairsOnTheFly, RenderedPairs, StepBatches
 from training.frozen_teacher import Batch, load_frozen_teacher
 from training.learner import build_learner, Learner
 from training.recipe import OptimizerRecipe, Recipe, StartRecipe
@@ -31,6 +32,8 @@ from training.validation import validate_student
 LOG = logging.getLogger(__name__)
 # Steps with a loss that is not finite are skipped; so many in a row mean a broken run.
 MAX_BAD_STEPS = 20
+# Unreadable pairs that are named at the end of a run.
+LISTED = 10
 
 
 class TrainingDivergedError(ReconError):
@@ -71,6 +74,8 @@ def build_data(recipe: Recipe, rank: int = 0, world_size: int = 1) -> StepBatche
         from training.stereolunar import StereoLunarPairs
 
         return StereoLunarPairs(recipe.data, *share)
+    if recipe.data.kind == 'on_the_fly':
+        return PairsOnTheFly(recipe.data, *share)
     return RenderedPairs(recipe.data, *share)
 
 
@@ -164,9 +169,13 @@ class StudentInTraining:
             'projectors': self.learner.projectors.state_dict(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from the state in a checkpoint."""
-        self.student.load_state_dict(state['student'])
+    def load(self, state: dict[str, Any], source: str) -> None:
+        """Go on from the state in a checkpoint, which errors call `source`.
+
+        Raises:
+            ModelError: It is of another network; names the first entries that differ.
+        """
+        load_state(self.student, state['student'], source)
         self.average.load_state_dict(state['average'])
         self.optimizer.load_state_dict(state['optimizer'])
         self.learner.projectors.load_state_dict(state['projectors'])
@@ -288,8 +297,12 @@ class Trainer:
 
     # -- loop ------------------------------------------------------------------------------
 
-    def run(self, minutes: float | None = None) -> None:
-        """Train to the recipe's last step, or until the time budget of this call is spent."""
+    def run(self, minutes: float | None = None) -> bool:
+        """Train to the recipe's last step, or until the time budget of this call is spent.
+
+        Returns:
+            Whether the last step is done.
+        """
         total = self.recipe.optimizer.total_steps
         started = last = time.monotonic()
         progress = tqdm(
@@ -316,6 +329,16 @@ class Trainer:
             if out_of_time:
                 break
         progress.close()
+        self._list_unreadable()
+        return self.step >= total
+
+    def _list_unreadable(self) -> None:
+        left_out = self.data.unreadable
+        if left_out:
+            names = ', '.join(str(entry) for entry in left_out[:LISTED])
+            more = ', ...' if len(left_out) > LISTED else ''
+            count, total = len(left_out), len(self.data.entries)
+            LOG.warning('%d of %d pairs could not be read: %s%s', count, total, names, more)
 
     def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
         accumulate = self.recipe.optimizer.accumulate
@@ -348,7 +371,7 @@ class Trainer:
             return
         for name, student in self.students.items():
             network = student.average.module
-            figures = validate_student(network, self.recipe.data.validation, self.device)
+            figures = validate_student(network, self.recipe.data, self.device)
             several = len(self.students) > 1
             self.log.write_validation(self.step, figures, name if several else '')
             text = ', '.join(f'{k} {v:.4g}' for k, v in figures.items())
@@ -393,9 +416,10 @@ class Trainer:
                 f'{", ".join(self.students)}'
             )
         for name, student in self.students.items():
+            source = f'{self.path}, student {name}'
             try:
-                student.load(content['students'][name])
+                student.load(content['students'][name], source)
             except (RuntimeError, ValueError) as error:
-                raise ModelError(f'{self.path}, student {name}: {error}') from error
+                raise ModelError(f'{source}: {error}') from error
         torch.set_rng_state(content['torch_rng'])
         self.step, self.seconds = content['step'], content['seconds']

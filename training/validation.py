@@ -1,24 +1,36 @@
-"""Accuracy of a student on full rendered frames, at every pixel with ground truth."""
+"""Accuracy of a student on frames that were never trained on, at every pixel with ground truth."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 import torch
-from torch import nn
+from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.models.flight import FlightStudent
 from lunar_stereo_recon.models.mast3r import Mast3r
 from training.data import list_samples, read_sample
+from training.recipe import DataRecipe
 from training.students import rgb
+
+# Frames that are looked at, at the most.
+FRAMES = 24
+
+
+def spread(count: int, limit: int) -> list[int]:
+    """Return at most `limit` of the numbers below `count`, evenly spread."""
+    return np.linspace(0, count - 1, min(limit, count)).astype(int).tolist()
 
 
 def spread_samples(folder: str | Path, limit: int) -> list[Path]:
     """Return at most `limit` files of a folder, evenly spread over it."""
     paths = list_samples([folder])
-    return [paths[i] for i in np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int)]
+    return [paths[i] for i in spread(len(paths), limit)]
 
 
 @torch.no_grad()
@@ -35,7 +47,7 @@ def predict(
 
 
 def validate(
-    student: FlightStudent, folder: str | Path, device: torch.device, limit: int = 24
+    student: FlightStudent, folder: str | Path, device: torch.device, limit: int = FRAMES
 ) -> dict[str, float]:
     """Return EPE in px and shares of wrong pixels in per cent, pooled over pixels.
 
@@ -66,36 +78,73 @@ def validate(
     return figures
 
 
+@dataclass(frozen=True)
+class DepthFrame:
+    """A pair with the left view's depth.
+
+    Attributes:
+        left, right: (1, C, H, W) in [0, 1], C 1 or 3; sides are multiples of 16.
+        depth: (H, W), any unit, NaN unknown.
+    """
+
+    left: Tensor
+    right: Tensor
+    depth: NDArray[np.float32]
+
+
+def rendered_frames(folder: str | Path, limit: int = FRAMES) -> Iterator[DepthFrame]:
+    """Yield full rendered frames, evenly spread; depth is the reciprocal of disparity."""
+    for path in spread_samples(folder, limit):
+        sample = read_sample(path)
+        left, right = (torch.from_numpy(sample[view])[None, None] for view in ('left', 'right'))
+        with np.errstate(divide='ignore', invalid='ignore'):
+            depth = np.where(sample['disparity'] > 0, 1 / sample['disparity'], np.nan)
+        yield DepthFrame(left, right, depth)
+
+
+def stereolunar_frames(recipe: DataRecipe, limit: int = FRAMES) -> Iterator[DepthFrame]:
+    """Yield pairs of the recipe's folder for validation, evenly spread, cut to its crop's size."""
+    # Needs OpenEXR, which rendered pairs do not.
+    from training.stereolunar import fitted, list_view_pairs, read_view
+
+    pairs = list_view_pairs([recipe.validation], recipe.max_frame_distance)
+    size = recipe.crop_height, recipe.crop_width
+    for index in spread(len(pairs), limit):
+        left, right = (fitted(read_view(stem), *size) for stem in pairs[index])
+        views = [torch.from_numpy(view.image).permute(2, 0, 1)[None] for view in (left, right)]
+        yield DepthFrame(views[0], views[1], left.depth)
+
+
 @torch.no_grad()
 def validate_pointmaps(
-    student: Mast3r, folder: str | Path, device: torch.device, limit: int = 24
+    student: Mast3r, frames: Iterable[DepthFrame], device: torch.device
 ) -> dict[str, float]:
     """Return errors of the left view's depth up to scale, in per cent, means over frames.
 
-    Depth is the reciprocal of disparity; scales meet at the median of each frame.
+    Scales meet at the median of each frame.
 
     Args:
         student: In any mode; left in evaluation mode.
-        folder: Full frames; sizes are multiples of 16.
+        frames: Those without any known depth are passed over.
         device: Where to run.
-        limit: Frames at the most, evenly spread over the folder.
+
+    Raises:
+        InputError: No frame has a known depth.
     """
     student.eval()
     relative, within = [], []
-    for path in spread_samples(folder, limit):
-        sample = read_sample(path)
-        views = [torch.from_numpy(sample[view])[None, None] for view in ('left', 'right')]
-        left, right = (rgb(view.to(device)) for view in views)
-        predicted = student(left, right)['pointmap1'][0, ..., 2].float().cpu().numpy()
-        valid = sample['disparity'] > 0  # False where NaN
+    for frame in frames:
+        valid = np.isfinite(frame.depth)
         if not valid.any():
             continue
-        ratio = predicted[valid] * sample['disparity'][valid]
+        left, right = (rgb(view.to(device)) for view in (frame.left, frame.right))
+        predicted = student(left, right)['pointmap1'][0, ..., 2].float().cpu().numpy()
+        ratio = predicted[valid] / frame.depth[valid]
         ratio = ratio / np.median(ratio)
         relative.append(np.abs(ratio - 1).mean())
         within.append((np.maximum(ratio, 1 / np.where(ratio > 0, ratio, np.nan)) < 1.05).mean())
     if not relative:
-        raise InputError(f'{folder}: no frame with a positive disparity')
+        raise InputError('validation: no frame with a known depth')
     return {
         'abs_rel': 100 * float(np.mean(relative)),
         'delta1.05': 100 * float(np.mean(within)),
@@ -103,11 +152,17 @@ def validate_pointmaps(
 
 
 def validate_student(
-    student: nn.Module, folder: str | Path, device: torch.device
+    student: nn.Module, recipe: DataRecipe, device: torch.device
 ) -> dict[str, float]:
-    """Return the figures of a student of either kind; arguments as for `validate`."""
-    if isinstance(student, FlightStudent):
-        return validate(student, folder, device)
+    """Return the figures of a student of either kind on the recipe's frames for validation.
+
+    Raises:
+        InputError: The frames do not suit the student.
+    """
     if isinstance(student, Mast3r):
-        return validate_pointmaps(student, folder, device)
+        lunar = recipe.kind == 'stereolunar'
+        frames = stereolunar_frames(recipe) if lunar else rendered_frames(recipe.validation)
+        return validate_pointmaps(student, frames, device)
+    if isinstance(student, FlightStudent):
+        return validate(student, recipe.validation, device)
     raise InputError(f'{type(student).__name__} cannot be validated')

@@ -124,13 +124,19 @@ def load_pointmap_model(path: str | Path, name: str | None = None) -> Mast3r:
 def load_encoder_weights(student: PaperStudent, path: str | Path) -> None:
     """Load published weights of DINOv2, ViT-Tiny or MobileNetV3 into a student's encoder.
 
-    The adapter and everything after it stay as they are.
+    A file of a whole student with the same encoder does too. The adapter and everything after it
+    stay as they are.
 
     Raises:
         ModelError: The file is missing, truncated, or of another network.
     """
     state, _ = read_tensors(path)
-    network = student.encoder.network
+    network, spec = student.encoder.network, student.spec
+    prefix = f'{spec.module_name}.{spec.backbone_name}.'
+    inside = {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
+    state = inside or state
     load_state(network, encoder_state_from_official(network, state), path)
 
 

@@ -250,29 +250,35 @@ class MobileNetV3(nn.Module):
     its checkpoints) although nothing reads them; they are kept frozen and are not run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float = 1.0) -> None:
+        """Build it with random weights.
+
+        Args:
+            factor: Of all widths; 1 is the published network.
+        """
         super().__init__()
-        self.conv_stem = nn.Conv2d(3, STEM_WIDTH, 3, 2, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
-        stages: list[nn.Module] = [nn.Sequential(SeparableBlock(STEM_WIDTH))]
-        width = STEM_WIDTH
+
+        def scaled(channels: int) -> int:
+            return channels if factor == 1.0 else max(8, 8 * round(channels * factor / 8))
+
+        width = scaled(STEM_WIDTH)
+        self.conv_stem = nn.Conv2d(3, width, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        stages: list[nn.Module] = [nn.Sequential(SeparableBlock(width))]
         for rows in MOBILENET_STAGES:
             blocks = []
             for kernel, stride, expanded, width_out, squeezed, activation in rows:
-                blocks.append(
-                    InvertedResidual(
-                        width, kernel, stride, expanded, width_out, squeezed, activation
-                    )
-                )
-                width = width_out
+                sizes = scaled(expanded), scaled(width_out), squeezed and scaled(squeezed)
+                blocks.append(InvertedResidual(width, kernel, stride, *sizes, activation))
+                width = scaled(width_out)
             stages.append(nn.Sequential(*blocks))
-        stages.append(nn.Sequential(PointwiseBlock(width, LAST_WIDTH)))
+        stages.append(nn.Sequential(PointwiseBlock(width, scaled(LAST_WIDTH))))
         self.blocks = nn.Sequential(*stages)
         for parameter in self.blocks[LAST_STAGE_AT_STRIDE_16 + 1 :].parameters():
             parameter.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return (B, 112, H / 16, W / 16) of normalised images (B, 3, H, W)."""
+        """Return (B, 112 times the factor, H / 16, W / 16) of normalised images (B, 3, H, W)."""
         x = F.hardswish(self.bn1(self.conv_stem(image)))
         return self.blocks[: LAST_STAGE_AT_STRIDE_16 + 1](x)
 
@@ -314,6 +320,16 @@ ENCODERS: dict[str, EncoderSpec] = {
     # The paper's count holds for a position table of a 512x512 image.
     'vit_tiny_patch16': EncoderSpec(
         lambda: VisionTransformer(192, 12, 3, 16, table_grid=32), 192, 'tiny_vit', 'vit'
+    ),
+    # Of no published network: for comparisons at a scale where a CPU can train several.
+    'mobilenetv3_mini': EncoderSpec(
+        lambda: MobileNetV3(0.75), 80, 'tiny_enc', 'backbone', column_first=True
+    ),
+    'vit_mini_patch16': EncoderSpec(
+        lambda: VisionTransformer(96, 3, 3, 16, table_grid=8), 96, 'tiny_vit', 'vit'
+    ),
+    'vit_micro_patch16': EncoderSpec(
+        lambda: VisionTransformer(48, 2, 3, 16, table_grid=8), 48, 'tiny_vit', 'vit'
     ),
 }
 

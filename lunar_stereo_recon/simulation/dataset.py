@@ -5,9 +5,9 @@ Pair number i of a seed and split is always the same, so that a stopped run goes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 import json
 import math
 import multiprocessing
@@ -96,6 +96,13 @@ class Sample:
     depth_right: NDArray[np.float32]
     poses: NDArray[np.float64]
     intrinsics_right: NDArray[np.float64]
+
+    @property
+    def disparity_right(self) -> NDArray[np.float32]:
+        """Return the right view's disparity (H, W), pixels, NaN in the sky."""
+        return (self.intrinsics_right[0, 0] * self.baseline_m / self.depth_right).astype(
+            np.float32
+        )
 
     def save(self, path: Path) -> None:
         """Write the sample to an .npz file; the file appears only when it is complete."""
@@ -315,10 +322,12 @@ def make_sample(
     faults: CameraFaults = NO_FAULTS,
     rocks: str = 'heightfield',
 ) -> Sample:
-    """Return pair number `index` of a seed and split."""
-    group = index // VIEWS_PER_TERRAIN
-    stratum, config = _group_config(seed, split, group, rocks)
-    return _sample_on(make_terrain(config), stratum, seed, split, index, size, samples, faults)
+    """Return pair number `index` of a seed and split.
+
+    The last terrain is kept: pairs of one terrain in turn cost less.
+    """
+    stratum, terrain = _group_ground(seed, split, index // VIEWS_PER_TERRAIN, rocks)
+    return _sample_on(terrain, stratum, seed, split, index, size, samples, faults)
 
 
 def write_dataset(
@@ -332,7 +341,7 @@ def write_dataset(
     form: str = 'pairs',
     faults: CameraFaults = NO_FAULTS,
     rocks: str = 'heightfield',
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Write pairs 0..count-1 of a seed and split with a manifest; what is there is kept.
 
     The manifest `dataset.json` holds the options, and seed and parameters of every terrain.
@@ -480,6 +489,12 @@ def _group_config(
     if rocks != 'heightfield':
         config = replace(config, rock_form=rocks, rock_wear=rng.uniform(0.0, 0.8))
     return stratum, config
+
+
+@lru_cache(maxsize=1)
+def _group_ground(seed: int, split: str, group: int, rocks: str) -> tuple[str, Terrain]:
+    stratum, config = _group_config(seed, split, group, rocks)
+    return stratum, make_terrain(config)
 
 
 def _sample_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
 from lunar_stereo_recon.models.lunar_teacher import pointmaps_from_disparity  # noqa: E402
 from lunar_stereo_recon.models.mast3r import Mast3r  # noqa: E402
 from training.__main__ import main  # noqa: E402
-from training.ablate import compare, format_table, train_seeds  # noqa: E402
 from training.checkpoint import load_network, trained_network  # noqa: E402
 from training.curves import draw_curves, read_curves  # noqa: E402
 from training.export import write_safetensors  # noqa: E402
@@ -30,7 +30,7 @@ from training.stereo_losses import (  # noqa: E402
     scale_loss,
 )
 from training.trainer import Trainer  # noqa: E402
-from training.validation import validate_pointmaps  # noqa: E402
+from training.validation import rendered_frames, validate_pointmaps  # noqa: E402
 
 TINY_FLIGHT = {
     'encoder_channels': [8, 8, 16, 16],
@@ -372,14 +372,17 @@ def test_bf16_agrees_with_full_precision(make_recipe, flight_teacher, tmp_path):
     assert losses[1] != losses[0]
 
 
-def test_figures_go_to_metrics_events_and_curves(make_recipe, plane_pairs, tmp_path):
+def test_figures_go_to_metrics_events_and_curves(make_recipe, plane_pairs, tmp_path, capsys):
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recipe = make_recipe({'flight': tiny_flight()})
     recipe.optimizer.total_steps = 10
     recipe.data.validation = str(plane_pairs)
-    Trainer(recipe, tmp_path).run()
+    assert Trainer(recipe, tmp_path).run()
+    bar = capsys.readouterr().err.split('\r')[-1]
+    # Steps, elapsed and remaining time, speed, terms.
+    assert re.search(r'10/10 \[\d+:\d+<\d+:\d+, .*pairs_per_s=.*loss=.*disparity=', bar), bar
     curves = read_curves(tmp_path)
     assert [step for step, _ in curves['loss']] == [10]
     assert curves['validation/epe'][0][1] > 0
@@ -404,34 +407,7 @@ def test_smoke_distils_to_onnx(tmp_path, capsys):
     assert (tmp_path / 'smoke.onnx').stat().st_size > 1000
 
 
-# --- Comparison of students ----------------------------------------------------------------
-
-
-def test_ablation_compares_students_over_seeds(make_recipe, flight_teacher, plane_pairs, tmp_path):
-    students = {
-        'random': tiny_flight(target='teacher'),
-        'shared_basis': tiny_flight(
-            target='teacher', start=StartRecipe(method='shared_basis', pairs=1)
-        ),
-    }
-    recipe = make_recipe(students, flight_teacher)
-    recipe.validate_every, recipe.data.validation = 1, str(plane_pairs)
-    folders = train_seeds(recipe, tmp_path / 'study', seeds=2, device='cpu')
-    table = compare(folders, list(students), 'epe', total_steps=4)
-    ends = [read_curves(folder)['random/validation/epe'][-1][1] for folder in folders]
-    mean, spread = table['random'][-1]
-    assert mean == pytest.approx(sum(ends) / 2)
-    assert spread == pytest.approx(abs(ends[0] - ends[1]) / math.sqrt(2))
-    assert ends[0] != ends[1]
-    assert '| shared_basis |' in format_table(table, 'epe', 2)
-    rows = len((folders[0] / 'metrics.jsonl').read_text().splitlines())
-    train_seeds(recipe, tmp_path / 'study', seeds=1, device='cpu')  # finished: nothing is added
-    assert len((folders[0] / 'metrics.jsonl').read_text().splitlines()) == rows
-    with pytest.raises(InputError, match='no random/validation/bad7'):
-        compare(folders, ['random'], 'bad7', total_steps=4)
-    recipe.students.pop('random')
-    with pytest.raises(InputError, match='at least two'):
-        train_seeds(recipe, tmp_path / 'one', seeds=1, device='cpu')
+# --- Validation ----------------------------------------------------------------------------
 
 
 def test_depth_of_a_pointmap_student_is_validated_up_to_scale(plane_pairs):
@@ -445,6 +421,6 @@ def test_depth_of_a_pointmap_student_is_validated_up_to_scale(plane_pairs):
             tilt = torch.linspace(0.9, 1.1, left.shape[-1]).expand(1, *left.shape[-2:])
             return {'pointmap1': torch.stack([tilt, tilt, 7.3 * tilt], dim=-1)}
 
-    figures = validate_pointmaps(Planes(), plane_pairs, torch.device('cpu'))
+    figures = validate_pointmaps(Planes(), rendered_frames(plane_pairs), torch.device('cpu'))
     assert figures['abs_rel'] == pytest.approx(5.0, abs=0.1)
     assert figures['delta1.05'] == pytest.approx(49, abs=2)

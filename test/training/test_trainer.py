@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ pytest.importorskip('omegaconf')
 
 from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
 import training  # noqa: E402
-from training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from training.data import RenderedPairs  # noqa: E402
+from training.checkpoint import git_commit, load_checkpoint, save_checkpoint  # noqa: E402
+from training.data import ARRAYS, PairsOnTheFly, RenderedPairs  # noqa: E402
 from training.export import load_student  # noqa: E402
 from training.losses import LossWeights  # noqa: E402
 from training.recipe import (  # noqa: E402
@@ -104,6 +105,35 @@ def test_processes_share_a_batch_without_overlap(recipe):
     torch.testing.assert_close(whole['left'], torch.cat([half['left'] for half in halves]))
 
 
+def test_pairs_on_the_fly_are_those_of_the_data_set(tmp_path):
+    pytest.importorskip('numba')
+    from lunar_stereo_recon.simulation.dataset import make_sample
+
+    settings = DataRecipe(
+        kind='on_the_fly',
+        crop_height=32,
+        crop_width=64,
+        matches=16,
+        photometric=False,
+        max_vertical_offset_px=0.0,
+        max_roll_deg=0.0,
+    )
+    batch = PairsOnTheFly(settings, seed=4, batch_size=2)[0]
+    again = PairsOnTheFly(settings, 4, 2, rank=1, world_size=2)[0]
+    pair = make_sample(4, 'train', 1, (64, 32))
+    np.testing.assert_array_equal(batch['disparity'][1], pair.disparity)
+    np.testing.assert_allclose(batch['left'][1, 0] * 255, pair.left, atol=1e-3)
+    torch.testing.assert_close(batch['left'][1:], again['left'], rtol=0, atol=0)
+    # A match is where both views' disparities say.
+    valid = batch['matches_valid'][1]
+    assert valid.any()
+    (left_x, y), right_x = batch['matches1'][1][valid].T, batch['matches2'][1][valid][:, 0]
+    there = batch['disparity_right'][1][y, right_x]
+    here = batch['disparity'][1][y, left_x]
+    assert (there - here).abs().median() < 0.2
+    assert ((left_x - right_x) - here).abs().max() <= 0.51
+
+
 def test_unreadable_pairs_stop_the_run_above_the_set_fraction(recipe, pairs):
     (pairs / '0001.npz').write_bytes(b'not a zip file')
     data = RenderedPairs(recipe.data, 0, 4)
@@ -111,6 +141,28 @@ def test_unreadable_pairs_stop_the_run_above_the_set_fraction(recipe, pairs):
         data[0]
     recipe.data.max_unreadable_fraction = 0.5
     assert RenderedPairs(recipe.data, 0, 4)[0]['left'].shape == (4, 1, 64, 96)
+
+
+def test_loader_processes_count_unreadable_pairs_together(recipe, pairs, tmp_path, caplog):
+    (pairs / '0001.npz').write_bytes(b'not a zip file')
+    (pairs / '0003.npz').unlink()
+    np.savez(pairs / '0003.npz', **{name: np.zeros((0, 0), np.uint8) for name in ARRAYS})
+    recipe.data.workers, recipe.data.max_unreadable_fraction = 2, 0.5
+    recipe.optimizer.total_steps = 4
+    trainer = Trainer(recipe, tmp_path)
+    assert trainer.run()
+    assert [path.name for path in trainer.data.unreadable] == ['0001.npz', '0003.npz']
+    assert '2 of 4 pairs could not be read' in caplog.text
+    recipe.data.workers, recipe.data.max_unreadable_fraction = 0, 0.25
+    with pytest.raises(InputError, match='2 of 4 pairs cannot be read'):
+        Trainer(recipe, tmp_path / 'other').run()
+
+
+def test_image_of_size_zero_is_an_unreadable_pair(recipe, pairs):
+    for path in pairs.iterdir():
+        np.savez(path, **{name: np.zeros((0, 104), np.uint8) for name in ARRAYS})
+    with pytest.raises(InputError, match='pair is 104x0, smaller than the crop 96x64'):
+        RenderedPairs(recipe.data, 0, 1)[0]
 
 
 def test_crop_larger_than_the_pairs_is_an_error(recipe):
@@ -143,6 +195,45 @@ def test_loss_that_stays_infinite_stops_the_run(recipe, tmp_path):
             trainer.train_step([batch])
     for name, value in student.named_parameters():
         torch.testing.assert_close(value, before[name])
+
+
+def test_one_bad_step_is_skipped_and_training_goes_on(recipe, tmp_path, caplog, monkeypatch):
+    trainer = Trainer(recipe, tmp_path)
+    batch = trainer.data[0]
+    learner = trainer.students['flight'].learner
+    forward, factors = learner.forward, iter([torch.nan, 1.0])
+
+    def spoilt_once(batch, lesson):
+        loss, terms = forward(batch, lesson)
+        return loss * next(factors), terms
+
+    monkeypatch.setattr(learner, 'forward', spoilt_once)
+    parameters = trainer.students['flight'].student.named_parameters
+
+    def weights() -> dict[str, torch.Tensor]:
+        return {name: value.clone() for name, value in parameters()}
+
+    before = weights()
+    assert not math.isfinite(trainer.train_step([batch])['loss'])
+    assert 'loss of flight is nan, skipped' in caplog.text
+    torch.testing.assert_close(weights(), before, rtol=0, atol=0)
+    assert math.isfinite(trainer.train_step([batch])['loss'])
+    assert trainer.students['flight'].bad_steps == 0
+    assert any(not torch.equal(value, before[name]) for name, value in parameters())
+
+
+def test_averaged_weights_follow_the_decay(recipe, tmp_path):
+    recipe.optimizer.ema_decay = 0.75
+    key = 'decoder.decoder_embed.weight'
+    trainer = Trainer(recipe, tmp_path)
+    member = trainer.students['flight']
+    wanted = None
+    for step in range(3):
+        trainer.train_step([trainer.data[step]])
+        value = member.student.state_dict()[key].clone()
+        # The average begins with the weights after the first step.
+        wanted = value if wanted is None else 0.75 * wanted + 0.25 * value
+    torch.testing.assert_close(member.average.module.state_dict()[key], wanted)
 
 
 def test_learning_rate_rises_then_falls():
@@ -184,11 +275,47 @@ def test_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_damaged_checkpoint_is_a_clear_error(tmp_path):
-    path = tmp_path / 'checkpoint.pt'
-    path.write_bytes(b'\x80\x02garbage')
-    with pytest.raises(ModelError, match=str(path)):
-        load_checkpoint(path)
+def test_checkpoint_holds_all_that_made_it(recipe, tmp_path):
+    trainer = Trainer(recipe, tmp_path)
+    trainer.train_step([trainer.data[0]])
+    trainer.save()
+    content = load_checkpoint(trainer.path)
+    assert content['recipe'] == recipe.as_dict() and content['recipe']['seed'] == recipe.seed
+    assert content['git_commit'] == git_commit()
+    assert len(git_commit()) in (0, 40)
+    assert torch.equal(content['torch_rng'], torch.get_rng_state())
+    state = content['students']['flight']['optimizer']['state']
+    assert len(state) == len(list(trainer.students['flight'].student.parameters()))
+    assert all(moments['step'] == 1 for moments in state.values())
+
+
+def test_truncated_or_foreign_checkpoint_is_a_clear_error(recipe, tmp_path):
+    trainer = Trainer(recipe, tmp_path)
+    trainer.save()
+    whole = trainer.path.read_bytes()
+    for content in (whole[: len(whole) // 2], b'\x80\x02garbage', b''):
+        trainer.path.write_bytes(content)
+        with pytest.raises(ModelError, match=f'{trainer.path}: not a readable checkpoint'):
+            Trainer(recipe, tmp_path, resume=True)
+
+
+def test_checkpoint_of_another_network_names_the_first_entries(recipe, tmp_path):
+    trainer = Trainer(recipe, tmp_path)
+    trainer.save()
+    content = load_checkpoint(trainer.path)
+    weights = content['students']['flight']['student']
+    for name in [name for name in weights if name.startswith('decoder.')]:
+        weights[f'other.{name}'] = weights.pop(name)
+    torch.save(content, trainer.path)
+    with pytest.raises(ModelError, match='student flight does not fit') as caught:
+        Trainer(recipe, tmp_path, resume=True)
+    message = str(caught.value)
+    assert 'missing: decoder.' in message and 'unexpected: other.decoder.' in message
+    assert len(message) < 1000
+    recipe.students['flight'].model = {**TINY_MODEL, 'decoder_width': 32}
+    trainer.save()
+    with pytest.raises(ModelError, match='of another shape: decoder'):
+        Trainer(recipe, tmp_path, resume=True)
 
 
 def test_checkpoint_of_format_1_is_read_and_resumed(recipe, tmp_path):
@@ -221,6 +348,7 @@ def test_checkpoint_of_format_1_is_read_and_resumed(recipe, tmp_path):
         ('students: {a: {losses: {soft_bins: 1}}}', 'students.a.losses.soft_bins needs a teacher'),
         ('students: {a: {start: {method: truncate}}}', 'start.method needs a teacher'),
         ('{students: {a: {}}, data: {kind: video}}', "data.kind is 'video'"),
+        ('{students: {a: {}}, data: {kind: on_the_fly, train: [a]}}', 'data.train has no effect'),
     ],
 )
 def test_recipe_that_cannot_act_is_refused(tmp_path, text, named):
