@@ -11,6 +11,7 @@ from training import (
     ablate,
     adapt,
     calibrate,
+    campaign,
     convert,
     curves,
     export,
@@ -30,6 +31,7 @@ COMMANDS = (
     quantize,
     curves,
     ablate,
+    campaign,
     teacher,
     convert,
     texture_pairs,
@@ -38,13 +40,18 @@ COMMANDS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a known error is one line and exit status 2."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with every command."""
     parser = argparse.ArgumentParser(prog='python -m training', description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar='COMMAND')
     for command in COMMANDS:
         command.add_parser(subparsers)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a known error is one line and exit status 2."""
+    args = build_parser().parse_args(argv)
     try:
         return args.run(args)
     except ReconError as error:

@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
     parser.add_argument('--dry-run', action='store_true', help='two steps, nothing saved')
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, work=work)
 
 
 def recipe_path(name: str) -> Path:
@@ -36,6 +36,12 @@ def recipe_path(name: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Train; under `torchrun`, one process of several."""
+    work(args)
+    return 0
+
+
+def work(args: argparse.Namespace) -> bool:
+    """Train; return whether the run came to its last step."""
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -46,9 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         for step in range(2):
             print({k: round(v, 4) for k, v in trainer.train_step([trainer.data[step]]).items()})
-        return 0
-    trainer.run(args.minutes)
-    return 0
+        return True
+    return trainer.run(args.minutes)
 
 
 def join_processes(device: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+import time
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -41,11 +42,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--samples', type=int, choices=(1, 2, 4), default=2, help='rays a pixel (default: 2)'
     )
-    parser.set_defaults(run=run)
+    parser.add_argument('--minutes', type=float, help='stop after so long; call again to go on')
+    parser.set_defaults(run=run, work=work)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write what is missing and say how far it is."""
+    work(args)
+    return 0
+
+
+def work(args: argparse.Namespace) -> bool:
+    """Write what is missing; return whether all pairs are there."""
     from tqdm import tqdm
 
     from lunar_stereo_recon.simulation.camera_faults import read_camera_faults
@@ -64,14 +72,23 @@ def run(args: argparse.Namespace) -> int:
         faults,
         args.rocks,
     )
-    written = 0
+    written, started, finished = 0, time.monotonic(), True
     with tqdm(total=args.count, unit='pair') as bar:
         for number in progress:
             written += number
             bar.update(number)
+            # A look at what is there costs nothing: only a group that was made uses up time.
+            if number and args.minutes is not None:
+                finished = time.monotonic() - started < 60 * args.minutes
+                if not finished:
+                    break
+    progress.close()
+    if not finished:
+        print(f'{args.out}: {written} pairs written, time is spent; call again to go on')
+        return False
     print(f'{args.out}: {written} pairs written, {args.count - written} were there')
     print(f'seeds and parameters: {args.out / MANIFEST}')
-    return 0
+    return True
 
 
 def _size(text: str) -> tuple[int, int]:
