@@ -142,7 +142,9 @@ def _player(
     return ExecuteProcess(
         cmd=[
             *('ros2', 'bag', 'play', bag, '--clock', str(CLOCK_RATE_HZ)),
-            *('--rate', value(context, 'rate') or '1.0', '--delay', value(context, 'delay')),
+            *('--rate', value(context, 'rate') or '1.0'),
+            # ros2 bag play refuses a delay of 0.
+            *(['--delay', value(context, 'delay')] if float(value(context, 'delay')) > 0 else []),
             *('--start-offset', value(context, 'start_offset') or '0.0'),
             *(['--loop'] if flag(context, 'loop') else []),
             *(['--qos-profile-overrides-path', overrides] if overrides else []),

@@ -13,7 +13,7 @@ import uuid
 
 import cv2
 from launch import LaunchDescription
-from launch.actions import IncludeLaunchDescription
+from launch.actions import IncludeLaunchDescription, SetLaunchConfiguration
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
@@ -257,7 +257,10 @@ def generate_test_description(case: Case):
     launched = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(path), launch_arguments=list(arguments.items())
     )
-    return LaunchDescription([launched, ReadyToTest()]), {'case': case, 'namespace': namespace}
+    # A busy machine may take longer than launch's five seconds to end a simulator.
+    patience = SetLaunchConfiguration('sigterm_timeout', str(PATIENCE_S))
+    context = {'case': case, 'namespace': namespace}
+    return LaunchDescription([patience, launched, ReadyToTest()]), context
 
 
 class PointsArrive(unittest.TestCase):

@@ -278,12 +278,14 @@ def test_replay_prefers_rosbag2_and_leaves_out_recorded_results(stand_ins, make_
         rate='0.5',
         loop='true',
         start_offset='0.1',
+        delay='2.5',
         rviz='true',
     )
     [(words, _)] = launch.started('ros2')
     assert words[:4] == ['bag', 'play', str(bag), '--clock']
     options = dict(zip(words[3:-1], words[4:], strict=True))
     assert options['--rate'] == '0.5' and options['--start-offset'] == '0.1'
+    assert options['--delay'] == '2.5'
     assert '--loop' in words and '--topics' not in words
     [(words, parameters)] = launch.started('reconstruction_node')
     assert 'left/image_rect:=/rig/left/image_rect' in words
@@ -367,6 +369,29 @@ def test_topics_of_a_preset_follow_its_namespace():
         'right/image_raw/compressed': '/r/compressed',
         'right/camera_info': '/mast/c',
     }
+
+
+def fenced(page: str, first_words: str) -> str:
+    """Return the YAML of a page that begins with these words."""
+    text = (ROOT / 'docs' / 'ros' / page).read_text()
+    blocks = re.findall(r'```yaml\n(.*?)```', text, re.DOTALL)
+    return next(block for block in blocks if block.lstrip().startswith(first_words))
+
+
+def test_preset_and_rig_of_the_pages_are_such(tmp_path):
+    preset, rig = tmp_path / 'mine.yaml', tmp_path / 'rig.yaml'
+    preset.write_text(fenced('launch.md', '# mine.yaml'))
+    rig.write_text(fenced('rover.md', 'base_frame:'))
+    assert read_preset(preset).parameters == {'approximate_sync': True, 'baseline': 0.4}
+    assert read_rig_frames(rig) == read_rig_frames(ROOT / 'config' / 'rig.yaml')
+
+
+def test_costmaps_of_the_page_listen_to_the_node(published_topics):
+    local = yaml.safe_load(fenced('rover.md', 'local_costmap'))['local_costmap']['local_costmap']
+    hazard = local['ros__parameters']['hazard_layer']
+    cloud = yaml.safe_load(fenced('rover.md', 'plugins: [voxel'))['voxel_layer']['stereo']
+    assert published_topics[hazard['map_topic'].lstrip('/')] == 'nav_msgs/msg/OccupancyGrid'
+    assert published_topics[cloud['topic'].lstrip('/')] == 'sensor_msgs/msg/PointCloud2'
 
 
 @pytest.mark.parametrize(
