@@ -171,8 +171,9 @@ def _inside(
     # Comparisons with NaN are False: invalid points drop out here.
     inside = (column >= 0) & (column < layout.columns) & (row >= 0) & (row < layout.rows)
     inside &= np.isfinite(points[:, 2])
-    cells = (row[inside] * layout.columns + column[inside]).astype(np.int64)
-    return cells, x[inside], y[inside], points[inside, 2]
+    kept = np.flatnonzero(inside)
+    cells = (row.take(kept) * layout.columns + column.take(kept)).astype(np.int64)
+    return cells, x.take(kept), y.take(kept), points[:, 2].take(kept)
 
 
 def _means(cells: NDArray[np.int64], values: NDArray, count: NDArray[np.int64]) -> Grid:

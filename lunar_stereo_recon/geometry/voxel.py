@@ -22,22 +22,20 @@ def voxel_means(
         voxel_m: Edge of a voxel, metres, positive.
     """
     indices = np.floor(points * np.float32(1.0 / voxel_m))
-    near = (np.abs(indices) < MAX_INDEX).all(axis=1)
-    if not near.all():
-        indices, points, attributes = indices[near], points[near], attributes[near]
     if len(points) == 0:
         return points, attributes
-    x, y, z = (indices.astype(np.int64) + MAX_INDEX).T
-    keys = (z << (2 * KEY_BITS)) | (y << KEY_BITS) | x
+    if np.abs(indices).max() >= MAX_INDEX:
+        near = (np.abs(indices) < MAX_INDEX).all(axis=1)
+        return voxel_means(points[near], attributes[near], voxel_m)
+    # Sums of float32 would lose the millimetres far out: they are taken from the voxel's corner.
+    local = points - indices * np.float32(voxel_m)
+    x, y, z = (indices[:, axis].astype(np.int64) for axis in range(3))
+    keys = ((z << KEY_BITS) + y << KEY_BITS) + x  # sums, so that negative ones differ too
     # Neighbours in the image share voxels, so the keys come in long runs, which this sort likes.
     order = np.argsort(keys, kind='stable')
     keys = keys[order]
     starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
     counts = np.diff(np.r_[starts, len(keys)]).astype(np.float32)[:, None]
-    # Sums of float32 would lose the millimetres far out: they are taken from the voxel's corner.
-    corners = indices[order][starts] * np.float32(voxel_m)
-    local = points[order] - np.repeat(corners, counts[:, 0].astype(np.int64), axis=0)
-    return (
-        np.add.reduceat(local, starts) / counts + corners,
-        np.add.reduceat(attributes[order], starts) / counts,
-    )
+    means = np.add.reduceat(np.hstack([local, attributes]).take(order, axis=0), starts) / counts
+    corners = indices[order[starts]] * np.float32(voxel_m)
+    return means[:, :3] + corners, means[:, 3:]

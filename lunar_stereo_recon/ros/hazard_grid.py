@@ -60,7 +60,8 @@ class GridFrame:
             min_confidence: Points below it do not count.
         """
         counts = result.valid_mask & (result.confidence >= np.float32(min_confidence))
-        points = result.points[counts] @ self.rotation.T.astype(np.float32)
+        points = result.points.reshape(-1, 3).take(np.flatnonzero(counts), axis=0)
+        points = points @ self.rotation.T.astype(np.float32)
         points += self.translation.astype(np.float32)
         found = hazard_map(points, self.layout, options)
         height = found.ground_m if math.isfinite(found.ground_m) else 0.0
