@@ -19,7 +19,7 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.rotation import rotation_from_quaternion
 
 # A transform is stamped and sent after the image it is for; it is waited for this long.
-PATIENCE_S = 0.1
+PATIENCE_S = 0.05
 
 
 class TransformListener:
