@@ -40,9 +40,7 @@ from lunar_stereo_recon.ros.parameters import ReplayParameters
 from lunar_stereo_recon.ros.reconstruction_node import OUTPUT_TOPICS, RECTIFIED_TOPICS
 
 PLAYERS = ('auto', 'rosbag2', 'replay_node')
-# Arguments of both players, and those that replay_node alone understands.
-SHARED = ('rate', 'loop', 'start_offset')
-REPLAY_NODE_ONLY = ('flow_control', 'wait_for_subscribers')
+REPLAY = ('rate', 'loop', 'start_offset', 'flow_control', 'wait_for_subscribers')
 TOPICS = tuple(item.name for item in dataclasses.fields(StereoTopics))
 IMAGE_NAMES = ('image_rect', 'image_raw')
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
@@ -55,7 +53,12 @@ def generate_launch_description() -> LaunchDescription:
         [
             argument('bag', 'rosbag2 directory, .mcap or .db3', None),
             argument('player', 'auto is rosbag2 where it is installed', 'auto', PLAYERS),
-            *parameter_arguments(ReplayParameters, *SHARED, *REPLAY_NODE_ONLY),
+            *parameter_arguments(ReplayParameters, *REPLAY[:-1]),
+            argument(
+                'wait_for_subscribers',
+                'Time that replay_node waits for somebody who wants a result [s]; 0 is none',
+                '30.0',
+            ),
             argument('delay', 'Time that rosbag2 waits for the node at first [s]', '5.0'),
             argument('qos_overrides', 'YAML for --qos-profile-overrides-path of rosbag2'),
             argument('exit_at_end', 'End everything with the recording', 'true', FLAG),
@@ -63,7 +66,6 @@ def generate_launch_description() -> LaunchDescription:
             argument('camera_preset', 'Preset with the topics, instead of finding them'),
             argument('camera_namespace', "Namespace of the preset's topics, in place of its own"),
             argument('namespace', 'Namespace of the node and its topics, not of the recording'),
-            argument('fixed_frame', "Frame to show results in; empty is the left images' own"),
             OpaqueFunction(function=_replay),
             included('rover.launch.py', use_sim_time='true'),
         ]
@@ -78,9 +80,7 @@ def _replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         rig = reader.topics
         connection, _, raw = next(reader.raw_messages([rig.left_image]))
         frame = reader.deserialize(raw, connection.msgtype).header.frame_id
-    found = dataclasses.asdict(rig)
-    if not value(context, 'fixed_frame'):
-        found['fixed_frame'] = frame
+    found = {**dataclasses.asdict(rig), 'optical_frame': frame}
     if recorded[rig.left_image] == COMPRESSED_IMAGE:
         found['input_transport'] = 'compressed'
     player = _player(context, bag, rig, recorded)
@@ -123,7 +123,7 @@ def _player(
         paced = flag(context, 'flow_control') or float(value(context, 'rate') or 1) == 0
         player = 'replay_node' if paced or not _rosbag2_is_installed() else 'rosbag2'
     if player == 'replay_node':
-        given = given_parameters(context, ReplayParameters, *SHARED, *REPLAY_NODE_ONLY)
+        given = given_parameters(context, ReplayParameters, *REPLAY)
         return Node(
             package=PACKAGE,
             executable='replay_node',

@@ -62,8 +62,11 @@ def generate_launch_description() -> LaunchDescription:
             argument('rviz', 'Show images and clouds in RViz', 'false', FLAG),
             argument('rviz_config', 'RViz view; empty takes one of config/rviz/'),
             argument(
-                'fixed_frame',
-                'Frame to show results in; empty is that of preset or rig, else optical',
+                'fixed_frame', 'Frame with z up to show results in; empty is the base of rig'
+            ),
+            argument(
+                'optical_frame',
+                'frame_id of the left images, to show results in where no fixed_frame is known',
             ),
             argument('foxglove', 'Start foxglove_bridge for Foxglove', 'false', FLAG),
             argument('foxglove_port', 'Port of foxglove_bridge', '8765'),
@@ -104,11 +107,12 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     )
     frames = _rig_frames(context)
     base_frame = frames[0].parent if frames else ''
-    fixed_frame = value(context, 'fixed_frame') or preset.fixed_frame or base_frame
+    fixed_frame = value(context, 'fixed_frame') or base_frame
+    optical_frame = value(context, 'optical_frame') or preset.optical_frame
     return [
         node,
         *(static_transform(frame, use_sim_time) for frame in frames),
-        *views(context, fixed_frame, use_sim_time, remappings),
+        *views(context, fixed_frame, optical_frame, use_sim_time, remappings),
     ]
 
 

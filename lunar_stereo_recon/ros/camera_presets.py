@@ -30,7 +30,7 @@ class CameraPreset:
         left_compressed, right_compressed: Topics of the compressed images; empty is
             `<topic>/compressed`, as image_transport names them.
         left_info, right_info: Topics of the camera_infos; empty where none is published.
-        fixed_frame: Frame to show results in; empty where it is not known.
+        optical_frame: frame_id of the left images; empty where it is not known.
         use_sim_time: Whether the source publishes /clock.
         parameters: Parameters of the reconstruction node.
     """
@@ -44,7 +44,7 @@ class CameraPreset:
     right_compressed: str = ''
     left_info: str = 'left/camera_info'
     right_info: str = 'right/camera_info'
-    fixed_frame: str = ''
+    optical_frame: str = ''
     use_sim_time: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
 

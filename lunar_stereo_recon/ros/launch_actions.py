@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from launch import LaunchContext, LaunchDescriptionEntity
 from launch.actions import LogInfo
@@ -35,6 +34,7 @@ def static_transform(frame: FrameTransform, use_sim_time: bool) -> Node:
 def views(
     context: LaunchContext,
     fixed_frame: str,
+    optical_frame: str,
     use_sim_time: bool,
     remappings: Sequence[tuple[str, str]],
 ) -> list[LaunchDescriptionEntity]:
@@ -42,14 +42,17 @@ def views(
 
     Args:
         context: With the arguments of rover.launch.py.
-        fixed_frame: Frame to show the results in; empty leaves it to the view.
+        fixed_frame: Frame with z up to show the results in; empty where none is known.
+        optical_frame: Frame to show them in then; empty leaves it to the view.
         use_sim_time: Whether the time comes from /clock.
         remappings: Of the inputs, so that RViz shows the images that the node takes.
     """
     actions: list[LaunchDescriptionEntity] = []
     if flag(context, 'rviz'):
-        view = value(context, 'rviz_config') or str(_view(context, fixed_frame))
-        frame = ['-f', fixed_frame] if fixed_frame else []
+        name = 'reconstruction.rviz' if fixed_frame else 'optical.rviz'
+        shipped = shared_file(context, 'config', 'rviz', name)
+        view = value(context, 'rviz_config') or str(shipped)
+        frame = fixed_frame or optical_frame
         actions.append(
             Node(
                 package='rviz2',
@@ -57,7 +60,7 @@ def views(
                 name='rviz2',
                 # The topics in the views are relative: they follow this namespace.
                 namespace=value(context, 'namespace'),
-                arguments=['-d', view, *frame],
+                arguments=['-d', view, *(['-f', frame] if frame else [])],
                 parameters=[{'use_sim_time': use_sim_time}],
                 remappings=remappings,
             )
@@ -75,10 +78,3 @@ def views(
             LogInfo(msg=f'Foxglove: open ws://<this machine>:{port} and import {layout}'),
         ]
     return actions
-
-
-def _view(context: LaunchContext, fixed_frame: str) -> Path:
-    """Return the view whose height is up in the frame: z, or against y in an optical frame."""
-    optical = not fixed_frame or 'optical' in fixed_frame
-    name = 'optical.rviz' if optical else 'reconstruction.rviz'
-    return shared_file(context, 'config', 'rviz', name)

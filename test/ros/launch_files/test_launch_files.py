@@ -128,7 +128,7 @@ def test_pages_list_the_arguments_of_their_launch_file(shown_arguments, page, la
 def test_no_launch_file_gives_an_argument_of_rover_another_meaning(shown_arguments):
     """Arguments are also those of included files: a name of two meanings would set both."""
     rover = shown_arguments['rover.launch.py']
-    meant = {'namespace', 'fixed_frame', 'hazard_frame', 'camera_preset'}
+    meant = {'namespace', 'fixed_frame', 'hazard_frame', 'camera_preset', 'camera_namespace'}
     meant |= {'left_image', 'right_image', 'left_info', 'right_info'}
     for name, arguments in shown_arguments.items():
         changed = {item for item in rover if arguments[item] != rover[item]}
@@ -232,6 +232,7 @@ def test_rig_file_becomes_static_transforms(stand_ins):
             False,
         ),
         ('rover.launch.py', {'fixed_frame': 'odom'}, 'reconstruction.rviz', 'odom', False),
+        ('rover.launch.py', {'optical_frame': 'mast_eye'}, 'optical.rviz', 'mast_eye', False),
         ('zed.launch.py', {}, 'optical.rviz', 'zed_left_camera_frame_optical', False),
         ('sim.launch.py', {}, 'reconstruction.rviz', 'map', True),
     ],
