@@ -98,14 +98,6 @@ class ReconstructionParameters:
     threads: int = parameter(
         0, 'Threads of matcher and refinement; 0 leaves it to the runtime', minimum=0, maximum=256
     )
-    target_ms: float = parameter(
-        0.0,
-        "Time that a pair may take: the network's width is chosen for it on the first pair; 0 "
-        "takes the model's own width",
-        unit='ms',
-        minimum=0.0,
-        maximum=60_000.0,
-    )
     approximate_sync: bool = parameter(
         False, 'Pair images whose stamps differ by up to the tolerance; false wants equal stamps'
     )
