@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 import json
 from pathlib import Path
 import sys
 from typing import Any
+
+# Coarser than for pictures: physics and COLLADA's text want fewer triangles.
+_ROCK_EDGE_M = 0.05
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -36,6 +40,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         '--texels', type=int, default=4096, help='side of the textures there (default: 4096)'
     )
     parser.add_argument(
+        '--rocks',
+        default='heightfield',
+        help='heightfield, part of the ground, or mesh, with overhangs (default: heightfield)',
+    )
+    parser.add_argument(
         '--reuse', action='store_true', help='keep a world that was written with the same options'
     )
     parser.set_defaults(run=run)
@@ -49,11 +58,13 @@ def run(args: argparse.Namespace) -> int:
     from lunar_stereo_recon.simulation.terrain import make_terrain
 
     preset = site_preset(args.preset)
+    config = replace(preset.terrain_config(args.seed), rock_form=args.rocks)
     elevation = preset.sun_elevation_deg if args.sun_elevation is None else args.sun_elevation
     options = WorldOptions(elevation, args.sun_azimuth, args.cells, args.texels)
     about = {
         'preset': args.preset,
         'seed': args.seed,
+        'rocks': args.rocks,
         'cells': args.cells,
         'texels': args.texels,
         'sun_elevation_deg': elevation,
@@ -65,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     written.unlink(missing_ok=True)
     _say(f'terrain {args.preset}, seed {args.seed}')
-    terrain = make_terrain(preset.terrain_config(args.seed))
+    terrain = make_terrain(config, rock_edge_m=_ROCK_EDGE_M)
     world = export_world(terrain, args.out, options, about, _say)
     _print_summary(world, json.loads(written.read_text(encoding='utf-8')))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 import sys
 from typing import TYPE_CHECKING
@@ -57,6 +58,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--heading', type=float, default=0.0, help='direction of view, counterclockwise from x'
     )
+    parser.add_argument(
+        '--rocks',
+        default='heightfield',
+        help='heightfield, or mesh: with overhangs (default: heightfield)',
+    )
     parser.add_argument('--seed', type=int, default=1, help='everything random follows from it')
     parser.add_argument('--width', type=int, default=480, help='of a picture (default: 480)')
     parser.set_defaults(run=run)
@@ -83,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     with tqdm(total=len(names) * len(suns), unit='picture') as bar:
         for name, preset in zip(names, presets, strict=True):
-            terrain = _terrain(preset.terrain_config(args.seed), dem)
+            config = replace(preset.terrain_config(args.seed), rock_form=args.rocks)
+            terrain = _terrain(config, dem)
             view = standing_view(terrain, args.heading, size)
             row = []
             for (label, *_), light in zip(suns, lights, strict=True):

@@ -27,6 +27,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--sun-elevation', type=float, default=0.0, help="degrees; 0 is the preset's"
     )
+    parser.add_argument(
+        '--rocks', default='heightfield', help='heightfield, or mesh: with overhangs'
+    )
+    parser.add_argument(
+        '--faults', type=Path, help='YAML: what the cameras do wrong (docs/simulation.md)'
+    )
     parser.add_argument('--frames', type=int, default=0, help='end after so many; 0 is never')
     parser.add_argument(
         '--reconstruct', action='store_true', help='start the reconstruction node too'
@@ -54,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
                 'rate': args.rate,
                 'sun_elevation': args.sun_elevation,
                 'frames': args.frames,
+                'rocks': args.rocks,
+                'faults': str(args.faults.resolve()) if args.faults else '',
             },
         )
         if args.reconstruct:

@@ -422,6 +422,20 @@ class SimulatorParameters:
         maximum=60.0,
     )
     frames: int = parameter(0, 'End after so many pairs; 0 is never', minimum=0, maximum=2**31 - 1)
+    rocks: str = parameter(
+        'heightfield',
+        'Form of the rocks; meshes have overhangs (x86-64 only)',
+        choices=('heightfield', 'mesh'),
+    )
+    rover_shadow: bool = parameter(True, 'The rover casts a shadow')
+    shadow_cache: bool = parameter(
+        True, 'Find once where the sun reaches the ground: seconds at the start, faster pictures'
+    )
+    faults: str = parameter(
+        '',
+        'YAML file of what the cameras do wrong (docs/simulation.md); with distortion the images '
+        'are raw, on left/image_raw and right/image_raw',
+    )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """A rover on simulated lunar ground: stereo images, their truth, and a rover to drive.
 
-Publishes rectified images and camera_info, ground-truth depth and pose, odometry and /clock (and
-/tf where tf2_msgs is installed). The rover follows cmd_vel; until somebody publishes that, it
-drives along an arc. Simulated time never runs ahead of the wall's, and behind it where rendering
-takes longer: nodes with use_sim_time see a steady world on any machine.
+Publishes rectified images (raw ones where `faults` names a distortion) and camera_info,
+ground-truth depth and pose, odometry and /clock (and /tf where tf2_msgs is installed). The rover
+follows cmd_vel; until somebody publishes that, it drives along an arc. Simulated time never runs
+ahead of the wall's, and behind it where rendering takes longer: nodes with use_sim_time see a
+steady world on any machine.
 
 Exit status: 0 ended as asked; 1 a parameter cannot be used.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 import math
+from pathlib import Path
 import sys
 import threading
 import time
@@ -30,8 +32,10 @@ from lunar_stereo_recon.ros.conversions import make_message, message_class
 from lunar_stereo_recon.ros.parameters import declare_parameters, SimulatorParameters
 from lunar_stereo_recon.ros.spun_node import run_spun
 from lunar_stereo_recon.simulation.camera import Sensor
+from lunar_stereo_recon.simulation.camera_faults import CameraFaults, read_camera_faults
 from lunar_stereo_recon.simulation.presets import PRESETS
 from lunar_stereo_recon.simulation.renderer import Hapke, Lighting
+from lunar_stereo_recon.simulation.sunlit import sunlit_ground
 from lunar_stereo_recon.simulation.terrain import make_terrain
 from lunar_stereo_recon.simulation.traverse import (
     CAMERA_FRAMES,
@@ -49,8 +53,6 @@ from lunar_stereo_recon.simulation.traverse import (
 EXIT_DONE = 0
 BASE_FRAME = 'base_link'
 TOPICS = {
-    'left/image_rect': 'sensor_msgs/msg/Image',
-    'right/image_rect': 'sensor_msgs/msg/Image',
     'left/camera_info': 'sensor_msgs/msg/CameraInfo',
     'right/camera_info': 'sensor_msgs/msg/CameraInfo',
     'ground_truth/depth': 'sensor_msgs/msg/Image',
@@ -65,7 +67,8 @@ def simulation_of(settings: SimulatorParameters) -> TraverseConfig:
     """Return the simulation that the parameters describe.
 
     Raises:
-        InputError: The preset is unknown or another value cannot be used.
+        InputError: The preset is unknown, the file of faults cannot be read, or another value
+            cannot be used.
     """
     if settings.preset not in PRESETS:
         raise InputError(f"preset is '{settings.preset}'; known are {', '.join(sorted(PRESETS))}")
@@ -76,15 +79,17 @@ def simulation_of(settings: SimulatorParameters) -> TraverseConfig:
         focal, focal, cx, cy, cx, settings.baseline, settings.width, settings.height
     )
     elevation = settings.sun_elevation or preset.sun_elevation_deg
-    return TraverseConfig(
-        terrain=preset.terrain_config(settings.seed),
+    config = TraverseConfig(
+        terrain=replace(preset.terrain_config(settings.seed), rock_form=settings.rocks),
         rig=Rig(calibration, settings.camera_height, settings.camera_pitch),
         lighting=Lighting(
             elevation, settings.sun_azimuth, ambient=0.004, bounce=0.004, hapke=Hapke()
         ),
         sensor=Sensor(gain=0.0, shot_noise_dn=1.0, read_noise_dn=0.35, psf_sigma_px=0.45),
         samples=settings.samples,
+        faults=read_camera_faults(Path(settings.faults)) if settings.faults else CameraFaults(),
     )
+    return config if settings.rover_shadow else replace(config, rover=())
 
 
 class SimulatorNode(Node):
@@ -104,7 +109,13 @@ class SimulatorNode(Node):
         self._interrupted = interrupted
         self.settings = declare_parameters(self, SimulatorParameters)
         self._config = simulation_of(self.settings)
+        self._image = 'image_raw' if self._config.faults.distortion else 'image_rect'
         self._terrain = make_terrain(self._config.terrain)
+        self._sunlit = (
+            sunlit_ground(self._terrain, self._config.lighting)
+            if self.settings.shadow_cache
+            else None
+        )
         self._pose = RoverPose(0.0, *self._config.start_m, math.radians(self._config.heading_deg))
         self._command = (self.settings.speed, math.radians(self.settings.turn_rate))
         self._commanded_s: float | None = None
@@ -121,7 +132,11 @@ class SimulatorNode(Node):
         step_s, gain, number = 1.0 / self.settings.rate, 0.0, 0
         due = started = time.monotonic()
         while not self._interrupted.is_set():
-            frame, gain = render_frame(self._config, self._terrain, self._pose, gain, number)
+            speed, turn = self._command
+            moving = replace(self._config, speed_m_s=speed, turn_deg_s=math.degrees(turn))
+            frame, gain = render_frame(
+                moving, self._terrain, self._pose, gain, number, self._sunlit
+            )
             # The wall may be behind, but simulated time does not run ahead of it.
             self._interrupted.wait(max(due - time.monotonic(), 0.0))
             due = max(due, time.monotonic() - step_s) + step_s
@@ -136,7 +151,8 @@ class SimulatorNode(Node):
 
     def _make_publishers(self) -> dict[str, Any]:
         publishers = {}
-        for topic, type_name in TOPICS.items():
+        images = {f'{side}/{self._image}': 'sensor_msgs/msg/Image' for side in SIDES}
+        for topic, type_name in {**images, **TOPICS}.items():
             try:
                 kind = message_class(type_name)
             except ModuleNotFoundError:
@@ -166,21 +182,25 @@ class SimulatorNode(Node):
     def _publish(self, frame: TraverseFrame) -> None:
         """Publish a frame, its clock first and its images last."""
         stamp, calibration = frame.stamp_ns, self._config.rig.calibration
+        faults = self._config.faults
         seconds, nanoseconds = divmod(stamp, 1_000_000_000)
         now = make_message('builtin_interfaces/msg/Time', sec=seconds, nanosec=nanoseconds)
         messages = {'/clock': make_message('rosgraph_msgs/msg/Clock', clock=now)}
         messages |= self._pose_messages(frame)
         for side, name in zip(SIDES, CAMERA_FRAMES, strict=True):
-            messages[f'{side}/camera_info'] = camera_info_message(
+            info = camera_info_message(
                 make_message, calibration, stamp, name, right=side == 'right'
             )
+            if faults.distortion:
+                info.d = [float(value) for value in faults.distortion]
+            messages[f'{side}/camera_info'] = info
         depth = np.nan_to_num(frame.depth, nan=0.0)
         messages['ground_truth/depth'] = image_message(
             make_message, depth, '32FC1', stamp, CAMERA_FRAMES[0]
         )
         for side, image, name in zip(SIDES, (frame.left, frame.right), CAMERA_FRAMES, strict=True):
-            messages[f'{side}/image_rect'] = image_message(
-                make_message, image, 'mono8', stamp, name
+            messages[f'{side}/{self._image}'] = image_message(
+                make_message, image, faults.encoding, stamp, name
             )
         for topic, message in messages.items():
             if topic in self._outputs:

@@ -18,6 +18,7 @@ from lunar_stereo_recon.simulation.secondary_light import (
     with_ground_light,
     with_lamps,
 )
+from lunar_stereo_recon.simulation.sunlit import SunlitGround
 from lunar_stereo_recon.simulation.terrain import Terrain
 
 # Views that are averaged for the blur of a motion.
@@ -61,6 +62,11 @@ class CameraFaults:
             raise InputError(f'exposure is {self.exposure_s} s; 0 or more is needed')
         self.sensor(Sensor(gain=1.0))
 
+    @property
+    def encoding(self) -> str:
+        """Return ROS's name of the images' encoding."""
+        return self.colour + ('8' if self.stored_bits == 8 else '16')
+
     def sensor(self, sensor: Sensor) -> Sensor:
         """Return a sensor with these faults."""
         return replace(
@@ -85,15 +91,16 @@ class CameraFaults:
         samples: int,
         rover: tuple[Box, ...] = (),
         rover_pose: torch.Tensor | None = None,
+        sunlit: SunlitGround | None = None,
     ) -> Rendering:
         """Return what a camera sees during its exposure; depth and shadow are of its middle."""
         if self.ground_light_rays:
             lighting = replace(lighting, bounce=0.0)
-        seen = render(terrain, view, lighting, samples, rover, rover_pose)
+        seen = render(terrain, view, lighting, samples, rover, rover_pose, sunlit)
         if self.exposure_s > 0 and self.motion != Motion():
             views = self.motion.during(view, self.exposure_s, _SHUTTER_VIEWS)
             radiance = [
-                render(terrain, each, lighting, samples, rover, rover_pose).radiance
+                render(terrain, each, lighting, samples, rover, rover_pose, sunlit).radiance
                 for each in views
             ]
             seen = replace(seen, radiance=torch.stack(radiance).mean(0))

@@ -153,6 +153,14 @@ def _surface(table, cells, origin_m, cell_m, x, y):
 
 
 @numba.njit(cache=True, nogil=True)
+def _cell_state(states, cells, origin_m, cell_m, x, y):
+    """Return what is known about sunlight in the cell of a point."""
+    ix = min(max(int((x - origin_m) / cell_m), 0), cells - 1)
+    iy = min(max(int((y - origin_m) / cell_m), 0), cells - 1)
+    return int(states[iy * cells + ix])
+
+
+@numba.njit(cache=True, nogil=True)
 def _micro(table, texel_m, layers, x, y, footprint):
     """Return slopes and albedo factor of the fine texture at a point."""
     side = table.shape[0]
@@ -311,10 +319,11 @@ def _reflected(model, ambient, bounce, normal, to_camera, sun, lit):
 def _shade_point(scene, ray, depth, level, triangle, blocked, sun, with_radiance):
     """Return the radiance of a surface point and whether it gets no direct sunlight."""
     grids, surfaces, micro, texel_m, layers, boxes, pose = scene[:7]
-    model, ambient, bounce, shadow_lift, focal, rocks = scene[7:]
+    model, ambient, bounce, shadow_lift, focal, rocks, sunlit = scene[7:]
     x, y, z = ray[0] + depth * ray[3], ray[1] + depth * ray[4], ray[2] + depth * ray[5]
     slope_x, slope_y, albedo, lift = 0.0, 0.0, 0.0, 0.0
     nx, ny, nz = 0.0, 0.0, 1.0
+    state = 2
     if triangle >= 0:
         nx, ny, nz, albedo = _rock_surface(rocks, triangle, x, y, z)
         lit = nx * sun[0] + ny * sun[1] + nz * sun[2] > 0
@@ -325,10 +334,14 @@ def _shade_point(scene, ray, depth, level, triangle, blocked, sun, with_radiance
         lit = sun[2] - slope_x * sun[0] - slope_y * sun[1] > 0
         # Lifted a little, or the facets of the surface would shade themselves at low sun.
         lift = shadow_lift * grids[5][level] * math.sqrt(1 + slope_x**2 + slope_y**2)
-    lit = lit and not blocked
+        if len(sunlit[level]) > 0:
+            state = _cell_state(
+                sunlit[level], grids[3][level], grids[4][level], grids[5][level], x, y
+            )
+    lit = lit and not blocked and state != 0
     if lit and boxes.shape[0] > 0:
         lit = not _in_box_shadow(boxes, pose, x, y, z, sun)
-    if lit:
+    if lit and state == 2:
         up = (x, y, z + lift, sun[0], sun[1], sun[2])
         lit = _trace(grids, up, np.inf, 1)[1] < 0
     if not with_radiance:
@@ -402,7 +415,8 @@ def shade_rows(scene, camera, rays, hits, blocked, sun, with_radiance, radiance,
     Args:
         scene: Grids, surfaces, fine texture (table, texel, layers), rover boxes and pose, Hapke
             parameters, ambient light, bounced light, lift of shadow rays (cells), focal length of
-            the view (pixels), rocks (vertices, normals, reflectance, triangles).
+            the view (pixels), rocks (vertices, normals, reflectance, triangles), and for every
+            grid what is known about sunlight in its cells (0 dark, 1 lit, 2 trace it) or nothing.
         camera: See `trace_rows`.
         rays: (R, W, 3) directions.
         hits: (R, W) ray parameter, grid (-1: none) and triangle of a rock (-1: none).

@@ -25,6 +25,7 @@ from lunar_stereo_recon.simulation.gazebo_rover import (
     DROP_M,
     START_HEIGHTS_FILE,
 )
+from lunar_stereo_recon.simulation.rock_mesh import RockMeshes
 from lunar_stereo_recon.simulation.terrain import Terrain
 from lunar_stereo_recon.simulation.terrain_mesh import (
     height_differences,
@@ -41,6 +42,7 @@ LUNAR_GRAVITY_MS2 = 1.62
 _SOIL_REFLECTANCE = 0.45
 _GROUND_BRIGHTNESS = 0.22
 _MAX_SUN_INTENSITY = 5.0
+_ROCKS = 'rocks'
 # Reach of the rover around its centre, where a good place to stand is looked for, and the reach
 # and step of the table of heights to start from.
 _FOOTPRINT_M = 0.6
@@ -126,7 +128,19 @@ def export_world(
         for patch in patches:
             progress(f'ground to {patch.half_size_m:g} m')
             _write_patch(terrain, patch, folder, options)
-        (folder / WORLD_FILE).write_text(world_sdf(patches, options), encoding='utf-8')
+        rocks = terrain.rocks
+        if rocks is not None and len(rocks.triangles):
+            progress(f'{len(rocks.triangles)} triangles of rocks')
+            # No texture: one colour, the mean of the rocks'.
+            no_texture = np.zeros((len(rocks.vertices), 2), np.float32)
+            write_collada(
+                folder / f'{_ROCKS}.dae',
+                rocks.vertices,
+                rocks.normals,
+                no_texture,
+                rocks.triangles,
+            )
+        (folder / WORLD_FILE).write_text(world_sdf(patches, options, rocks), encoding='utf-8')
         axis, highest, _ = _ground_below(terrain, _TABLE_REACH_M, _TABLE_STEP_M)
         np.savez_compressed(folder / START_HEIGHTS_FILE, position_m=axis, highest_m=highest)
         description = _description(terrain, patches, options, about or {})
@@ -182,12 +196,17 @@ def _ground_below(
     return axis[inside], highest[inside, inside], lowest[inside, inside]
 
 
-def world_sdf(patches: list[TerrainPatch], options: WorldOptions) -> str:
-    """Return the text of the SDF world: sun, black sky, lunar gravity, and the ground."""
+def world_sdf(
+    patches: list[TerrainPatch], options: WorldOptions, rocks: RockMeshes | None = None
+) -> str:
+    """Return the text of the SDF world: sun, black sky, lunar gravity, ground and rocks."""
     to_sun = options.sun_direction()
     direction = ' '.join(f'{-value:.6f}' for value in to_sun)
     intensity = options.sun_intensity()
-    ground = '\n'.join(_patch_sdf(patch) for patch in patches)
+    parts = [_patch_sdf(patch) for patch in patches]
+    if rocks is not None and len(rocks.triangles):
+        parts.append(_rocks_sdf(rocks))
+    ground = '\n'.join(parts)
     return f"""<?xml version="1.0"?>
 <sdf version="1.9">
   <world name="{WORLD_NAME}">
@@ -234,6 +253,39 @@ def world_sdf(patches: list[TerrainPatch], options: WorldOptions) -> str:
 
 def _patch_sdf(patch: TerrainPatch) -> str:
     name = _patch_name(patch)
+    return _mesh_sdf(
+        name,
+        f"""
+            <diffuse>1 1 1 1</diffuse>
+            <specular>0 0 0 1</specular>
+            <pbr>
+              <metal>
+                <albedo_map>{name}_albedo.png</albedo_map>
+                <normal_map>{name}_normal.png</normal_map>
+                <roughness>1.0</roughness>
+                <metalness>0.0</metalness>
+              </metal>
+            </pbr>""",
+    )
+
+
+def _rocks_sdf(rocks: RockMeshes) -> str:
+    grey = min(_SOIL_REFLECTANCE * float(rocks.albedo.mean()), 1.0)
+    return _mesh_sdf(
+        _ROCKS,
+        f"""
+            <diffuse>{grey:.4f} {grey:.4f} {grey:.4f} 1</diffuse>
+            <specular>0 0 0 1</specular>
+            <pbr>
+              <metal>
+                <roughness>1.0</roughness>
+                <metalness>0.0</metalness>
+              </metal>
+            </pbr>""",
+    )
+
+
+def _mesh_sdf(name: str, material: str) -> str:
     return f"""        <collision name="{name}_collision">
           <geometry>
             <mesh>
@@ -255,17 +307,7 @@ def _patch_sdf(patch: TerrainPatch) -> str:
               <uri>{name}.dae</uri>
             </mesh>
           </geometry>
-          <material>
-            <diffuse>1 1 1 1</diffuse>
-            <specular>0 0 0 1</specular>
-            <pbr>
-              <metal>
-                <albedo_map>{name}_albedo.png</albedo_map>
-                <normal_map>{name}_normal.png</normal_map>
-                <roughness>1.0</roughness>
-                <metalness>0.0</metalness>
-              </metal>
-            </pbr>
+          <material>{material}
           </material>
         </visual>"""
 
@@ -306,6 +348,7 @@ def _description(
         'sun_elevation_deg': options.sun_elevation_deg,
         'sun_azimuth_deg': options.sun_azimuth_deg,
         'spawn': {'x': spawn.x_m, 'y': spawn.y_m, 'z': spawn.z_m, 'yaw': spawn.yaw_rad},
+        'rock_triangles': 0 if terrain.rocks is None else len(terrain.rocks.triangles),
         'patches': [_patch_description(terrain, patch) for patch in patches],
     }
 

@@ -13,12 +13,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.simulation.terrain import GridLevel, Terrain
+
+if TYPE_CHECKING:
+    from lunar_stereo_recon.simulation.sunlit import SunlitGround
 
 try:
     from lunar_stereo_recon.simulation import compiled
@@ -30,7 +34,7 @@ _NUDGE_CELLS = 1e-3
 # Rays that gave no result after this many steps are taken as misses; it guards the loop only.
 _MAX_STEPS = 4000
 # Shadow rays start this far (cells) from the ground, measured at right angles to it.
-_SHADOW_LIFT_CELLS = 0.2
+SHADOW_LIFT_CELLS = 0.2
 # Enough for lenses whose corners are displaced by a fifth of the image: 1e-6 of the focal length.
 UNDISTORT_STEPS = 20
 # Rays from a rock start this part of the depth before it.
@@ -277,6 +281,7 @@ def render(
     samples: int = 4,
     rover: tuple[Box, ...] = (),
     rover_pose: torch.Tensor | None = None,
+    sunlit: SunlitGround | None = None,
 ) -> Rendering:
     """Return the image of one view.
 
@@ -287,15 +292,23 @@ def render(
         samples: Rays a pixel for the radiance (1, 2 or 4); depth is always the centre's.
         rover: Boxes that cast a shadow (they are not seen themselves).
         rover_pose: (4, 4) world from rover frame; needed with `rover`.
+        sunlit: What `sunlit_ground` found for this terrain and sun; saves shadow rays on a CPU.
 
     Raises:
         InputError: The camera is outside the finest grid or below the ground, the number of
-            samples is not offered, a rover has no pose, or the terrain has rocks as meshes and
-            numba is not installed.
+            samples is not offered, a rover has no pose, `sunlit` is another sun's, or the terrain
+            has rocks as meshes and numba is not installed.
     """
     _check_view(terrain, view, samples, rover, rover_pose)
+    if sunlit is not None and sunlit.lighting.direction() != lighting.direction():
+        raise InputError(
+            'the sunlit ground was found for a sun at elevation '
+            f'{sunlit.lighting.sun_elevation_deg:g} and azimuth '
+            f'{sunlit.lighting.sun_azimuth_deg:g} degrees, not for '
+            f'{lighting.sun_elevation_deg:g} and {lighting.sun_azimuth_deg:g}'
+        )
     if _is_compiled(view.position_m.device):
-        return _render_compiled(terrain, view, lighting, samples, rover, rover_pose)
+        return _render_compiled(terrain, view, lighting, samples, rover, rover_pose, sunlit)
     if terrain.rocks is not None:
         raise InputError('rocks as meshes are rendered with numba (extra [sim]): not installed')
     sun = torch.tensor(lighting.direction(), device=view.position_m.device)
@@ -516,6 +529,7 @@ def _render_compiled(
     samples: int,
     rover: tuple[Box, ...],
     rover_pose: torch.Tensor | None,
+    sunlit: SunlitGround | None,
 ) -> Rendering:
     sun = torch.tensor(lighting.direction())
     suns = [_jittered_sun(sun, number, samples) for number in range(samples)] + [sun]
@@ -531,9 +545,10 @@ def _render_compiled(
         (hapke.w, hapke.b, hapke.c, hapke.B0, hapke.h, hapke.theta_bar_deg),
         lighting.ambient,
         lighting.bounce,
-        _SHADOW_LIFT_CELLS,
+        SHADOW_LIFT_CELLS,
         view.fx,
         _rock_arrays(terrain),
+        sunlit.cells if sunlit else (np.zeros(0, np.uint8),) * len(terrain.levels),
     )
     place = tuple(float(v) for v in view.position_m)
     camera = (*place, float(view.fx), float(view.fy), float(view.cx), float(view.cy))
@@ -740,7 +755,7 @@ def _sun_blocked(terrain, points, grid, steepness, sun, rover, rover_pose) -> to
     cells = torch.tensor([level.cell_m for level in terrain.levels], device=points.device)
     start = points.clone()
     # Lifted a little, or the facets of the surface would shade themselves at low sun.
-    start[:, 2] += _SHADOW_LIFT_CELLS * cells[grid] * steepness
+    start[:, 2] += SHADOW_LIFT_CELLS * cells[grid] * steepness
     blocked = torch.isfinite(trace(terrain, start, sun.expand_as(start), None, True).depth)
     if rover and rover_pose is not None:
         blocked |= _behind_boxes(points, sun, rover, rover_pose.to(points))

@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float32]
 _FACES, _CHIPS = 10, 16
 # Edges of triangles: their length near the rover, and as a part of the distance farther away,
 # metres: two pixels of a camera with a focal length of 500 pixels.
-_EDGE_M, _EDGE_PER_M = 0.014, 1 / 250
+EDGE_M, _EDGE_PER_M = 0.014, 1 / 250
 # An icosahedron's edge, of a diameter; each subdivision halves it.
 _ICOSAHEDRON_EDGE = 0.526
 _SUBDIVISIONS = 1, 6
@@ -211,7 +211,11 @@ def sample_shapes(place: NDArray[np.float64], rng: np.random.Generator) -> RockS
 
 
 def make_rock_meshes(
-    shapes: RockShapes, ground_m: NDArray[np.floating], wear: float, fine_reach_m: float
+    shapes: RockShapes,
+    ground_m: NDArray[np.floating],
+    wear: float,
+    fine_reach_m: float,
+    edge_m: float = EDGE_M,
 ) -> RockMeshes:
     """Return the triangles of all rocks.
 
@@ -221,10 +225,11 @@ def make_rock_meshes(
         wear: See `TerrainConfig`.
         fine_reach_m: Half of the side of the square around the origin where the rover drives;
             rocks outside have coarser triangles.
+        edge_m: Length of the triangles' edges inside it, metres.
     """
     x, y, diameter = shapes.place[:, 0], shapes.place[:, 1], shapes.place[:, 2]
     distance = np.clip(np.maximum(np.abs(x), np.abs(y)) - fine_reach_m, 0, None)
-    edge = np.maximum(_EDGE_M, _EDGE_PER_M * distance)
+    edge = np.maximum(edge_m, _EDGE_PER_M * distance)
     fineness = np.rint(np.log2(_ICOSAHEDRON_EDGE * diameter / edge)).clip(*_SUBDIVISIONS)
     vertices: list[FloatArray] = []
     normals: list[FloatArray] = []

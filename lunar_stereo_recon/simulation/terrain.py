@@ -21,6 +21,7 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.simulation.rock_mesh import (
     bank_height,
     check_tracer,
+    EDGE_M,
     make_rock_meshes,
     RockMeshes,
     RockShapes,
@@ -63,6 +64,10 @@ class TerrainConfig:
         crater_depth: Depth over diameter of the freshest craters: 0.2 where they are large (Pike,
             Geophys. Res. Lett. 1, 291, 1974), 0.1 to 0.2 below a kilometre (Sun et al., Icarus
             309, 61, 2018).
+            By age it falls to an eighth of that, and most small craters are old. Rims are a
+            quarter of the depth of fresh ones (0.036 diameters: Pike, in Impact and Explosion
+            Cratering, 489, 1977) and a tenth of old ones; they fade outwards as a Gaussian, within
+            the bright ejecta of fresh craters.
         rock_density: Rocks with a diameter above 0.1 m, per square metre.
         rock_exponent: Exponent of the cumulative rock size distribution.
         rock_max_m: Largest rock diameter, metres.
@@ -250,7 +255,9 @@ def terrain_from_heights(
 
 
 def make_terrain(
-    config: TerrainConfig, relief: Callable[[int], FloatGrid] | None = None
+    config: TerrainConfig,
+    relief: Callable[[int], FloatGrid] | None = None,
+    rock_edge_m: float = EDGE_M,
 ) -> Terrain:
     """Return the terrain that follows from a configuration (the same for the same seed).
 
@@ -258,6 +265,8 @@ def make_terrain(
         config: What is random.
         relief: Gives the vertex heights (N + 1, N + 1) of grid k, metres, that all of it is put
             on; None is flat.
+        rock_edge_m: Length of the edges of rocks' triangles near the rover, metres; coarser
+            meshes are for tools that cannot bear as many triangles.
     """
     rng = np.random.default_rng([config.seed, 0x7E44A1])
     if config.rock_form == 'mesh':
@@ -292,7 +301,9 @@ def make_terrain(
         heights.insert(0, height)
         albedo.insert(0, np.clip(reflectance, 0.3, 2.5).astype(np.float32))
     terrain = terrain_from_heights(heights, list(config.cell_sizes_m), albedo, _micro(config, rng))
-    return terrain if shapes is None else _with_rocks(terrain, shapes, config.rock_wear)
+    if shapes is None:
+        return terrain
+    return _with_rocks(terrain, shapes, config.rock_wear, rock_edge_m)
 
 
 def spline_weights(at: NDArray[np.floating], count: int) -> NDArray[np.float64]:
@@ -711,12 +722,12 @@ def _draw_banks(height: FloatGrid, shapes: RockShapes, cell_m: float, wear: floa
             height[rows, columns] += shapes.bank(int(number), dx, dy, wear)
 
 
-def _with_rocks(terrain: Terrain, shapes: RockShapes, wear: float) -> Terrain:
+def _with_rocks(terrain: Terrain, shapes: RockShapes, wear: float, edge_m: float) -> Terrain:
     """Return the terrain with rocks as meshes, which lie in the soil that is banked at them."""
     x, y = (torch.from_numpy(shapes.place[:, k]).float() for k in (0, 1))
     ground = terrain.ground_at(x, y).double().numpy() - bank_height(shapes.place[:, 2], wear)
     reach = terrain.levels[0].half_size_m
-    return replace(terrain, rocks=make_rock_meshes(shapes, ground, wear, reach))
+    return replace(terrain, rocks=make_rock_meshes(shapes, ground, wear, reach, edge_m))
 
 
 def _worn_rock(

@@ -294,11 +294,11 @@ def _on_triangle(
 def height_differences(
     terrain: Terrain, patch: TerrainPatch, samples: int = 20000, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Return mesh minus terrain height (metres) at random points of a patch, (n,)."""
+    """Return mesh minus height of the ground (metres) at random points of a patch, (n,)."""
     rng = np.random.default_rng(seed)
     half = patch.half_size_m
     x, y = rng.uniform(-half, half, (2, samples))
     outside_hole = np.maximum(np.abs(x), np.abs(y)) > patch.hole_m
     x, y = x[outside_hole], y[outside_hole]
-    truth = terrain.height_at(torch.from_numpy(x).float(), torch.from_numpy(y).float())
+    truth = terrain.ground_at(torch.from_numpy(x).float(), torch.from_numpy(y).float())
     return _triangle_heights(patch, x, y) - truth.cpu().numpy()

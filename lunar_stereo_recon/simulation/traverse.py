@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 import sys
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 import torch
@@ -32,11 +33,14 @@ from lunar_stereo_recon.simulation.camera import (
     automatic_gain,
     camera_rotation,
     expose,
+    Motion,
     right_view,
     Sensor,
     Window,
 )
-from lunar_stereo_recon.simulation.renderer import Box, Hapke, Lighting, render, Rendering, View
+from lunar_stereo_recon.simulation.camera_faults import CameraFaults
+from lunar_stereo_recon.simulation.renderer import Box, Hapke, Lighting, Rendering, View
+from lunar_stereo_recon.simulation.sunlit import SunlitGround
 from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
 
 MAP_FRAME = 'map'
@@ -91,6 +95,8 @@ class TraverseConfig:
         rover: Boxes that cast the rover's shadow.
         sensor: Both cameras' sensor; a gain of 0 is replaced by automatic exposure.
         samples: Rays a pixel.
+        faults: What the cameras do wrong. Where it names no motion, the rover's own drive blurs
+            the images and carries a late right camera away.
     """
 
     terrain: TerrainConfig
@@ -105,6 +111,7 @@ class TraverseConfig:
     rover: tuple[Box, ...] = SMALL_ROVER
     sensor: Sensor = field(default_factory=lambda: Sensor(gain=0.0))
     samples: int = 4
+    faults: CameraFaults = field(default_factory=CameraFaults)
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ class TraverseFrame:
 
     Attributes:
         stamp_ns: Nanoseconds since the epoch.
-        left, right: (H, W) uint8 rectified images.
+        left, right: (H, W) uint8 rectified images, unless the faults say otherwise.
         depth: (H, W) float32, metres along the left optical axis, NaN in the sky.
         shadow: (H, W) bool, no direct sunlight.
         position_m: (3,) left optical centre in the map.
@@ -265,27 +272,36 @@ def render_traverse(
 
 
 def render_frame(
-    config: TraverseConfig, terrain: Terrain, pose: RoverPose, gain: float, number: int
+    config: TraverseConfig,
+    terrain: Terrain,
+    pose: RoverPose,
+    gain: float,
+    number: int,
+    sunlit: SunlitGround | None = None,
 ) -> tuple[TraverseFrame, float]:
     """Return what the rover sees at a pose, and the gain that was used.
 
     Args:
-        config: Rig, light, rover, sensor and samples; the drive itself plays no part.
+        config: Rig, light, rover, sensor, samples and faults; of the drive, speed and turn.
         terrain: The ground.
-        pose: Where the rover stands.
+        pose: Where the rover is.
         gain: Of the sensor; 0 is automatic.
         number: Of the frame; the noise follows from it.
+        sunlit: See `renderer.render`.
 
     Raises:
         InputError: The pose is off the finest grid, or a camera is below the ground.
     """
-    c = config.rig.calibration
-    left = left_camera(terrain, config.rig, pose)
+    c, lighting = config.rig.calibration, config.lighting
+    faults = _with_motion(config, terrain, pose)
+    left = replace(
+        left_camera(terrain, config.rig, pose), distortion=tuple(config.faults.distortion)
+    )
     stand = rover_frame(left, pose.heading_rad, config.rig.height_m, c.baseline_m)
-    seen = [
-        render(terrain, view, config.lighting, config.samples, config.rover, stand)
-        for view in (left, right_view(left, c.baseline_m))
-    ]
+    seen = []
+    for view in (left, faults.right(right_view(left, c.baseline_m))):
+        lit = faults.render(terrain, view, lighting, config.samples, config.rover, stand, sunlit)
+        seen.append(faults.lit_by_lamps(lit, terrain, view, left, lighting))
     gain = gain if gain > 0.0 else automatic_gain(seen[0])
     images = _images(config, seen, gain, number)
     frame = TraverseFrame(
@@ -298,6 +314,27 @@ def render_frame(
         rotation=left.rotation.double().numpy(),
     )
     return frame, gain
+
+
+def _with_motion(config: TraverseConfig, terrain: Terrain, pose: RoverPose) -> CameraFaults:
+    """Return the faults with the motion that the cameras have on the rover."""
+    faults = config.faults
+    if faults.motion != Motion() or (faults.exposure_s == 0 and faults.time_offset_s == 0):
+        return faults
+    # In the camera's axes, from where it stands a moment before and after.
+    step_s = 0.05
+    turn = math.radians(config.turn_deg_s)
+    before, after = (
+        left_camera(terrain, config.rig, moved(pose, seconds, config.speed_m_s, turn))
+        for seconds in (-step_s, step_s)
+    )
+    now = left_camera(terrain, config.rig, pose).rotation.double()
+    velocity = now.T @ (after.position_m - before.position_m).double() / (2 * step_s)
+    spin = now.T @ after.rotation.double() @ before.rotation.double().T @ now
+    x, y, z = (float(v) for v in velocity)
+    turns = np.degrees(cv2.Rodrigues(spin.numpy())[0][:, 0]) / (2 * step_s)
+    about_x, about_y, about_z = (float(v) for v in turns)
+    return replace(faults, motion=Motion((x, y, z), (about_x, about_y, about_z)))
 
 
 def moved(pose: RoverPose, seconds: float, speed_m_s: float, turn_rad_s: float) -> RoverPose:
@@ -337,7 +374,16 @@ def write_bag(
         frames = tqdm(render_traverse(config), total=config.frames, unit='frame')
         for number, frame in enumerate(frames):
             with_depth = number % depth_every == 0
-            write_frame(bag, frame, config.rig.calibration, with_depth, depth_bits)
+            faults = config.faults
+            write_frame(
+                bag,
+                frame,
+                config.rig.calibration,
+                with_depth,
+                depth_bits,
+                faults.encoding,
+                faults.distortion,
+            )
         return bag.counts
 
 
@@ -384,7 +430,7 @@ def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
 def _images(config: TraverseConfig, seen: list[Rendering], gain: float, number: int):
     c = config.rig.calibration
     window = Window(0, 0, c.width, c.height, c.width, c.height)
-    sensor = Sensor(**{**vars(config.sensor), 'gain': gain})
+    sensor = config.faults.sensor(replace(config.sensor, gain=gain))
     rng = np.random.default_rng([config.terrain.seed, number, 0x1A6E])
     return [expose(view.radiance.numpy(), sensor, window, rng) for view in seen]
 

@@ -20,7 +20,7 @@ from lunar_stereo_recon.messages import stamp_ns  # noqa: E402
 from lunar_stereo_recon.ros.conversions import make_message, message_class  # noqa: E402
 
 PATIENCE_S = 240.0
-SMALL = {'width': 160, 'height': 120, 'preset': 'mare', 'seed': 3}
+SMALL = {'width': 160, 'height': 120, 'preset': 'mare', 'seed': 3, 'shadow_cache': False}
 TOPICS = {
     'left/image_rect': 'sensor_msgs/msg/Image',
     'right/image_rect': 'sensor_msgs/msg/Image',
@@ -94,6 +94,23 @@ def test_pictures_truth_and_calibration_agree(processes, cameras, heard):
     assert simulator.wait(60) == 0
 
 
+def test_raw_images_of_ground_with_mesh_rocks(processes, cameras, tmp_path):
+    pytest.importorskip('embreex')
+    faults = tmp_path / 'faults.yaml'
+    faults.write_text('distortion: [-0.2, 0.05, 0.001, 0, 0]\nstored_bits: 12\n')
+    messages = {topic: [] for topic in ('left/image_raw', 'left/camera_info')}
+    for topic, found in messages.items():
+        kind = TOPICS[topic.replace('raw', 'rect')]
+        cameras.node.create_subscription(message_class(kind), topic, found.append, 100)
+    options = {'rocks': 'mesh', 'rover_shadow': False}
+    processes.start('simulator_node', **{**SMALL, **options}, faults=str(faults))
+    cameras.spin_until(lambda: all(messages.values()), PATIENCE_S)
+    image, info = messages['left/image_raw'][0], messages['left/camera_info'][0]
+    assert image.encoding == 'mono16'
+    assert 500 < picture(image, np.uint16).max() <= 4095
+    np.testing.assert_allclose(info.d, [-0.2, 0.05, 0.001, 0, 0])
+
+
 def test_cmd_vel_drives_turns_and_stops_without_news(processes, cameras, heard):
     publisher = cameras.node.create_publisher(
         message_class('geometry_msgs/msg/Twist'), 'cmd_vel', 10
@@ -124,6 +141,8 @@ def test_cmd_vel_drives_turns_and_stops_without_news(processes, cameras, heard):
         ({'preset': 'venus'}, "preset is 'venus'; known are boulder_field"),
         ({'sun_elevation': -5.0}, 'sun elevation is -5 degrees'),
         ({'samples': 3}, 'samples'),
+        ({'rocks': 'cubes'}, "rocks is 'cubes'; one of heightfield, mesh"),
+        ({'faults': '/nowhere.yaml'}, 'cannot read /nowhere.yaml'),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(processes, parameters, text):

@@ -46,6 +46,21 @@ def test_sheet_of_presets_and_suns(small_grids, tmp_path, capsys):
     assert sheet.shape[0] > 2 * 64 and sheet.shape[1] > 2 * 96
 
 
+def test_rocks_as_meshes_look_different(small_grids, tmp_path):
+    pytest.importorskip('embreex')
+    arguments = ['--presets', 'boulder_field', '--elevations', '20', '--width', '96']
+    for form in terrain.ROCK_FORMS:
+        out = ['--out', str(tmp_path / form), '--rocks', form]
+        assert main(['gallery', *out, *arguments]) == 0
+    one, two = (
+        cv2.imread(str(tmp_path / form / 'boulder_field_sun_20_deg.png'), cv2.IMREAD_GRAYSCALE)
+        for form in terrain.ROCK_FORMS
+    )
+    apart = np.abs(one.astype(int) - two) > 8
+    assert 0.01 < apart[32:].mean() < 0.6
+    assert main(['gallery', '--out', str(tmp_path), '--rocks', 'cubes', *arguments]) == 2
+
+
 def test_elevation_model_under_the_sun_of_a_site(tmp_path, capsys):
     along = np.arange(121) - 60.0
     hill = 3.0 * np.exp(-((along[:, None] + 20) ** 2 + (along[None, :] - 15) ** 2) / 80)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -139,6 +140,34 @@ def test_exported_ground_has_the_renderers_height_at_every_vertex(terrain, world
         mesh['texture'], 0.5 + mesh['position'][:, :2] / (2 * half), atol=1e-5
     )
     assert (mesh['index'][..., 0] == mesh['index'][..., 1]).all()
+
+
+def test_rocks_as_meshes_stand_in_the_world(tmp_path):
+    pytest.importorskip('embreex')
+    config = dataclasses.replace(SMALL, rock_form='mesh', rock_density=3.0)
+    ground = make_terrain(config, rock_edge_m=0.05)
+    options = WorldOptions(sun_elevation_deg=20.0, cells=64, texels=64)
+    path = export_world(ground, tmp_path, options)
+    accepted, said = sdf_verdict(path)
+    assert accepted, said
+    mesh = read_collada(tmp_path / 'rocks.dae')
+    rocks = ground.rocks
+    np.testing.assert_allclose(mesh['position'], rocks.vertices, atol=VERTEX_TOLERANCE_M)
+    np.testing.assert_array_equal(mesh['index'][..., 0], rocks.triangles)
+    assert read_world(tmp_path)['rock_triangles'] == len(rocks.triangles) > 500
+    link = ElementTree.parse(path).getroot().find('.//model[@name="terrain"]/link')
+    for kind in ('visual', 'collision'):
+        uri = link.find(f'{kind}[@name="rocks_{kind}"]/geometry/mesh/uri')
+        assert uri.text == 'rocks.dae'
+    # The ground is the renderer's, and its finer rocks are of the same height as these.
+    axis = torch.linspace(-0.99, 0.99, 250) * ground.levels[0].half_size_m
+    y, x = (v.reshape(-1) for v in torch.meshgrid(axis, axis, indexing='ij'))
+    fine = make_terrain(config)
+    assert torch.equal(fine.ground_at(x, y), ground.ground_at(x, y))
+    rise = (fine.height_at(x, y) - fine.ground_at(x, y)).numpy()
+    difference = (fine.height_at(x, y) - ground.height_at(x, y)).abs().numpy()
+    assert (rise > 0.03).sum() > 100
+    assert np.median(difference[rise > 0.03]) < 0.01
 
 
 def test_ground_between_vertices_keeps_the_tolerance_that_is_written(terrain, world):

@@ -23,6 +23,7 @@ from lunar_stereo_recon.simulation.secondary_light import (  # noqa: E402
     with_ground_light,
     with_lamps,
 )
+from lunar_stereo_recon.simulation.sunlit import DARK, sunlit_ground  # noqa: E402
 from lunar_stereo_recon.simulation.terrain import (  # noqa: E402
     make_terrain,
     Terrain,
@@ -161,6 +162,16 @@ def test_rocks_hide_points_from_the_other_camera(ground_with_ball, view_from):
     turned = ((offset * way).sum(1) / np.linalg.norm(way, axis=1) / RADIUS).reshape(120, 160)
     assert hidden[on_ball & (turned < -0.1)].all()
     assert not hidden[on_ball & (turned > 0.1)].any()
+
+
+def test_sunlit_ground_knows_rocks(ground_with_ball, view_from):
+    view = view_from((-2.0, 0.0, 0.3), pitch_deg=-4.0, size=(160, 120))
+    sun = Lighting(70.0, 0.0)
+    sunlit = sunlit_ground(ground_with_ball, sun)
+    assert (sunlit.cells[0] == DARK).sum() > 10
+    traced = render(ground_with_ball, view, sun, samples=1)
+    looked_up = render(ground_with_ball, view, sun, samples=1, sunlit=sunlit)
+    assert torch.equal(traced.shadow, looked_up.shadow)
 
 
 def test_lamps_and_ground_light_reach_rocks(ground_with_ball, view_from):

@@ -16,8 +16,9 @@ from lunar_stereo_recon.bags.reader import StereoBagReader  # noqa: E402
 from lunar_stereo_recon.datatypes import StereoCalibration  # noqa: E402
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation import traverse  # noqa: E402
-from lunar_stereo_recon.simulation.camera import camera_rotation  # noqa: E402
-from lunar_stereo_recon.simulation.terrain import TerrainConfig  # noqa: E402
+from lunar_stereo_recon.simulation.camera import camera_rotation, Sensor  # noqa: E402
+from lunar_stereo_recon.simulation.camera_faults import CameraFaults  # noqa: E402
+from lunar_stereo_recon.simulation.terrain import make_terrain, TerrainConfig  # noqa: E402
 
 CALIBRATION = StereoCalibration(70.0, 70.0, 47.5, 35.5, 47.5, 0.2, 96, 72)
 
@@ -149,3 +150,40 @@ def test_demo_bag_in_the_package():
     step = np.linalg.norm(frames[1].pose.position - frames[0].pose.position)
     assert step == pytest.approx(config.speed_m_s / config.rate_hz, abs=0.05)
     assert sum(frame.depth_message is not None for frame in frames) == 6
+
+
+def test_late_right_camera_is_carried_on_by_the_drive(short_drive):
+    """It sees what the right camera of a rover half a second farther on sees."""
+    ground = dataclasses.replace(
+        short_drive.terrain, roughness_m=1e-3, crater_density=0.0, rock_density=0.0
+    )
+    ground = dataclasses.replace(ground, albedo_noise=0.15, tilt_deg=0.0)
+    config = dataclasses.replace(
+        short_drive,
+        terrain=ground,
+        rover=(),
+        sensor=Sensor(gain=1500.0, shot_noise_dn=0.0, read_noise_dn=0.0),
+        speed_m_s=0.4,
+        turn_deg_s=6.0,
+        samples=4,
+    )
+    late = dataclasses.replace(config, faults=CameraFaults(time_offset_s=0.5))
+    made = make_terrain(ground)
+    here = traverse.RoverPose(0.0, -2.0, 0.5, 0.3)
+    there = traverse.moved(here, 0.5, 0.4, math.radians(6.0))
+    seen = [
+        traverse.render_frame(*job, 1500.0, 0)[0]
+        for job in ((config, made, here), (late, made, here), (config, made, there))
+    ]
+    np.testing.assert_array_equal(seen[0].left, seen[1].left)
+    right, delayed, farther = (frame.right[30:].astype(float).ravel() for frame in seen)
+    alike, unlike = (np.corrcoef(delayed, image)[0, 1] for image in (farther, right))
+    assert 1 - alike < 0.4 * (1 - unlike), (alike, unlike)
+
+
+def test_bag_of_raw_images(short_drive, tmp_path):
+    faults = CameraFaults(distortion=(-0.2, 0.05, 0.001, 0.0, 0.0), stored_bits=12)
+    config = dataclasses.replace(short_drive, faults=faults, frames=1)
+    counts = traverse.write_bag(tmp_path / 'raw', config, depth_every=1)
+    assert counts['/stereo/left/image_raw'] == counts['/ground_truth/depth'] == 1
+    assert '/stereo/left/image_rect' not in counts
