@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import math
 from typing import Any
 
@@ -62,10 +62,12 @@ class GridFrame:
         counts = result.valid_mask & (result.confidence >= np.float32(min_confidence))
         points = result.points.reshape(-1, 3).take(np.flatnonzero(counts), axis=0)
         points = points @ self.rotation.T.astype(np.float32)
-        points += self.translation.astype(np.float32)
-        found = hazard_map(points, self.layout, options)
+        # Far from the origin of a map float32 knows centimetres only: points stay near the camera.
+        near = np.array([self.layout.x_m, self.layout.y_m, self.translation[2]])
+        points += (self.translation - near).astype(np.float32)
+        found = hazard_map(points, replace(self.layout, x_m=0.0, y_m=0.0), options)
         height = found.ground_m if math.isfinite(found.ground_m) else 0.0
-        corner, axes = np.array([self.layout.x_m, self.layout.y_m, height]), np.eye(3)
+        corner, axes = near + [0.0, 0.0, height], np.eye(3)
         if self.frame_id == result.frame_id:
             corner, axes = self.rotation.T @ (corner - self.translation), self.rotation.T
         return occupancy_grid_message(

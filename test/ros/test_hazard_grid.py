@@ -174,3 +174,18 @@ def test_cells_of_a_fixed_frame_keep_their_places():
     heading = np.degrees(np.arctan2(seen[:, 1], seen[:, 0]))
     assert np.median(heading) == pytest.approx(30.0, abs=3.0)
     assert grids[2][1].max() == 0
+
+
+def test_grid_far_from_the_origin_is_as_good():
+    rotation = level_from_optical()
+    result = view_of(rotation, rock=True)
+    grids = []
+    for position in ([0.1, 0.1, 1.2], [500_000.1, -4_000_000.1, 1501.2]):
+        frame = frame_of_transform(rotation, np.array(position), 'map', 8.0, 0.2)
+        message = frame.message(make_message, result, OPTIONS, 0.5)
+        assert message.info.origin.position.z == pytest.approx(position[2] - 1.2, abs=0.01)
+        grids.append(grid_of(message))
+    lethal = [(grid == 100).sum() for grid in grids]
+    assert lethal[0] > 3
+    assert abs(lethal[1] - lethal[0]) <= 2
+    assert all((grid == 0).sum() > 200 for grid in grids)
