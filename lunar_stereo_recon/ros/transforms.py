@@ -61,8 +61,9 @@ class TransformListener:
                 target, source, Time(nanoseconds=stamp_ns), Duration(seconds=PATIENCE_S)
             )
         except self._tf2.TransformException as error:
+            reason = str(error).strip(' .')
             raise InputError(
-                f'no transform from {source!r} to {target!r}: {error}. Is it on /tf or '
+                f'no transform from {source!r} to {target!r}: {reason}. Is it on /tf or '
                 '/tf_static, at the time of the image?'
             ) from error
         rotation, translation = found.transform.rotation, found.transform.translation
