@@ -1,8 +1,8 @@
 """The whole journey of a stereo pair, free of ROS and of any network runtime.
 
 Reading order: ros/stereo_sync -> ros/conversions (message to StereoPair) -> preprocess ->
-backends -> geometry/metric_scale -> geometry/refine -> geometry/confidence -> ros/conversions
-(Reconstruction to PointCloud2).
+backends -> geometry/metric_scale -> geometry/refine -> geometry/confidence -> geometry/fill ->
+ros/conversions (Reconstruction to PointCloud2).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from lunar_stereo_recon.geometry.confidence import (
     DEFAULT_CALIBRATION,
 )
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity, disparity_from_columns
+from lunar_stereo_recon.geometry.fill import follow_surroundings
 from lunar_stereo_recon.geometry.rectify import (
     estimate_row_alignment,
     RowMonitor,
@@ -141,8 +142,10 @@ class StereoReconstructor:
         with stages('confidence'):
             confidence = calibrated_confidence(matched.features, self._calibration)
             confidence = confidence_where_seen(confidence, matched.disparity, pair)
+        with stages('fill'):
+            dense = follow_surroundings(matched.disparity, confidence)
         with stages('geometry'):
-            disparity = self._accepted(matched.disparity, confidence, pair)
+            disparity = self._accepted(dense, confidence, pair)
             if region is not None:
                 disparity = _cut(disparity, region)
             depth = depth_from_disparity(disparity, pair.calibration)

@@ -51,6 +51,7 @@ def test_slope_becomes_metric(slope_pair, slope_disparity):
         'inference',
         'refine',
         'confidence',
+        'fill',
         'geometry',
     ]
     for array in (result.disparity, result.depth, result.confidence, result.points):

@@ -1,0 +1,106 @@
+"""What is known of the ground around it, where the images say nothing: deep shadow, saturation.
+
+A plane in space is a plane in disparity over the image, whatever the camera. Where confidence is
+low, the disparity goes over into that of the plane through the confident pixels
+plus their departure from it, carried on from the region's border (pull-push interpolation,
+Gortler et al. 1996). Confidence stays as low as it was: nothing has been seen there.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from lunar_stereo_recon.datatypes import FloatImage
+
+REDUCTION = 8
+# Confidence from which a pixel keeps its disparity, and at which it loses it.
+KEPT, LOST = 0.8, 0.3
+# Pixels less sure than this say nothing about their surroundings.
+LEAST_CONFIDENCE = 0.5
+# A cell with less than this share of sure pixels takes no part in the plane.
+LEAST_SHARE = 0.02
+LEAST_CELLS = 12
+# Robust fit: a departure as large as this many root mean squares, and this much, counts half.
+DEVIATIONS, DEPARTURE_PX = 0.75, 0.3
+ITERATIONS = 4
+
+
+def follow_surroundings(disparity: FloatImage, confidence: FloatImage) -> FloatImage:
+    """Return the disparity with its unsure pixels replaced by what surrounds them.
+
+    In between, a pixel goes over by its confidence. Where hardly anything is sure, nothing is
+    changed.
+
+    Args:
+        disparity: (H, W) float32, pixels. NaN stays NaN and says nothing.
+        confidence: (H, W) float32 in [0, 1].
+    """
+    share = np.clip((KEPT - confidence) / (KEPT - LOST), 0, 1)
+    if not share.any():
+        return disparity
+    around = _surroundings(disparity, confidence)
+    return disparity if around is None else disparity + share * (around - disparity)
+
+
+def _surroundings(disparity: FloatImage, confidence: FloatImage) -> FloatImage | None:
+    """Return (H, W) pixels, not negative; None where too little is sure."""
+    height, width = disparity.shape
+    sure = np.clip((confidence - LEAST_CONFIDENCE) / (1 - LEAST_CONFIDENCE), 0, 1) ** 2
+    sure = np.where(np.isfinite(disparity), sure, np.float32(0))
+    size = max(1, width // REDUCTION), max(1, height // REDUCTION)
+    weight, weighted = (
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        for image in (sure, sure * np.nan_to_num(disparity))
+    )
+    known = weight > LEAST_SHARE
+    if known.sum() < LEAST_CELLS:
+        return None
+    # Pixels' places in [0, 1] across the image, and the mean places of the cells' sure pixels.
+    across = ((np.arange(width, dtype=np.float32) + 0.5) / width)[None, :]
+    down = ((np.arange(height, dtype=np.float32) + 0.5) / height)[:, None]
+    places = [
+        cv2.resize(sure * place, size, interpolation=cv2.INTER_AREA) for place in (across, down)
+    ]
+    points = [place[known] / weight[known] for place in places]
+    plane = _plane(*points, weighted[known] / weight[known], weight[known])
+    departure = weighted - plane[0] * places[0] - plane[1] * places[1] - plane[2] * weight
+    around = cv2.resize(
+        _carried_on(departure, weight), (width, height), interpolation=cv2.INTER_LINEAR
+    )
+    around += plane[0] * across + (plane[1] * down + plane[2])
+    return np.maximum(around, np.float32(0))
+
+
+def _plane(
+    across: FloatImage, down: FloatImage, values: FloatImage, weight: FloatImage
+) -> FloatImage:
+    """Return the plane's two slopes and offset from N cells (N,), robust against rocks."""
+    points = np.stack([across, down, np.ones_like(across)], axis=-1).astype(np.float64)
+    trust = weight.astype(np.float64)
+    for _ in range(ITERATIONS):
+        moments = (points * trust[:, None]).T @ points
+        # The ridge keeps a single row of cells from being tilted across.
+        moments += 1e-6 * np.trace(moments) * np.eye(3)
+        plane = np.linalg.solve(moments, points.T @ (trust * values))
+        departure = values - points @ plane
+        spread = np.sqrt(np.average(departure**2, weights=weight))
+        trust = weight / (1 + (departure / (DEVIATIONS * spread + DEPARTURE_PX)) ** 2)
+    return plane.astype(np.float32)
+
+
+def _carried_on(weighted: FloatImage, weight: FloatImage) -> FloatImage:
+    """Return (h, w) values where they are known and, elsewhere, those of what is around.
+
+    Args:
+        weighted: (h, w) weight times value.
+        weight: (h, w).
+    """
+    levels = [(weighted, weight)]
+    while min(levels[-1][0].shape) > 3:
+        levels.append((cv2.pyrDown(levels[-1][0]), cv2.pyrDown(levels[-1][1])))
+    values = np.zeros_like(levels[-1][0])
+    for total, share in reversed(levels):
+        values = cv2.resize(values, total.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        values = (total + LEAST_SHARE * values) / (share + LEAST_SHARE)
+    return values
