@@ -62,8 +62,8 @@ def _surroundings(disparity: FloatImage, confidence: FloatImage) -> FloatImage |
     places = [
         cv2.resize(sure * place, size, interpolation=cv2.INTER_AREA) for place in (across, down)
     ]
-    points = [place[known] / weight[known] for place in places]
-    plane = _plane(*points, weighted[known] / weight[known], weight[known])
+    means = [place[known] / weight[known] for place in (*places, weighted)]
+    plane = _plane(means[0], means[1], means[2], weight[known])
     departure = weighted - plane[0] * places[0] - plane[1] * places[1] - plane[2] * weight
     around = cv2.resize(
         _carried_on(departure, weight), (width, height), interpolation=cv2.INTER_LINEAR
