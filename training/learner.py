@@ -5,6 +5,8 @@ The losses are inside, so that DistributedDataParallel sees projectors and stude
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from torch import nn, Tensor
 
@@ -22,6 +24,8 @@ from training.students import build_student, encoder_modules, feature_widths, gr
 
 TOKEN_STRIDE = 16
 PARTS = ('encoder', 'decoder')
+# Losses of a flight student: all numbers of a `LossRecipe` that are weights.
+FLIGHT_TERMS = tuple(item.name for item in fields(LossRecipe) if item.name != 'feature_margin')
 
 
 class Learner(nn.Module):
@@ -75,6 +79,9 @@ class FlightLearner(Learner):
                 'ground_truth_points is for students of the MASt3R kind: losses of a flight '
                 'student are means over cells that must be known as a whole'
             )
+        weights = {name: getattr(recipe.losses, name) for name in FLIGHT_TERMS}
+        if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):
+            raise InputError(f'weights of losses are {weights}; none below 0, one above is needed')
         parts = [part for part in PARTS if getattr(recipe.losses, f'{part}_features')]
         super().__init__(recipe, student, parts, teacher)
         wanted = {f'{part}{view}' for part in parts for view in (1, 2)}

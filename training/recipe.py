@@ -249,6 +249,11 @@ class Recipe:
             _one_of(f'students.{name}.kind', student.kind, STUDENT_KINDS)
             _one_of(f'students.{name}.target', student.target, TARGETS)
             _one_of(f'students.{name}.start.method', student.start.method, START_METHODS)
+            if not 0 <= student.min_confidence <= 1:
+                raise InputError(
+                    f'students.{name}.min_confidence is {student.min_confidence}; a probability '
+                    'is needed, in [0, 1]'
+                )
             self._check_sparse(name, student)
             if not self.teacher.checkpoint:
                 self._check_without_teacher(name, student)

@@ -27,7 +27,7 @@ from training.learner import build_learner, Learner
 from training.recipe import OptimizerRecipe, Recipe, StartRecipe
 from training.start import start_student
 from training.students import config_values
-from training.validation import validate_student
+from training.validation import check_frames, validate_student
 
 LOG = logging.getLogger(__name__)
 # Steps with a loss that is not finite are skipped; so many in a row mean a broken run.
@@ -232,6 +232,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.teacher = load_frozen_teacher(recipe.teacher, self.device)
         self.data = build_data(recipe, self.rank, self.world_size)
+        check_frames(recipe.data)
         # Weights that a checkpoint replaces need no start.
         resume = resume and self.path.exists()
         self.students = {name: self._build_student(name, not resume) for name in recipe.students}

@@ -151,6 +151,18 @@ def validate_pointmaps(
     }
 
 
+def check_frames(recipe: DataRecipe) -> None:
+    """See before a run that there are frames to validate on, where the recipe names a folder.
+
+    Raises:
+        InputError: The folder holds none.
+    """
+    if recipe.validation and recipe.kind == 'stereolunar':
+        next(stereolunar_frames(recipe, limit=1))
+    elif recipe.validation:
+        list_samples([recipe.validation])
+
+
 def validate_student(
     student: nn.Module, recipe: DataRecipe, device: torch.device
 ) -> dict[str, float]:

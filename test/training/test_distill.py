@@ -21,7 +21,8 @@ from training.checkpoint import load_network, trained_network  # noqa: E402
 from training.curves import draw_curves, read_curves  # noqa: E402
 from training.export import write_safetensors  # noqa: E402
 from training.frozen_teacher import CachedTeacher, TOKENS  # noqa: E402
-from training.recipe import LossRecipe, StartRecipe, StudentRecipe  # noqa: E402
+from training.learner import build_learner, FLIGHT_TERMS  # noqa: E402
+from training.recipe import LossRecipe, StartRecipe, StudentRecipe, TEACHER_TERMS  # noqa: E402
 from training.stereo_losses import (  # noqa: E402
     bin_divergence,
     HIDDEN,
@@ -82,6 +83,29 @@ def test_every_trained_parameter_gets_a_gradient(make_recipe, flight_teacher, tm
     # A bias before keys has no effect by construction.
     assert all(name.endswith('projk.bias') for name in silent), silent
     assert not any(p.requires_grad for p in trainer.teacher.network.parameters())
+
+
+def test_each_loss_of_a_flight_student_acts_alone(make_recipe, flight_teacher, tmp_path):
+    trainer = Trainer(make_recipe({'flight': tiny_flight()}, flight_teacher), tmp_path)
+    batch, teacher = trainer.data[0], trainer.teacher
+    lesson = teacher.lesson(batch, teacher.offers - {'pointmap1', 'pointmap2', 'conf1', 'conf2'})
+    nothing = dict.fromkeys(FLIGHT_TERMS, 0.0)
+    for name in FLIGHT_TERMS:
+        losses = LossRecipe(**{**nothing, name: 1.0})
+        learner = build_learner(tiny_flight(losses=losses), teacher)
+        loss, terms = learner(batch, {key: lesson[key] for key in learner.wanted})
+        assert set(terms) == {name} and loss.item() > 0
+        loss.backward()
+        reached = [p.grad for p in learner.student.parameters() if p.grad is not None]
+        assert any(gradient.any() for gradient in reached), name
+        if name in TEACHER_TERMS:
+            with pytest.raises(ModelError, match='need logits|no teacher'):
+                build_learner(tiny_flight(losses=losses), None)
+            with pytest.raises((ModelError, KeyError)):
+                learner(batch, {})
+    for weights in (nothing, {**nothing, 'disparity': -1.0}):
+        with pytest.raises(InputError, match='none below 0, one above is needed'):
+            build_learner(tiny_flight(losses=LossRecipe(**weights)), teacher)
 
 
 def test_students_share_one_look_of_the_teacher(make_recipe, flight_teacher, tmp_path):

@@ -27,6 +27,7 @@ from training.recipe import (  # noqa: E402
 )
 from training.students import student_config  # noqa: E402
 from training.trainer import learning_rate, Trainer, TrainingDivergedError  # noqa: E402
+from training.validation import check_frames  # noqa: E402
 
 RECIPES = Path(training.__file__).parent / 'recipes'
 
@@ -174,6 +175,16 @@ def test_crop_larger_than_the_pairs_is_an_error(recipe):
 def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(InputError, match='nothing'):
         RenderedPairs(DataRecipe(train=[str(tmp_path / 'nothing')]), 0, 1)
+
+
+def test_missing_validation_frames_are_found_before_training(recipe, tmp_path):
+    recipe.data.validation = str(tmp_path / 'nothing')
+    with pytest.raises(InputError, match='nothing: no .npz pairs found'):
+        Trainer(recipe, tmp_path)
+    recipe.data.kind = 'stereolunar'
+    pytest.importorskip('OpenEXR')
+    with pytest.raises(InputError, match='nothing: 0 views'):
+        check_frames(recipe.data)
 
 
 def test_loss_of_weight_zero_is_not_computed(recipe, tmp_path):
@@ -347,6 +358,7 @@ def test_checkpoint_of_format_1_is_read_and_resumed(recipe, tmp_path):
         ('students: {a: {target: teacher}}', 'students.a.target needs a teacher'),
         ('students: {a: {losses: {soft_bins: 1}}}', 'students.a.losses.soft_bins needs a teacher'),
         ('students: {a: {start: {method: truncate}}}', 'start.method needs a teacher'),
+        ('students: {a: {min_confidence: 2}}', 'students.a.min_confidence is 2'),
         ('{students: {a: {}}, data: {kind: video}}', "data.kind is 'video'"),
         ('{students: {a: {}}, data: {kind: on_the_fly, train: [a]}}', 'data.train has no effect'),
     ],
