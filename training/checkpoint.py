@@ -51,7 +51,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint; the old one stays whole until the new one is on the disk.
 
     Raises:
-        OSError: The disk is full or the folder cannot be written; the old file is untouched.
+        ModelError: The disk is full or the folder cannot be written; the old file is untouched.
     """
     partial = path.with_suffix('.partial')
     try:
@@ -60,6 +60,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+        raise ModelError(
+            f'{path} cannot be written: {error}; an older one is as it was'
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

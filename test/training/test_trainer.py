@@ -272,15 +272,16 @@ def test_recipe_rejects_unknown_keys_and_wrong_types(tmp_path):
     assert (recipe.name, recipe.optimizer.learning_rate) == ('mine', 0.5)
 
 
-def test_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize('writer', ['os.fsync', 'torch.save', 'os.replace'])
+def test_failed_save_leaves_the_old_checkpoint(writer, tmp_path, monkeypatch):
     path = tmp_path / 'checkpoint.pt'
     save_checkpoint(path, {'step': 1})
 
     def full_disk(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('training.checkpoint.os.fsync', full_disk)
-    with pytest.raises(OSError, match='No space'):
+    monkeypatch.setattr(f'training.checkpoint.{writer}', full_disk)
+    with pytest.raises(ModelError, match='checkpoint.pt cannot be written: .*No space'):
         save_checkpoint(path, {'step': 2})
     assert load_checkpoint(path)['step'] == 1
     assert list(tmp_path.iterdir()) == [path]
