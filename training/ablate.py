@@ -26,6 +26,8 @@ from training.train import recipe_path
 from training.trainer import Trainer
 
 PARTS = (0.25, 0.5, 1.0)
+# Curves that span a larger factor are drawn on a logarithmic axis.
+LOGARITHMIC_FROM = 5
 Table = dict[str, list[tuple[float, float]]]
 
 
@@ -156,6 +158,9 @@ def draw_comparisons(
             axis.fill_between(
                 steps, mean - spread, mean + spread, color=line.get_color(), alpha=0.15
             )
+        low, high = axis.dataLim.ymin, axis.dataLim.ymax
+        if low > 0 and high > LOGARITHMIC_FROM * low:
+            axis.set_yscale('log')
         axis.set_title(group, fontsize=10)
         axis.set_xlabel('step', fontsize=8)
         axis.set_ylabel(figure, fontsize=8)
@@ -163,7 +168,7 @@ def draw_comparisons(
     for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.savefig(path, dpi=110)
+    sheet.savefig(path, dpi=80)
     pyplot.close(sheet)
 
 

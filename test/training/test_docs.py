@@ -22,7 +22,9 @@ def commands(page: str) -> list[str]:
     """Return the package's command lines in the page's code blocks."""
     text = (DOCS / page).read_text(encoding='utf-8')
     lines = []
-    for block in re.findall(r'```(?:bash)?\n(.*?)```', text, flags=re.DOTALL):
+    for language, block in re.findall(r'```(\w*)\n(.*?)```', text, flags=re.DOTALL):
+        if language not in ('', 'bash', 'console'):
+            continue
         lines += re.sub(r'\\\n\s*', '', block).splitlines()
     lines = [re.sub(r'\s+#.*', '', line).strip() for line in lines]
     start = r'^(python -m training|torchrun .*-m training|lunar-stereo)\b'
