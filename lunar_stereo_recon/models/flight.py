@@ -413,7 +413,8 @@ def warp_row(right: Tensor, disparity: Tensor) -> Tensor:
     position = position.clamp(0, right.shape[3] - 1)
     lower = position.floor()
     fraction = position - lower
-    index = lower.long().expand_as(right)
+    # Clamped again as integers: a NaN must reach the loss, not fail as an index.
+    index = lower.long().clamp(0, right.shape[3] - 1).expand_as(right)
     above = (index + 1).clamp_max(right.shape[3] - 1)
     sampled = right.gather(3, index) * (1 - fraction) + right.gather(3, above) * fraction
     return sampled * inside

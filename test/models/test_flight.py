@@ -77,6 +77,13 @@ def test_warping_samples_between_columns_and_is_zero_outside():
     )
 
 
+def test_a_disparity_that_is_not_a_number_stays_one():
+    disparity = torch.full((1, 1, 3, 6), 1.5)
+    disparity[..., 2] = torch.nan
+    warped = warp_row(torch.arange(6.0).expand(1, 2, 3, 6), disparity)
+    assert warped[..., 2].isnan().all() and warped[..., 3:].isfinite().all()
+
+
 def test_fine_match_finds_which_way_the_disparity_is_off(student):
     texture = torch.rand(1, 8, 6, 60, generator=torch.Generator().manual_seed(3)) - 0.5
     left, right = texture[..., 10:50], texture[..., 16:56]  # disparity 6 columns at stride 2
