@@ -9,6 +9,7 @@ from collections import Counter, deque
 import copy
 import dataclasses
 from dataclasses import dataclass, field
+import math
 import threading
 import time
 from typing import Any
@@ -23,6 +24,8 @@ from lunar_stereo_recon.ros.stereo_sync import DROP_REASONS, explain_no_pairs, S
 LATENCY_WINDOW = 100
 # Below this the result is hardly of use.
 LOW_CONFIDENCE = 0.15
+# A stream whose last two messages were so far apart may be silent for twice that, up to this.
+LONGEST_REST_S = 10.0
 # Share of the images of a second that may stay without a partner.
 FEW_PAIRS = 0.2
 
@@ -90,6 +93,23 @@ class FrameStatistics:
             )
 
 
+class Pulse:
+    """Tells a slow stream from one that has stopped, by its count."""
+
+    def __init__(self) -> None:
+        """Begin with a stream that never began."""
+        self._count = 0
+        self._last_s = -math.inf
+        self._rest_s = 0.0
+
+    def beats(self, count: int, now_s: float) -> bool:
+        """Say whether the stream runs; `count` is of all that came so far."""
+        if count > self._count:
+            self._rest_s = min(2 * (now_s - self._last_s), LONGEST_REST_S)
+            self._count, self._last_s = count, now_s
+        return now_s - self._last_s <= self._rest_s
+
+
 class NodeReport:
     """Compares the statistics of one second with those of the last.
 
@@ -116,6 +136,7 @@ class NodeReport:
         self._tolerance_ns = tolerance_ns
         self._sync = SyncStatistics()
         self._frames = FrameStatistics()
+        self._pairs_pulse, self._results_pulse = Pulse(), Pulse()
         self._time = time.monotonic()
         self._silence_since = self._time
         self._sync_at_silence = SyncStatistics()
@@ -158,12 +179,14 @@ class NodeReport:
         """
         now = time.monotonic()
         elapsed = max(now - self._time, 1e-3)
+        pairs_come = self._pairs_pulse.beats(sync.pairs, now)
+        results_come = self._results_pulse.beats(frames.published, now)
         reason = '' if enabled else 'disabled by ~/enable'
         if enabled and idle:
             reason = 'idle: nobody subscribes to a result'
         statuses = [
-            self._input_status(sync, elapsed, reason),
-            self._output_status(sync, frames, elapsed, reason),
+            self._input_status(sync, elapsed, reason, pairs_come),
+            self._output_status(sync, frames, elapsed, reason, results_come),
             self._calibration_status(frames),
             self._engine_status(engine, warning),
         ]
@@ -186,7 +209,9 @@ class NodeReport:
             self.conflicts,
         )
 
-    def _input_status(self, sync: SyncStatistics, elapsed: float, idle: str) -> Any:
+    def _input_status(
+        self, sync: SyncStatistics, elapsed: float, idle: str, pairs_come: bool
+    ) -> Any:
         before = self._sync
         rates = {
             f'{side} image rate [Hz]': (sync.images[side] - before.images[side]) / elapsed
@@ -196,7 +221,7 @@ class NodeReport:
         level, text = OK, f'{pair_rate:.1f} pairs per second'
         if idle:
             text = idle
-        elif sync.pairs == before.pairs:
+        elif not pairs_come:
             level = WARN
             text = explain_no_pairs(
                 before,
@@ -229,13 +254,22 @@ class NodeReport:
             return ''
         drops = sync.drops - before.drops
         reason, count = max(drops.items(), key=lambda item: item[1], default=('', 0))
-        side, _, why = reason.partition(' ')
         text = f'{images} images of each side, but {pairs} pairs'
-        why = DROP_REASONS.get(why, why)
-        return f'{text}; {count} {side} images were given up: {why}' if count else text
+        if not count:
+            return text
+        side, _, why = reason.partition(' ')
+        if why not in DROP_REASONS:
+            return f'{text}; {count} messages {reason}'
+        what = 'pairs' if side == 'pair' else f'{side} images'
+        return f'{text}; {count} {what} were given up: {DROP_REASONS[why]}'
 
     def _output_status(
-        self, sync: SyncStatistics, frames: FrameStatistics, elapsed: float, idle: str
+        self,
+        sync: SyncStatistics,
+        frames: FrameStatistics,
+        elapsed: float,
+        idle: str,
+        results_come: bool,
     ) -> Any:
         before = self._frames
         rate = (frames.published - before.published) / elapsed
@@ -244,7 +278,7 @@ class NodeReport:
             level, text = ERROR, f'pairs are refused: {frames.last_error}'
         elif idle:
             text = idle
-        elif sync.pairs > self._sync.pairs and frames.published == before.published:
+        elif sync.pairs > self._sync.pairs and not results_come:
             level, text = WARN, 'pairs come in, but no reconstruction came out'
         elif frames.withheld:
             level, (topic, why) = WARN, next(iter(frames.withheld.items()))

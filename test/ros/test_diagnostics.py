@@ -137,6 +137,43 @@ def test_no_pair_is_a_warning_that_names_what_is_missing(report):
     assert values['QoS does not fit: /r/image'] == 'RELIABILITY'
 
 
+def test_slow_stream_is_not_one_that_stopped(report, monkeypatch):
+    """A pair every three seconds, each of them long in work, is no fault; silence is."""
+    now = 1000.0
+    monkeypatch.setattr('lunar_stereo_recon.ros.diagnostics.time.monotonic', lambda: now)
+    sync, frames = SyncStatistics(), FrameStatistics()
+    levels = {'input': [], 'output': []}
+    for second in range(22):
+        now += 1.0
+        if second < 12 and second % 3 == 0:
+            sync.images.update(left=1, right=1)
+            sync.pairs += 1
+        if second < 12 and second % 3 == 1:
+            frames.count_published(1000.0, reconstruction())
+        statuses = report.statuses(sync, frames.snapshot(), {}, '', False, True)
+        for task, status in zip(levels, statuses, strict=False):
+            levels[task].append(status.level)
+    assert levels['input'][3:14] == [OK] * 11
+    assert levels['output'][3:] == [OK] * 19  # nothing comes in that could come out
+    assert levels['input'][18:] == [WARN] * 4
+    assert 'published?' in statuses[0].message
+    # Pairs come again, and no result.
+    now += 100.0
+    sync.pairs += 1
+    assert report.statuses(sync, frames.snapshot(), {}, '', False, True)[1].level == WARN
+
+
+def test_what_was_lost_is_said_as_it_is(report):
+    sync = SyncStatistics(images=Counter(left=20, right=20), pairs=5)
+    sync.drops['pair no_camera_info'] = 7
+    assert '7 pairs were given up: no camera_info yet' in status_of(report, 'input', sync)[1]
+    sync.images.update(left=20, right=20)
+    sync.pairs += 5
+    sync.drops['lost on the way: left/image_rect'] = 9
+    message = status_of(report, 'input', sync)[1]
+    assert message.endswith('5 pairs; 9 messages lost on the way: left/image_rect')
+
+
 def test_refused_pairs_are_an_error(report):
     frames = FrameStatistics()
     frames.count_drop('invalid', 'P[3] is 0')
