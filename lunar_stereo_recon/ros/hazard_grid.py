@@ -138,11 +138,15 @@ class Attitudes:
         """Keep a `sensor_msgs` Imu."""
         self._messages.append(message)
 
+    def clear(self) -> None:
+        """Forget them: time went back."""
+        self._messages.clear()
+
     def level_from_body(self, at_ns: int) -> NDArray[np.float64]:
         """Return the (3, 3) rotation to axes with z up, of the message nearest to a time.
 
         Raises:
-            InputError: There is none within half a second, or it has no orientation.
+            InputError: There is none within half a second, or its orientation is none.
         """
         messages = list(self._messages)
         if not messages:
@@ -161,6 +165,9 @@ class Attitudes:
                 'imu_filter_madgwick adds it'
             )
         orientation = nearest.orientation
-        return rotation_from_quaternion(
-            np.array([orientation.x, orientation.y, orientation.z, orientation.w])
-        )
+        try:
+            return rotation_from_quaternion(
+                np.array([orientation.x, orientation.y, orientation.z, orientation.w])
+            )
+        except InputError as error:
+            raise InputError(f'the Imu on {self._topic}: {error}') from error

@@ -599,10 +599,11 @@ def _descriptor(item: dataclasses.Field) -> ParameterDescriptor:
 
 def _checked(item: dataclasses.Field, value: Any) -> Any:
     choices = item.metadata['choices']
-    given = list(value) if isinstance(_default(item), list) else [value]
-    unknown = [text for text in given if choices and text and text not in choices]
+    is_list = isinstance(_default(item), list)
+    given = named(value) if is_list and choices else [value]
+    unknown = [text for text in given if choices and text not in choices]
     if unknown:
         raise InputError(
             f'parameter {item.name} is {unknown[0]!r}; one of {", ".join(choices)} is needed'
         )
-    return given if isinstance(_default(item), list) else value
+    return list(value) if is_list else value

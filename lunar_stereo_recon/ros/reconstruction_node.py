@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import functools
+import os
 from pathlib import Path
 import sys
 import time
@@ -41,7 +42,7 @@ from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, Ster
 from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
 from lunar_stereo_recon.messages import baseline_of_camera_infos, pair_from_messages, StereoTopics
 from lunar_stereo_recon.outputs import write_pcd, write_ply
-from lunar_stereo_recon.pairing import OTHER, Side
+from lunar_stereo_recon.pairing import OTHER, RESTART_NS, Side
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from lunar_stereo_recon.result_messages import (
     confidence_message,
@@ -276,16 +277,17 @@ class ReconstructionNode(LifecycleNode):
 
     # Messages in
 
-    @property
-    def _image_name(self) -> str:
-        return 'image_raw' if self.parameters.rectify else 'image_rect'
+    def _image_topic(self, side: Side) -> str:
+        name = 'image_raw' if self.parameters.rectify else 'image_rect'
+        suffix = '/compressed' if self.parameters.input_transport == 'compressed' else ''
+        return f'{side}/{name}{suffix}'
 
     def _source_names(self) -> StereoTopics:
         """Return where images and infos come from, for texts: resolved topics, or files."""
         topics = StereoTopics()
         return StereoTopics(
-            self.resolve_topic_name(f'left/{self._image_name}'),
-            self.resolve_topic_name(f'right/{self._image_name}'),
+            self.resolve_topic_name(self._image_topic('left')),
+            self.resolve_topic_name(self._image_topic('right')),
             self.parameters.left_camera_info_url or self.resolve_topic_name(topics.left_info),
             self.parameters.right_camera_info_url or self.resolve_topic_name(topics.right_info),
         )
@@ -293,11 +295,10 @@ class ReconstructionNode(LifecycleNode):
     def _make_inputs(self) -> list[ImageSubscription]:
         compressed = self.parameters.input_transport == 'compressed'
         image_type = 'CompressedImage' if compressed else 'Image'
-        suffix = '/compressed' if compressed else ''
         images = [
             self._make_input(
                 f'sensor_msgs/msg/{image_type}',
-                f'{side}/{self._image_name}{suffix}',
+                self._image_topic(side),
                 functools.partial(self._on_image, side),
             )
             for side in OTHER
@@ -366,6 +367,7 @@ class ReconstructionNode(LifecycleNode):
         """Hand a pair to the worker unless nobody wants it; answer for each one that is not."""
         if self._worker is None:  # A callback that was already under way when the node stopped.
             return
+        self._forget_the_future(messages.stamp_ns)
         if not self._enabled:
             self._answer_drop(messages, 'disabled')
             return
@@ -378,6 +380,15 @@ class ReconstructionNode(LifecycleNode):
         replaced = self._worker.submit(Job(messages, time.monotonic()))
         if replaced is not None:
             self._answer_drop(replaced.messages, 'superseded')
+
+    def _forget_the_future(self, stamp_ns: int) -> None:
+        """Where stamps jumped back (bag loop, simulation reset), drop what else has a time."""
+        if self._last_stamp_ns is None or stamp_ns >= self._last_stamp_ns - RESTART_NS:
+            return
+        self._last_stamp_ns = stamp_ns
+        self._attitudes.clear()
+        if isinstance(self._tf, TransformListener):
+            self._tf.clear()
 
     def _too_soon(self, stamp_ns: int) -> bool:
         """Say whether a pair comes faster than `target_rate`; half a period of jitter is kept."""
@@ -597,7 +608,8 @@ class ReconstructionNode(LifecycleNode):
             response.message = 'there is no cloud yet'
             return response
         save_format = self.parameters.save_format
-        path = Path(self.parameters.save_directory) / f'cloud_{result.stamp_ns}.{save_format}'
+        folder = Path(os.path.expanduser(self.parameters.save_directory))
+        path = folder / f'cloud_{result.stamp_ns}.{save_format}'
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             count = CLOUD_WRITERS[save_format](path, result)
@@ -654,6 +666,8 @@ class ReconstructionNode(LifecycleNode):
         statuses = self._report.statuses(
             sync, frames, engine, backend.provider_fallback, self._idle, self._enabled
         )
+        for status in statuses:  # names are alike where a rover has two rigs
+            status.hardware_id = self.get_fully_qualified_name()
         now_ns = self.get_clock().now().nanoseconds
         self._diagnostics.publish(diagnostic_array(now_ns, '', statuses))
 
@@ -697,17 +711,20 @@ class ReconstructionNode(LifecycleNode):
         )
 
     def _stop(self) -> None:
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
         if self._imu is not None:
             self.destroy_subscription(self._imu)
             self._imu = None
+        if isinstance(self._tf, TransformListener):
+            self._tf.close()
+            self._tf = None
         for timer in self._periodic:
             self.destroy_timer(timer)
         for subscription in self._inputs:
             subscription.close()
         self._periodic, self._inputs = [], []
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
 
     def _release(self) -> None:
         for publisher in self._output.values():

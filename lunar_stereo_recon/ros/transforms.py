@@ -41,8 +41,17 @@ class TransformListener:
                 f'transforms need tf2_ros, which cannot be imported ({error}); it comes with a '
                 'ROS installation'
             ) from error
-        self._buffer = self._tf2.Buffer(node=node)
+        # Without the node: it would offer the service tf2_frames, which other nodes offer too.
+        self._buffer = self._tf2.Buffer()
         self._listener = self._tf2.TransformListener(self._buffer, node)
+
+    def clear(self) -> None:
+        """Forget what moves: time went back, and tf2 takes nothing older than it has."""
+        self._buffer.clear()
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        self._listener.unregister()
 
     def lookup(
         self, target: str, source: str, stamp_ns: int

@@ -189,13 +189,16 @@ class Cameras:
         self.publishers.clear()
 
     def listen_diagnostics(self) -> None:
-        """Subscribe to /diagnostics."""
+        """Collect what this test's node says on /diagnostics; others speak there too."""
         from lunar_stereo_recon.ros.conversions import message_class
 
+        own = self.node.get_namespace() + '/'
         self.node.create_subscription(
             message_class('diagnostic_msgs/msg/DiagnosticArray'),
             '/diagnostics',
-            lambda message: self.received['diagnostics'].extend(message.status),
+            lambda message: self.received['diagnostics'].extend(
+                status for status in message.status if status.hardware_id.startswith(own)
+            ),
             10,
         )
 

@@ -140,6 +140,12 @@ def test_imu_without_orientation_is_refused():
     attitudes.add(message)
     with pytest.raises(InputError, match='no orientation'):
         attitudes.level_from_body(1_000_000_000)
+    attitudes.add(imu(2_000_000_000, (0.0, 0.0, 0.0, 0.0)))
+    with pytest.raises(InputError, match='Imu on /imu: quaternion is'):
+        attitudes.level_from_body(2_000_000_000)
+    attitudes.clear()
+    with pytest.raises(InputError, match='no Imu has come on /imu'):
+        attitudes.level_from_body(2_000_000_000)
 
 
 def imu(stamp_ns, quaternion):

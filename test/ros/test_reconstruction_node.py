@@ -1,6 +1,8 @@
 """The reconstruction node over real DDS: this process plays the cameras, another one the node."""
 
 import math
+import os
+from pathlib import Path
 import signal
 
 import cv2
@@ -27,6 +29,13 @@ def start(processes, cameras, *topics, **options):
     process = processes.start(NODE, **{**OPTIONS, **options})
     cameras.wait_until_heard()
     return process
+
+
+def change_state(cameras, label):
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
+
+    assert cameras.call(ChangeState, 'change_state', transition=Transition(label=label)).success
 
 
 def cloud_values(cloud):
@@ -197,6 +206,7 @@ def test_parameters_act_on_the_next_frame_and_bad_values_are_refused(running):
         ({'outputs': ['cloud']}, "outputs is 'cloud'; one of points2"),
         ({'threads': 2}, 'read-only'),
         ({'confidence_threshold': 'high'}, 'type'),
+        ({'depth_encoding': ''}, "depth_encoding is ''; one of 32fc1, 16uc1"),
     ):
         (result,) = running.set_parameters(**values)
         assert not result.successful
@@ -344,6 +354,7 @@ def test_hazard_grid(running, node_log):
 
 
 # What the node uses of tf2_ros: a static transform from left_optical to base_link, from START on.
+# As in tf2, times before the newest one seen are unknown until the buffer is cleared.
 TF2_ROS = """
 from types import SimpleNamespace
 
@@ -353,14 +364,18 @@ class TransformException(Exception):
     pass
 
 class Buffer:
-    def __init__(self, cache_time=None, node=None):
-        pass
+    def __init__(self):
+        self.clear()
+
+    def clear(self):
+        self.newest_ns = START_NS
 
     def lookup_transform(self, target_frame, source_frame, time, timeout):
         if (target_frame, source_frame) != ('base_link', 'left_optical'):
             raise TransformException(f'frame {target_frame} does not exist')
-        if time.nanoseconds < START_NS:
+        if time.nanoseconds < self.newest_ns:
             raise TransformException('extrapolation into the past')
+        self.newest_ns = time.nanoseconds
         rotation = SimpleNamespace(x=-0.5, y=0.5, z=-0.5, w=0.5)
         translation = SimpleNamespace(x=0.1, y=0.2, z=0.3)
         transform = SimpleNamespace(rotation=rotation, translation=translation)
@@ -368,7 +383,10 @@ class Buffer:
 
 class TransformListener:
     def __init__(self, buffer, node):
-        pass
+        print('tf2: listens')
+
+    def unregister(self):
+        print('tf2: listens no more')
 """
 
 
@@ -415,6 +433,16 @@ def test_cloud_in_a_body_frame(processes, cameras, tmp_path):
     cameras.set_parameters(cloud_frame='map')
     reasons = cameras.answer(cameras.publish(stamp + 2_000_000_000)).values
     assert any('frame map does not exist' in value.value for value in reasons)
+    # The stamps jump back, as in a bag that loops: what tf2 had of the time after is forgotten.
+    cameras.set_parameters(cloud_frame='base_link')
+    assert cameras.result('points2', cameras.publish(stamp)).header.frame_id == 'base_link'
+    # An inactive node listens to nothing.
+    assert processes.log(NODE).count('tf2: listens\n') == 1
+    assert 'tf2: listens no more' not in processes.log(NODE)
+    change_state(cameras, 'deactivate')
+    assert processes.log(NODE).count('tf2: listens no more') == 1
+    change_state(cameras, 'activate')
+    cameras.spin_until(lambda: processes.log(NODE).count('tf2: listens\n') == 2)
 
 
 def test_transforms_without_tf2_ros_are_refused_with_the_reason(running, node_log):
@@ -504,7 +532,8 @@ def test_save_cloud_writes_ply_and_pcd(running, tmp_path):
     count = int(np.isfinite(cloud[..., 2]).sum())
     assert f'element vertex {count}\n'.encode() in data
     assert f'{count} points in' in answer.message
-    running.set_parameters(save_format='pcd')
+    from_home = os.path.relpath(tmp_path / 'clouds', Path.home())
+    running.set_parameters(save_format='pcd', save_directory=f'~/{from_home}')
     assert running.call(Trigger, 'save_cloud').success
     data = (tmp_path / 'clouds' / f'cloud_{stamp}.pcd').read_bytes()
     assert f'POINTS {count}\n'.encode() in data
@@ -632,6 +661,12 @@ def test_compressed_images(processes, cameras):
         )
     cloud = cloud_values(cameras.result('points2', cameras.publish(5_000_000_000, **messages)))
     assert np.nanmedian(cloud[..., 2]) == pytest.approx(2.0, rel=0.01)
+    # What is wrong is said of the topic that the node listens to.
+    messages['right_message'].data = b'not a picture'
+    for message in messages.values():
+        message.header.stamp.sec = 6
+    status = cameras.answer(cameras.publish(6_000_000_000, **messages))
+    assert 'right/image_rect/compressed: 13 bytes of compressed image' in status.message
 
 
 def test_raw_images_are_rectified(processes, cameras):
@@ -675,8 +710,12 @@ def test_silent_camera_is_named_in_log_and_diagnostics(running, node_log):
 
     running.spin_until(said)
     assert 'right/image_rect published?' in node_log()
-    warned = [s for s in running.received['diagnostics'] if s.name.endswith(': input')]
-    assert any(s.level == WARN and 'right 0' in s.message for s in warned)
+    running.spin_until(
+        lambda: any(
+            s.name.endswith(': input') and s.level == WARN and 'right 0' in s.message
+            for s in running.received['diagnostics']
+        )
+    )
 
 
 def test_stamps_that_differ_are_explained_and_the_tolerance_helps(running, node_log):
@@ -789,46 +828,33 @@ def test_simulated_time_is_that_of_the_diagnostics_alone(processes, cameras):
 
 
 def test_lifecycle_is_obeyed(processes, cameras):
-    from lifecycle_msgs.srv import ChangeState, GetState
+    from lifecycle_msgs.srv import GetState
 
     cameras.advertise()
     cameras.listen('points2', 'frame_status')
     process = processes.start(NODE, **OPTIONS, autostart=False)
-    change = cameras.node.create_client(ChangeState, f'{NODE}/change_state')
-    state = cameras.node.create_client(GetState, f'{NODE}/get_state')
-    cameras.spin_until(lambda: change.service_is_ready() and state.service_is_ready())
-
-    def call(client, request):
-        future = client.call_async(request)
-        cameras.spin_until(future.done)
-        return future.result()
-
-    def transition(label):
-        request = ChangeState.Request()
-        request.transition.label = label
-        return call(change, request).success
 
     def label():
-        return call(state, GetState.Request()).current_state.label
+        return cameras.call(GetState, 'get_state').current_state.label
 
     assert label() == 'unconfigured'
-    assert transition('configure')
+    change_state(cameras, 'configure')
     assert label() == 'inactive'
     cameras.spin_for(1.0)
     assert cameras.publishers['left image'].get_subscription_count() == 0
-    assert transition('activate')
+    change_state(cameras, 'activate')
     cameras.wait_until_heard()
     assert cameras.answer(cameras.publish()).message == 'published'
-    assert transition('deactivate')
+    change_state(cameras, 'deactivate')
     cameras.spin_until(lambda: cameras.publishers['left image'].get_subscription_count() == 0)
-    assert transition('activate')
+    change_state(cameras, 'activate')
     cameras.wait_until_heard()
     assert cameras.answer(cameras.publish()).message == 'published'
-    assert transition('deactivate')
-    assert transition('cleanup')
+    change_state(cameras, 'deactivate')
+    change_state(cameras, 'cleanup')
     assert label() == 'unconfigured'
-    assert transition('configure')
-    assert transition('shutdown')
+    change_state(cameras, 'configure')
+    change_state(cameras, 'shutdown')
     assert label() == 'finalized'
     assert process.poll() is None
 
