@@ -229,6 +229,15 @@ class Cameras:
         )
         self.spin_for(0.3)
 
+    def wait_until_served(self, topic: str) -> None:
+        """Publish frames until the node knows that this topic is listened to."""
+
+        def came() -> bool:
+            self.answer(self.publish())
+            return bool(self.received[topic])
+
+        self.spin_until(came)
+
     def publish(self, stamp_ns: int | None = None, **changes: Any) -> int:
         """Publish one frame and return its stamp.
 
