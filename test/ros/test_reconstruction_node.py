@@ -106,6 +106,40 @@ def test_any_reliability_on_either_side(processes, cameras):
         cameras.withdraw()
 
 
+def test_qos_of_a_topic_is_overridden(processes, cameras, namespace):
+    cameras.advertise()
+    cameras.listen('frame_status', 'points2', reliable=False)
+    overrides = {
+        f'qos_overrides.{namespace}/points2.publisher.reliability': 'best_effort',
+        f'qos_overrides.{namespace}/left/image_rect.subscription.depth': 7,
+    }
+    processes.start(NODE, **OPTIONS, **overrides)
+    # The listener goes and comes again: the node subscribes anew.
+    for _ in range(2):
+        cameras.wait_until_heard()
+        assert cameras.spin_until(lambda: cameras.publish() and cameras.received['points2'])
+        cameras.received['points2'].clear()
+        cameras.stop_listening('points2')
+        image = cameras.publishers['left image']
+        cameras.spin_until(lambda image=image: image.get_subscription_count() == 0)
+        cameras.listen('points2', reliable=False)
+
+    def reliability(topic):
+        topic = cameras.node.resolve_topic_name(topic)
+        (publisher,) = cameras.node.get_publishers_info_by_topic(topic)
+        return publisher.qos_profile.reliability.name
+
+    assert reliability('points2') == 'BEST_EFFORT'
+    assert reliability('disparity') == 'RELIABLE'
+    from rcl_interfaces.srv import GetParameters
+
+    answer = cameras.call(GetParameters, 'get_parameters', names=list(overrides))
+    assert [value.string_value or value.integer_value for value in answer.values] == [
+        'best_effort',
+        7,
+    ]
+
+
 def test_reliability_that_does_not_fit_is_explained(processes, cameras):
     cameras.advertise(reliable=False)
     cameras.listen('points2')
