@@ -550,6 +550,10 @@ def test_model_is_changed_while_the_node_runs(running):
     assert not answer.success
     assert answer.message == 'no model file at /nowhere/else.onnx; flight-int8 goes on'
     assert running.answer(running.publish()).message == 'published'
+    running.set_parameters(model='flight_int8', providers=['abacus'])
+    answer = running.call(Trigger, 'set_model')
+    assert not answer.success
+    assert "'abacus'" in answer.message
 
     running.set_parameters(backend='sgbm', model='')
     assert running.call(Trigger, 'set_model').success
