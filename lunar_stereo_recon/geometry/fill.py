@@ -15,7 +15,7 @@ from lunar_stereo_recon.datatypes import FloatImage
 
 REDUCTION = 8
 # Confidence from which a pixel keeps its disparity, and at which it loses it.
-KEPT, LOST = 0.8, 0.3
+KEPT, LOST = 0.9, 0.4
 # Pixels less sure than this say nothing about their surroundings.
 LEAST_CONFIDENCE = 0.5
 # A cell with less than this share of sure pixels takes no part in the plane.
