@@ -201,7 +201,10 @@ def _sheet_row(caption: str, pair: BenchmarkPair, method: str, estimator: Estima
     return SheetRow(
         caption,
         np.repeat(grey[..., None], 3, axis=2),
-        depth_from_disparity(estimate.disparity, images.calibration),
+        # Without the sky, whose depths would take up the scale.
+        np.where(
+            truth.valid, depth_from_disparity(estimate.disparity, images.calibration), np.nan
+        ),
         np.full(error.shape, np.nan) if confidence is None else confidence,
         error,
     )
