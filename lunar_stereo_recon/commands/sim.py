@@ -1,4 +1,4 @@
-"""`lunar-stereo sim`: a rover on the simulated Moon, published to ROS, without Gazebo or a GPU."""
+"""`lunar-stereo sim`: a rover on the simulated Moon, published to ROS, without Gazebo."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--rocks', default='heightfield', help='heightfield, or mesh: with overhangs'
     )
+    parser.add_argument('--device', default='cpu', help='what renders: cpu or cuda')
     parser.add_argument(
         '--faults', type=Path, help='YAML: what the cameras do wrong (docs/simulation.md)'
     )
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
                 'sun_elevation': args.sun_elevation,
                 'frames': args.frames,
                 'rocks': args.rocks,
+                'device': args.device,
                 'faults': str(args.faults.resolve()) if args.faults else '',
             },
         )

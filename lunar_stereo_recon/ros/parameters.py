@@ -427,6 +427,9 @@ class SimulatorParameters:
         'Form of the rocks; meshes have overhangs (x86-64 only)',
         choices=('heightfield', 'mesh'),
     )
+    device: str = parameter(
+        'cpu', 'What renders; cuda does without rocks as meshes', choices=('cpu', 'cuda')
+    )
     rover_shadow: bool = parameter(True, 'The rover casts a shadow')
     shadow_cache: bool = parameter(
         True, 'Find once where the sun reaches the ground: seconds at the start, faster pictures'

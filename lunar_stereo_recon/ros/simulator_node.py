@@ -34,7 +34,7 @@ from lunar_stereo_recon.ros.spun_node import run_spun
 from lunar_stereo_recon.simulation.camera import Sensor
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults, read_camera_faults
 from lunar_stereo_recon.simulation.presets import PRESETS
-from lunar_stereo_recon.simulation.renderer import Hapke, Lighting
+from lunar_stereo_recon.simulation.renderer import Hapke, Lighting, rendering_device
 from lunar_stereo_recon.simulation.sunlit import sunlit_ground
 from lunar_stereo_recon.simulation.terrain import make_terrain
 from lunar_stereo_recon.simulation.traverse import (
@@ -110,7 +110,8 @@ class SimulatorNode(Node):
         self.settings = declare_parameters(self, SimulatorParameters)
         self._config = simulation_of(self.settings)
         self._image = 'image_raw' if self._config.faults.distortion else 'image_rect'
-        self._terrain = make_terrain(self._config.terrain)
+        device = rendering_device(self.settings.device, self.settings.rocks)
+        self._terrain = make_terrain(self._config.terrain).to(device)
         self._sunlit = (
             sunlit_ground(self._terrain, self._config.lighting)
             if self.settings.shadow_cache

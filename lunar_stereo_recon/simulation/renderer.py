@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import math
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.simulation.terrain import GridLevel, Terrain
+from lunar_stereo_recon.simulation.terrain import check_mesh_device, GridLevel, Terrain
 
 if TYPE_CHECKING:
     from lunar_stereo_recon.simulation.sunlit import SunlitGround
@@ -40,6 +40,10 @@ UNDISTORT_STEPS = 20
 # Rays from a rock start this part of the depth before it.
 _ROCK_LIFT = 2e-4
 _SUN_RADIUS_RAD = math.radians(0.266)
+# States of the cells of a `SunlitGround`.
+DARK, LIT, MIXED = 0, 1, 2
+# Where pictures can be rendered.
+DEVICES = ('cpu', 'cuda')
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,12 @@ class View:
                 'are needed'
             )
 
+    def to(self, device: torch.device | str) -> View:
+        """Return the same camera on another device."""
+        return replace(
+            self, position_m=self.position_m.to(device), rotation=self.rotation.to(device)
+        )
+
     def rays(self, dx_px: float = 0.0, dy_px: float = 0.0) -> torch.Tensor:
         """Return (H * W, 3) ray directions in the world, of length 1 along the camera's z."""
         device = self.position_m.device
@@ -213,6 +223,31 @@ class Hits:
     depth: torch.Tensor
     level: torch.Tensor
     triangle: torch.Tensor | None = None
+
+
+def rendering_device(name: str, rock_form: str = 'heightfield') -> torch.device:
+    """Return the device of a name, after a look at whether it is there and serves.
+
+    Args:
+        name: 'cpu' or 'cuda'.
+        rock_form: `TerrainConfig.rock_form` of the ground that it has to render.
+
+    Raises:
+        InputError: The name is unknown, there is no CUDA device, or the rocks need a CPU.
+    """
+    if name not in DEVICES:
+        raise InputError(f"device is '{name}'; one of {', '.join(DEVICES)} is needed")
+    if rock_form == 'mesh':
+        check_mesh_device(name)
+    if name == 'cuda' and not torch.cuda.is_available():
+        build = torch.version.cuda
+        reason = (
+            f'PyTorch {torch.__version__} (CUDA {build}) finds none'
+            if build
+            else (f'PyTorch {torch.__version__} is built without CUDA')
+        )
+        raise InputError(f"device is 'cuda', but {reason}; device 'cpu' needs none")
+    return torch.device(name)
 
 
 def trace(
@@ -292,7 +327,7 @@ def render(
         samples: Rays a pixel for the radiance (1, 2 or 4); depth is always the centre's.
         rover: Boxes that cast a shadow (they are not seen themselves).
         rover_pose: (4, 4) world from rover frame; needed with `rover`.
-        sunlit: What `sunlit_ground` found for this terrain and sun; saves shadow rays on a CPU.
+        sunlit: What `sunlit_ground` found for this terrain and sun; saves shadow rays.
 
     Raises:
         InputError: The camera is outside the finest grid or below the ground, the number of
@@ -318,14 +353,18 @@ def render(
         rays = view.rays(dx, dy)
         hits = trace(terrain, view.position_m, rays, None)
         towards = _jittered_sun(sun, number, samples)
-        light, dark = _shade(terrain, view, rays, hits, lighting, towards, rover, rover_pose)
+        light, dark = _shade(
+            terrain, view, rays, hits, lighting, towards, rover, rover_pose, sunlit
+        )
         radiance += light.reshape(shape) / samples
         if number == 0 and samples == 1:
             depth, shadow = hits.depth.reshape(shape), dark.reshape(shape)
     if depth is None or shadow is None:
         rays = view.rays()
         hits = trace(terrain, view.position_m, rays, None)
-        dark = _shade(terrain, view, rays, hits, lighting, sun, rover, rover_pose, False)[1]
+        dark = _shade(terrain, view, rays, hits, lighting, sun, rover, rover_pose, sunlit, False)[
+            1
+        ]
         depth, shadow = hits.depth.reshape(shape), dark.reshape(shape)
     depth = torch.where(torch.isfinite(depth), depth, torch.full_like(depth, math.nan))
     return Rendering(radiance, depth, shadow)
@@ -548,7 +587,9 @@ def _render_compiled(
         SHADOW_LIFT_CELLS,
         view.fx,
         _rock_arrays(terrain),
-        sunlit.cells if sunlit else (np.zeros(0, np.uint8),) * len(terrain.levels),
+        tuple(cells.numpy() for cells in sunlit.cells)
+        if sunlit
+        else (np.zeros(0, np.uint8),) * len(terrain.levels),
     )
     place = tuple(float(v) for v in view.position_m)
     camera = (*place, float(view.fx), float(view.fy), float(view.cx), float(view.cy))
@@ -723,6 +764,7 @@ def _shade(
     sun: torch.Tensor,
     rover: tuple[Box, ...],
     rover_pose: torch.Tensor | None,
+    sunlit: SunlitGround | None,
     with_radiance: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return radiance (N,) and the shadow mask (N,) of the points that rays have hit."""
@@ -739,10 +781,16 @@ def _shade(
     footprint = depth / view.fx * torch.rsqrt(to_camera[:, 2].abs().clamp(min=0.02))
     facing = sun[2] - slopes[:, 0] * sun[0] - slopes[:, 1] * sun[1]
     lit = facing > 0
-    ask = lit.nonzero()[:, 0]
+    if rover and rover_pose is not None:
+        lit &= ~_behind_boxes(points, sun, rover, rover_pose.to(points))
+    asked = lit
+    if sunlit is not None:
+        state = _cell_states(terrain, sunlit, points, grid)
+        lit = lit & (state != DARK)
+        asked = lit & (state == MIXED)
+    ask = asked.nonzero()[:, 0]
     steepness = torch.sqrt(1 + slopes[ask].square().sum(dim=1))
-    blocked = _sun_blocked(terrain, points[ask], grid[ask], steepness, sun, rover, rover_pose)
-    lit[ask[blocked]] = False
+    lit[ask[_sun_blocked(terrain, points[ask], grid[ask], steepness, sun)]] = False
     shadow[seen] = ~lit
     if with_radiance:
         slopes, grain = _add_micro(terrain, points, slopes, footprint)
@@ -750,16 +798,26 @@ def _shade(
     return radiance, shadow
 
 
-def _sun_blocked(terrain, points, grid, steepness, sun, rover, rover_pose) -> torch.Tensor:
-    """Return (N,) bool: something is between the points and the sun."""
+def _cell_states(
+    terrain: Terrain, sunlit: SunlitGround, points: torch.Tensor, grid: torch.Tensor
+) -> torch.Tensor:
+    """Return (N,) uint8 what is known about sunlight in the cells of points of the ground."""
+    states = torch.empty_like(grid, dtype=torch.uint8)
+    for index, (level, cells) in enumerate(zip(terrain.levels, sunlit.cells, strict=True)):
+        at = (grid == index).nonzero()[:, 0]
+        where = ((points[at, :2] - level.origin_m) / level.cell_m).long()
+        where = where.clamp(0, level.cells - 1)
+        states[at] = cells[where[:, 1] * level.cells + where[:, 0]]
+    return states
+
+
+def _sun_blocked(terrain, points, grid, steepness, sun) -> torch.Tensor:
+    """Return (N,) bool: ground is between the points and the sun."""
     cells = torch.tensor([level.cell_m for level in terrain.levels], device=points.device)
     start = points.clone()
     # Lifted a little, or the facets of the surface would shade themselves at low sun.
     start[:, 2] += SHADOW_LIFT_CELLS * cells[grid] * steepness
-    blocked = torch.isfinite(trace(terrain, start, sun.expand_as(start), None, True).depth)
-    if rover and rover_pose is not None:
-        blocked |= _behind_boxes(points, sun, rover, rover_pose.to(points))
-    return blocked
+    return torch.isfinite(trace(terrain, start, sun.expand_as(start), None, True).depth)
 
 
 def _behind_boxes(points, sun, rover, rover_pose) -> torch.Tensor:

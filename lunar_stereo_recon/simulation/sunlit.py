@@ -11,13 +11,18 @@ import math
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 import torch
 
-from lunar_stereo_recon.simulation.renderer import Lighting, SHADOW_LIFT_CELLS, trace
+from lunar_stereo_recon.simulation.renderer import (
+    DARK,
+    Lighting,
+    LIT,
+    MIXED,
+    SHADOW_LIFT_CELLS,
+    trace,
+)
 from lunar_stereo_recon.simulation.terrain import GridLevel, Terrain
 
-DARK, LIT, MIXED = 0, 1, 2
 # Rays that are traced at a time; it bounds the memory.
 _BLOCK_RAYS = 1 << 20
 
@@ -28,23 +33,24 @@ class SunlitGround:
 
     Attributes:
         lighting: The sun that this holds for.
-        cells: For every grid (N^2,) uint8, row (y) major: 0 dark, 1 lit, 2 has to be traced.
+        cells: For every grid (N^2,) uint8, row (y) major: 0 dark, 1 lit, 2 has to be traced; on
+            the terrain's device.
     """
 
     lighting: Lighting
-    cells: tuple[NDArray[np.uint8], ...]
+    cells: tuple[torch.Tensor, ...]
 
 
 def sunlit_ground(terrain: Terrain, lighting: Lighting) -> SunlitGround:
     """Return where the sun reaches the ground; it takes as long as some ten pictures.
 
     Args:
-        terrain: The ground, on a CPU; its rocks cast shadows too.
+        terrain: The ground; its rocks cast shadows too.
         lighting: The sun.
     """
     levels = terrain.levels
     hidden = [0.0, *(level.half_size_m for level in levels[:-1])]
-    sun = torch.tensor(lighting.direction())
+    sun = torch.tensor(lighting.direction(), device=terrain.device)
     return SunlitGround(
         lighting,
         tuple(
@@ -53,9 +59,7 @@ def sunlit_ground(terrain: Terrain, lighting: Lighting) -> SunlitGround:
     )
 
 
-def _cells(
-    terrain: Terrain, level: GridLevel, sun: torch.Tensor, hole_m: float
-) -> NDArray[np.uint8]:
+def _cells(terrain: Terrain, level: GridLevel, sun: torch.Tensor, hole_m: float) -> torch.Tensor:
     """Return the states of a grid's cells; those under finer grids, which no ray asks for, mixed.
 
     Args:
@@ -69,7 +73,7 @@ def _cells(
     lit = np.zeros(side * side, np.uint8)
     margin = hole_m - 2 * level.cell_m
     for start in range(0, side * side, _BLOCK_RAYS):
-        index = torch.arange(start, min(start + _BLOCK_RAYS, side * side))
+        index = torch.arange(start, min(start + _BLOCK_RAYS, side * side), device=sun.device)
         x = level.origin_m + (index % side) * level.cell_m
         y = level.origin_m + torch.div(index, side, rounding_mode='floor') * level.cell_m
         asked = torch.maximum(x.abs(), y.abs()) >= margin
@@ -80,7 +84,7 @@ def _cells(
         edge = level.half_size_m * (1 - 1e-6)
         points = torch.stack([x.clamp(-edge, edge), y.clamp(-edge, edge), z], dim=1)
         met = trace(terrain, points, sun.expand_as(points), None, True)
-        lit[index.numpy()] = (~torch.isfinite(met.depth)).numpy()
+        lit[index.cpu().numpy()] = (~torch.isfinite(met.depth)).cpu().numpy()
     corners = lit.reshape(side, side)
     # Largest and smallest of the four corners of a cell and of its eight neighbours.
     around = np.ones((4, 4), np.uint8)
@@ -94,4 +98,4 @@ def _cells(
         inner = math.ceil(margin / level.cell_m)
         middle = slice(level.cells // 2 - inner - 1, level.cells // 2 + inner + 1)
         cells[middle, middle] = MIXED
-    return cells.reshape(-1)
+    return torch.from_numpy(cells.reshape(-1)).to(sun.device)

@@ -65,9 +65,11 @@ class TerrainConfig:
             Geophys. Res. Lett. 1, 291, 1974), 0.1 to 0.2 below a kilometre (Sun et al., Icarus
             309, 61, 2018).
             By age it falls to an eighth of that, and most small craters are old. Rims are a
-            quarter of the depth of fresh ones (0.036 diameters: Pike, in Impact and Explosion
-            Cratering, 489, 1977) and a tenth of old ones; they fade outwards as a Gaussian, within
-            the bright ejecta of fresh craters.
+            quarter of the depth of fresh ones, 0.04 diameters with the default depth, and a tenth
+            of old ones; they fade outwards as a Gaussian, within the bright ejecta of fresh
+            craters. The quarter is our choice: fresh simple craters of kilometres have 0.036
+            diameters (Pike, in Impact and Explosion Cratering, 489, 1977, as later works quote
+            it), and of craters of metres we know no such measurement.
         rock_density: Rocks with a diameter above 0.1 m, per square metre.
         rock_exponent: Exponent of the cumulative rock size distribution.
         rock_max_m: Largest rock diameter, metres.
@@ -189,17 +191,19 @@ class Terrain:
     micro_texel_m: float = _MICRO_TEXEL_M
     rocks: RockMeshes | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device that the grids are on."""
+        return self.micro.device
+
     def to(self, device: torch.device | str) -> Terrain:
         """Return the same terrain on another device.
 
         Raises:
             InputError: The terrain has rocks as meshes, and the device is no CPU.
         """
-        if self.rocks is not None and torch.device(device).type != 'cpu':
-            raise InputError(
-                f'rocks as meshes are rendered on CPUs only, not on {device}; rock_form '
-                "'heightfield' is rendered on both"
-            )
+        if self.rocks is not None:
+            check_mesh_device(device)
         levels = tuple(level.to(device) for level in self.levels)
         return Terrain(levels, self.micro.to(device), self.micro_texel_m, self.rocks)
 
@@ -223,6 +227,19 @@ class Terrain:
             values = _bilinear(level, x_m[inside], y_m[inside])
             height[inside] = values
         return height
+
+
+def check_mesh_device(device: torch.device | str) -> None:
+    """Refuse a device that cannot render rocks as meshes.
+
+    Raises:
+        InputError: The device is no CPU.
+    """
+    if torch.device(device).type != 'cpu':
+        raise InputError(
+            f'rocks as meshes are rendered on CPUs only, not on {device}; rock_form '
+            "'heightfield' is rendered on both"
+        )
 
 
 def terrain_from_heights(

@@ -186,7 +186,7 @@ def ground_plane(
     """
     cos, sin = math.cos(heading_rad), math.sin(heading_rad)
     # A plane through many points: single stones below a wheel do not tilt a rover with bogies.
-    steps = torch.linspace(-1.0, 1.0, 7)
+    steps = torch.linspace(-1.0, 1.0, 7, device=terrain.device)
     along, across = torch.meshgrid(_HALF_BASE_M * steps, _HALF_TRACK_M * steps, indexing='ij')
     along, across = along.reshape(-1), across.reshape(-1)
     x = x_m + along * cos - across * sin
@@ -283,7 +283,7 @@ def render_frame(
 
     Args:
         config: Rig, light, rover, sensor, samples and faults; of the drive, speed and turn.
-        terrain: The ground.
+        terrain: The ground; rendered on its device.
         pose: Where the rover is.
         gain: Of the sensor; 0 is automatic.
         number: Of the frame; the noise follows from it.
@@ -300,6 +300,7 @@ def render_frame(
     stand = rover_frame(left, pose.heading_rad, config.rig.height_m, c.baseline_m)
     seen = []
     for view in (left, faults.right(right_view(left, c.baseline_m))):
+        view = view.to(terrain.device)
         lit = faults.render(terrain, view, lighting, config.samples, config.rover, stand, sunlit)
         seen.append(faults.lit_by_lamps(lit, terrain, view, left, lighting))
     gain = gain if gain > 0.0 else automatic_gain(seen[0])
@@ -308,8 +309,8 @@ def render_frame(
         stamp_ns=START_STAMP_NS + round(pose.time_s * 1e9),
         left=images[0],
         right=images[1],
-        depth=seen[0].depth.numpy(),
-        shadow=seen[0].shadow.numpy(),
+        depth=seen[0].depth.cpu().numpy(),
+        shadow=seen[0].shadow.cpu().numpy(),
         position_m=left.position_m.double().numpy(),
         rotation=left.rotation.double().numpy(),
     )
@@ -432,7 +433,7 @@ def _images(config: TraverseConfig, seen: list[Rendering], gain: float, number: 
     window = Window(0, 0, c.width, c.height, c.width, c.height)
     sensor = config.faults.sensor(replace(config.sensor, gain=gain))
     rng = np.random.default_rng([config.terrain.seed, number, 0x1A6E])
-    return [expose(view.radiance.numpy(), sensor, window, rng) for view in seen]
+    return [expose(view.radiance.cpu().numpy(), sensor, window, rng) for view in seen]
 
 
 def _write_images(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 import math
 import random
+import re
 import signal
 
 import cv2
@@ -11,13 +13,19 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy')
-pytest.importorskip('torch')
+torch = pytest.importorskip('torch')
 pytest.importorskip('numba')
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 from lunar_stereo_recon.cli import main  # noqa: E402
 from lunar_stereo_recon.messages import stamp_ns  # noqa: E402
 from lunar_stereo_recon.ros.conversions import make_message, message_class  # noqa: E402
+from lunar_stereo_recon.ros.parameters import SimulatorParameters  # noqa: E402
+from lunar_stereo_recon.ros.simulator_node import simulation_of  # noqa: E402
+from lunar_stereo_recon.simulation import renderer  # noqa: E402
+from lunar_stereo_recon.simulation.sunlit import sunlit_ground  # noqa: E402
+from lunar_stereo_recon.simulation.terrain import make_terrain  # noqa: E402
+from lunar_stereo_recon.simulation.traverse import render_frame, RoverPose  # noqa: E402
 
 PATIENCE_S = 240.0
 SMALL = {'width': 160, 'height': 120, 'preset': 'mare', 'seed': 3, 'shadow_cache': False}
@@ -135,6 +143,49 @@ def test_cmd_vel_drives_turns_and_stops_without_news(processes, cameras, heard):
     np.testing.assert_array_equal(places(heard)[-1], places(heard)[-2])
 
 
+@pytest.mark.parametrize('other', ['batched', pytest.param('cuda', marks=pytest.mark.gpu)])
+def test_other_renderers_give_the_pictures_of_the_compiled_one(monkeypatch, other):
+    """From the node's parameters to its images; batched is CUDA's code on a CPU."""
+    if other == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('no CUDA device')
+    config = simulation_of(SimulatorParameters(width=160, height=120, sun_elevation=12.0, seed=3))
+    ground = replace(config.terrain, cells=(512, 256, 128), cell_sizes_m=(0.02, 0.08, 0.64))
+    config = replace(config, terrain=ground)
+
+    def frame(device):
+        terrain = make_terrain(ground).to(renderer.rendering_device(device, ground.rock_form))
+        sunlit = sunlit_ground(terrain, config.lighting)
+        return render_frame(config, terrain, RoverPose(0.0, -2.0, 0.5, 0.3), 0.0, 0, sunlit)[0]
+
+    one = frame('cpu')
+    monkeypatch.setattr(renderer, 'compiled', None)
+    two = frame('cpu' if other == 'batched' else other)
+    np.testing.assert_array_equal(np.isnan(one.depth), np.isnan(two.depth))
+    both = np.isfinite(one.depth)
+    assert both.mean() > 0.5
+    assert (np.abs(one.depth - two.depth) < 1e-4 * two.depth)[both].mean() > 0.999
+    assert 0.02 < one.shadow[both].mean() < 0.9
+    assert (one.shadow == two.shadow).mean() > 0.998
+    for image, same in ((one.left, two.left), (one.right, two.right)):
+        assert image.std() > 10
+        # A rounded radiance may fall on either side of a step.
+        assert (np.abs(image.astype(int) - same.astype(int)) <= 1).mean() > 0.99
+
+
+@pytest.mark.gpu
+def test_cuda_renders_fifteen_pairs_a_second(processes):
+    if not torch.cuda.is_available():
+        pytest.skip('no CUDA device')
+    simulator = processes.start(
+        'simulator_node', device='cuda', width=640, height=480, rate=100.0, frames=150
+    )
+    assert simulator.wait(PATIENCE_S) == 0
+    [(count, rate)] = re.findall(
+        r'(\d+) pairs in .* s, ([\d.]+) Hz', processes.log('simulator_node')
+    )
+    assert count == '150' and float(rate) >= 15.0
+
+
 @pytest.mark.parametrize(
     ('parameters', 'text'),
     [
@@ -142,6 +193,7 @@ def test_cmd_vel_drives_turns_and_stops_without_news(processes, cameras, heard):
         ({'sun_elevation': -5.0}, 'sun elevation is -5 degrees'),
         ({'samples': 3}, 'samples'),
         ({'rocks': 'cubes'}, "rocks is 'cubes'; one of heightfield, mesh"),
+        ({'rocks': 'mesh', 'device': 'cuda'}, 'on CPUs only, not on cuda'),
         ({'faults': '/nowhere.yaml'}, 'cannot read /nowhere.yaml'),
     ],
 )
@@ -159,5 +211,7 @@ def test_command_simulates_and_ends_after_its_frames(tmp_path, capsys, monkeypat
     assert '3 pairs in' in (tmp_path / 'simulator_node.log').read_text()
     assert main(['sim', '--preset', 'venus', *size]) == 2
     assert "preset is 'venus'" in capsys.readouterr().err
+    assert main(['sim', '--device', 'tpu', *size]) == 2
+    assert "device is 'tpu'; one of cpu, cuda" in capsys.readouterr().err
     assert main(['sim', '--size', 'big']) == 2
     assert "--size is 'big'" in capsys.readouterr().err

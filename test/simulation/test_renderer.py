@@ -21,6 +21,7 @@ from lunar_stereo_recon.simulation.renderer import (  # noqa: E402
     hidden_from,
     Lighting,
     render,
+    rendering_device,
     trace,
 )
 
@@ -181,6 +182,17 @@ def test_compiled_and_batched_agree(small_terrain, view_from, monkeypatch):
     assert one.shadow.any() and not one.shadow[both].all()
     difference = (one.radiance - two.radiance).abs()
     assert float(difference.quantile(0.99)) < 1e-3 * float(two.radiance.max())
+
+
+def test_device_that_cannot_render_is_refused(monkeypatch):
+    assert rendering_device('cpu', 'mesh') == torch.device('cpu')
+    with pytest.raises(InputError, match="device is 'tpu'; one of cpu, cuda"):
+        rendering_device('tpu')
+    with pytest.raises(InputError, match='rocks as meshes are rendered on CPUs only, not on cuda'):
+        rendering_device('cuda', 'mesh')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(InputError, match=r"device is 'cuda', but PyTorch \d.* (without|finds)"):
+        rendering_device('cuda')
 
 
 def test_raw_image_is_the_rectified_one_bent(shaped_terrain, view_from, walk):

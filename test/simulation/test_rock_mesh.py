@@ -13,6 +13,7 @@ torch = pytest.importorskip('torch')
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation import renderer, rock_mesh  # noqa: E402
 from lunar_stereo_recon.simulation.renderer import (  # noqa: E402
+    DARK,
     hidden_from,
     Lighting,
     render,
@@ -23,7 +24,7 @@ from lunar_stereo_recon.simulation.secondary_light import (  # noqa: E402
     with_ground_light,
     with_lamps,
 )
-from lunar_stereo_recon.simulation.sunlit import DARK, sunlit_ground  # noqa: E402
+from lunar_stereo_recon.simulation.sunlit import sunlit_ground  # noqa: E402
 from lunar_stereo_recon.simulation.terrain import (  # noqa: E402
     make_terrain,
     Terrain,

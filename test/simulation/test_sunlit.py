@@ -11,15 +11,23 @@ torch = pytest.importorskip('torch')
 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation import renderer  # noqa: E402
-from lunar_stereo_recon.simulation.renderer import Lighting, render  # noqa: E402
-from lunar_stereo_recon.simulation.sunlit import DARK, LIT, MIXED, sunlit_ground  # noqa: E402
+from lunar_stereo_recon.simulation.renderer import (  # noqa: E402
+    DARK,
+    Lighting,
+    LIT,
+    MIXED,
+    render,
+)
+from lunar_stereo_recon.simulation.sunlit import sunlit_ground  # noqa: E402
 
 if renderer.compiled is None:
     pytest.skip('numba is not installed', allow_module_level=True)
 
 
-@pytest.mark.parametrize('samples', [1, 4])
-def test_pictures_stay_the_same(small_terrain, view_from, samples):
+@pytest.mark.parametrize('samples, batched', [(1, False), (4, False), (2, True)])
+def test_pictures_stay_the_same(small_terrain, view_from, monkeypatch, samples, batched):
+    if batched:
+        monkeypatch.setattr(renderer, 'compiled', None)
     low = Lighting(8.0, 200.0)
     sunlit = sunlit_ground(small_terrain, low)
     states = np.concatenate(sunlit.cells)
@@ -38,7 +46,7 @@ def test_pictures_stay_the_same(small_terrain, view_from, samples):
 def test_states_are_what_the_sun_does(shaped_terrain):
     """A wall of 0.5 m across x = 0 with the sun at 30 degrees behind it: 0.87 m of shadow."""
     ground = shaped_terrain(lambda x, y: np.where(np.abs(x) < 0.07, 0.5, 0.0))
-    cells = sunlit_ground(ground, Lighting(30.0, 180.0)).cells[0].reshape(64, 64)
+    cells = sunlit_ground(ground, Lighting(30.0, 180.0)).cells[0].reshape(64, 64).numpy()
     middles = (np.arange(64) + 0.5) * 0.125 - 4
     row = cells[32]
     assert (row[(middles > 0.3) & (middles < 0.6)] == DARK).all()
