@@ -38,6 +38,7 @@ from lunar_stereo_recon.simulation.gazebo_rover import read_rig, read_world, sta
 # Gazebo counts pixels from the corner of the image, ROS from the centre of the first pixel.
 GAZEBO_PIXEL_OFFSET_PX = 0.5
 GROUNDS = ('mare', 'highland', 'south_pole', 'boulder_field', 'smooth')
+ROCKS = ('heightfield', 'mesh')
 START = ('x', 'y', 'z', 'yaw')
 
 
@@ -51,6 +52,7 @@ def generate_launch_description() -> LaunchDescription:
             argument('world', 'Folder that lunar-stereo export-gazebo wrote; empty makes one'),
             argument('preset', 'Ground to make', 'mare', GROUNDS),
             argument('seed', 'Seed of the ground to make', '1'),
+            argument('rocks', 'Of the ground to make; mesh: with overhangs', ROCKS[0], ROCKS),
             argument('rover', 'SDF of the rover; left_camera and right_camera are the rig', rover),
             argument('bridge_config', 'Topics between Gazebo and ROS, of ros_gz_bridge', bridge),
             argument('x', 'Start [m]; empty is level ground'),
@@ -71,12 +73,12 @@ def _with_world(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     given = value(context, 'world')
     if given:
         return _simulation(context, Path(given))
-    preset, seed = value(context, 'preset'), value(context, 'seed')
-    folder = Path.home() / '.ros' / PACKAGE / f'gazebo_{preset}_{seed}'
+    preset, seed, rocks = (value(context, name) for name in ('preset', 'seed', 'rocks'))
+    folder = Path.home() / '.ros' / PACKAGE / f'gazebo_{preset}_{seed}_{rocks}'
     export = ExecuteProcess(
         cmd=[
             *(ExecutableInPackage('lunar-stereo', PACKAGE), 'export-gazebo', '--reuse'),
-            *('--preset', preset, '--seed', seed, '--out', str(folder)),
+            *('--preset', preset, '--seed', seed, '--rocks', rocks, '--out', str(folder)),
         ],
         output='screen',
     )

@@ -74,13 +74,14 @@ def test_start_elsewhere_stands_on_the_ground_there(launched, world):
 
 
 def test_world_is_made_first_where_none_is_given(launched, world, tmp_path):
-    made = tmp_path / '.ros' / 'lunar_stereo_recon' / 'gazebo_smooth_7'
+    made = tmp_path / '.ros' / 'lunar_stereo_recon' / 'gazebo_smooth_7_mesh'
     made.parent.mkdir(parents=True)
     world.rename(made)
-    launch = launched(preset='smooth', seed='7')
+    launch = launched(preset='smooth', seed='7', rocks='mesh')
     [(words, _)] = launch.started('lunar-stereo')
     assert words == [
-        *('export-gazebo', '--reuse', '--preset', 'smooth', '--seed', '7', '--out', str(made))
+        *('export-gazebo', '--reuse', '--preset', 'smooth', '--seed', '7'),
+        *('--rocks', 'mesh', '--out', str(made)),
     ]
     [(gazebo, _)] = launch.started('gazebo')
     assert gazebo == [f'-r {made}/world.sdf']
