@@ -134,16 +134,20 @@ class StepBatches(Dataset):
     def __init__(
         self,
         recipe: DataRecipe,
-        entries: Sequence,
         seed: int,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.recipe, self.entries, self.seed = recipe, entries, seed
+        """List what there is.
+
+        Raises:
+            InputError: A folder holds no pairs.
+        """
+        self.recipe, self.entries, self.seed = recipe, self.list_entries(recipe), seed
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         # In shared memory: loader processes count together.
-        self._unreadable = torch.zeros(len(entries), dtype=torch.bool).share_memory_()
+        self._unreadable = torch.zeros(len(self.entries), dtype=torch.bool).share_memory_()
         self.unsuitable: set = set()
 
     @property
@@ -193,6 +197,10 @@ class StepBatches(Dataset):
             ) from error
 
     @abstractmethod
+    def list_entries(self, recipe: DataRecipe) -> Sequence:
+        """Return what items are read from, in a fixed order."""
+
+    @abstractmethod
     def read(self, entry, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return one item.
 
@@ -205,21 +213,9 @@ class StepBatches(Dataset):
 class RenderedPairs(StepBatches):
     """Pairs of .npz files, rendered or labelled by a teacher."""
 
-    def __init__(
-        self,
-        recipe: DataRecipe,
-        seed: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        """List the files.
-
-        Raises:
-            InputError: A folder holds no pairs.
-        """
-        entries = list_samples(recipe.train)
-        super().__init__(recipe, entries, seed, batch_size, rank, world_size)
+    def list_entries(self, recipe: DataRecipe) -> Sequence:
+        """Return the files."""
+        return list_samples(recipe.train)
 
     def read(self, entry: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return `left`, `right`, `disparity`, `shadow`, `occlusion` (H, W), and more.
@@ -281,15 +277,9 @@ class PairsOnTheFly(RenderedPairs):
     for its window. Both views have their disparity, so that pointmap students can learn from them.
     """
 
-    def __init__(
-        self,
-        recipe: DataRecipe,
-        seed: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        StepBatches.__init__(self, recipe, (), seed, batch_size, rank, world_size)
+    def list_entries(self, recipe: DataRecipe) -> Sequence:
+        """Return none: pairs are made by their number."""
+        return ()
 
     def item(self, number: int) -> dict[str, np.ndarray]:
         """Return item `number` of the endless stream, varied."""

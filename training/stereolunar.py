@@ -59,21 +59,9 @@ class LunarView:
 class StereoLunarPairs(StepBatches):
     """Pairs of neighbouring views with pointmaps and matches."""
 
-    def __init__(
-        self,
-        recipe: DataRecipe,
-        seed: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        """List the pairs.
-
-        Raises:
-            InputError: A folder holds no pairs.
-        """
-        entries = list_view_pairs(recipe.train, recipe.max_frame_distance)
-        super().__init__(recipe, entries, seed, batch_size, rank, world_size)
+    def list_entries(self, recipe: DataRecipe) -> Sequence:
+        """Return pairs of views."""
+        return list_view_pairs(recipe.train, recipe.max_frame_distance)
 
     def read(self, entry: tuple[Path, Path], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return one pair.

@@ -1,9 +1,9 @@
 """What is known of the ground around it, where the images say nothing: deep shadow, saturation.
 
 A plane in space is a plane in disparity over the image, whatever the camera. Where confidence is
-low, the disparity goes over into that of the plane through the confident pixels
-plus their departure from it, carried on from the region's border (pull-push interpolation,
-Gortler et al. 1996). Confidence stays as low as it was: nothing has been seen there.
+low, the disparity goes over into that of the plane through the confident pixels plus their
+departure from it, carried on from the region's border (pull-push interpolation, Gortler et al.
+1996). Confidence stays as low as it was: nothing has been seen there.
 """
 
 from __future__ import annotations

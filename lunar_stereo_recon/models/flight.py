@@ -27,7 +27,7 @@ SIZE_MULTIPLE = 32
 CONTRAST_FLOOR = 1.0 / 255.0
 # Logarithm of the expected error in pixels: from a fiftieth to fifty.
 LOG_SCALE_RANGE = (-4.0, 4.0)
-# onnxruntime blocks channels by 4: a convolution whose inputs are no multiple takes twice as long.
+# onnxruntime has its fast convolutions for inputs of a multiple of 4 channels only.
 CHANNEL_MULTIPLE = 4
 # Beyond this a neighbour's weight is as good as nothing or all.
 LARGEST_WEIGHT_LOGIT = 20.0
@@ -74,7 +74,7 @@ class FlightConfig:
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     """Return convolution, batch norm, ReLU; the norm folds into the convolution on export."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
@@ -120,11 +120,7 @@ class Encoder(nn.Module):
     def __init__(self, channels: tuple[int, int, int, int]) -> None:
         super().__init__()
         c2, c4, c8, c16 = channels
-        self.stem = nn.Sequential(
-            nn.Conv2d(2, c2, 6, stride=2, padding=2, bias=False),
-            nn.BatchNorm2d(c2),
-            nn.ReLU(inplace=True),
-        )
+        self.stem = conv(2, c2, kernel=6, stride=2)
         self.stage4 = nn.Sequential(conv(c2, c4, stride=2), ResidualBlock(c4))
         self.stage8 = nn.Sequential(conv(c4, c8, stride=2), ResidualBlock(c8))
         self.stage16 = nn.Sequential(conv(c8, c16, stride=2), ResidualBlock(c16))

@@ -52,6 +52,12 @@ TINY_MAST3R = {
 
 
 @pytest.fixture
+def tiny_flight():
+    """Return the settings of a flight student that trains in no time."""
+    return dict(TINY_FLIGHT)
+
+
+@pytest.fixture
 def plane_pairs(tmp_path: Path) -> Path:
     """Return a folder of pairs (64x128) of random texture at one disparity each."""
     folder = tmp_path / 'planes'

@@ -16,26 +16,14 @@ from training.ablate import compare, curves_of, format_table, train_seeds  # noq
 from training.curves import read_curves  # noqa: E402
 from training.recipe import load_recipe, StartRecipe, StudentRecipe  # noqa: E402
 
-TINY_FLIGHT = {
-    'encoder_channels': [8, 8, 16, 16],
-    'decoder_width': 16,
-    'decoder_depth': 1,
-    'decoder_heads': 2,
-    'descriptor_channels': 8,
-    'disparity_bins': 8,
-    'hourglass_channels': [8, 8, 16, 16],
-    'local_radius': 2,
-    'fine_channels': 8,
-}
-
 
 @pytest.fixture
-def recipe(make_recipe, flight_teacher, plane_pairs):
+def recipe(make_recipe, flight_teacher, plane_pairs, tiny_flight):
     """Return a recipe of two students that differ in their start, validated at every step."""
     start = StartRecipe(method='shared_basis', pairs=1)
     students = {
-        'random': StudentRecipe(model=TINY_FLIGHT, target='teacher'),
-        'shared_basis': StudentRecipe(model=TINY_FLIGHT, target='teacher', start=start),
+        'random': StudentRecipe(model=tiny_flight, target='teacher'),
+        'shared_basis': StudentRecipe(model=tiny_flight, target='teacher', start=start),
     }
     recipe = make_recipe(students, flight_teacher)
     recipe.validate_every, recipe.data.validation = 1, str(plane_pairs)
