@@ -6,6 +6,8 @@ teacher and student. Positions are integer (row, column) pairs; see `rotary_tabl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
@@ -58,6 +60,22 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def in_float32(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return the function of tensors, computed in float32 where mixed precision is switched on."""
+    device = inputs[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return function(*inputs)
+    with torch.autocast(device, enabled=False):
+        return function(*(tensor.float() for tensor in inputs))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.device.type == 'cpu':
+        # On a CPU the gradient of the attention is ten times slower in bfloat16.
+        return in_float32(F.scaled_dot_product_attention, q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self attention with rotary positions; x is (B, N, C)."""
 
@@ -70,7 +88,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         """Return attended tokens (B, N, C)."""
         q, k, v = (_split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        out = F.scaled_dot_product_attention(rotate(q, tables), rotate(k, tables), v)
+        out = _attention(rotate(q, tables), rotate(k, tables), v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -96,7 +114,7 @@ class CrossAttention(nn.Module):
         q = rotate(_split_heads(self.projq(x), self.heads), tables)
         k = rotate(_split_heads(self.projk(memory), self.heads), memory_tables)
         v = _split_heads(self.projv(memory), self.heads)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = _attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

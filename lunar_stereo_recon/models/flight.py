@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from lunar_stereo_recon.models.decoder import (
     DecoderBlock,
     grid_positions,
+    in_float32,
     LAYER_NORM_EPS,
     rotary_tables,
 )
@@ -78,6 +79,14 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequ
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
+
+
+class Float32Conv(nn.Conv2d):
+    """Convolution that stays in float32 in mixed precision: what it computes becomes pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, H, W)."""
+        return in_float32(super().forward, x)
 
 
 class ResidualBlock(nn.Module):
@@ -184,7 +193,7 @@ class DescriptorHead(nn.Module):
         self.merge8 = conv(c8, c8)
         self.from8 = nn.Conv2d(c8, c4, 1)
         self.merge4 = conv(c4, c4)
-        self.out = nn.Conv2d(c4, config.descriptor_channels, 1)
+        self.out = Float32Conv(c4, config.descriptor_channels, 1)
 
     def forward(self, f4: Tensor, f8: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return descriptors (B, D, H/4, W/4) and the features that they were made from."""
@@ -211,7 +220,7 @@ def row_correlation(left: Tensor, right: Tensor, bins: int) -> Tensor:
     batch, _, height, width = left.shape
     rows_left = left.permute(0, 2, 3, 1)  # (B, H, W, D)
     mirrored = F.pad(right, (bins - 1, 0)).flip(-1).permute(0, 2, 1, 3)  # (B, H, D, span)
-    products = rows_left @ mirrored
+    products = in_float32(torch.matmul, rows_left, mirrored)
     # Entry (x, width - 1 - x + d) of each matrix is wanted. In rows one shorter than the matrix
     # is wide, each next x ends one column earlier, so the diagonal band is a block.
     span = width + bins - 1
@@ -243,7 +252,7 @@ class Aggregation(nn.Module):
         self.up4 = nn.Conv2d(h8, h4, 1)
         self.skip4 = nn.Conv2d(bins + c4, h4, 1)
         self.out4 = nn.Sequential(nn.ReLU(inplace=True), conv(h4, h4))
-        self.logits = nn.Conv2d(h4, bins, 1)
+        self.logits = Float32Conv(h4, bins, 1)
 
     def forward(self, correlation: Tensor, f4: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, bins, H/4, W/4) and context (B, h4, H/4, W/4)."""
@@ -303,8 +312,8 @@ class CoarseRefinement(nn.Module):
         first = conv(_aligned(inputs), h4)
         _silence(next(first.parameters()), inputs)
         self.mix = nn.Sequential(first, conv(h4, h4))
-        self.residual = nn.Conv2d(h4, 1, 3, padding=1)
-        self.weights = nn.Conv2d(h4, 9 * 4, 1)
+        self.residual = Float32Conv(h4, 1, 3, padding=1)
+        self.weights = Float32Conv(h4, 9 * 4, 1)
 
     def forward(
         self, correlation: Tensor, logits: Tensor, context: Tensor
@@ -346,7 +355,7 @@ class FineRefinement(nn.Module):
         _silence(self.from_match.weight, inputs)
         self.mix = nn.Sequential(nn.ReLU(inplace=True), conv(channels, channels))
         # Residual, logarithm of its expected error, weights of the upsampling.
-        self.out = nn.Conv2d(channels, 2 + 9 * 4, 1)
+        self.out = Float32Conv(channels, 2 + 9 * 4, 1)
 
     def forward(
         self, disparity: Tensor, f2_left: Tensor, f2_right: Tensor, context: Tensor
