@@ -117,6 +117,22 @@ def test_every_parameter_gets_a_gradient(student):
     assert all(name.endswith('projk.bias') for name in silent), silent
 
 
+def test_mixed_precision_keeps_the_disparity(student):
+    generator = torch.Generator().manual_seed(4)
+    left = torch.rand(1, 1, 64, 160, generator=generator)
+    right = torch.roll(left, -9, dims=3)
+    student.eval()
+    with torch.no_grad():
+        exact = student(left, right)
+        with torch.autocast('cpu', torch.bfloat16):
+            mixed = student(left, right)
+    for name in ('correlation', 'logits', 'disparity', 'log_scale'):
+        assert mixed[name].dtype == torch.float32, name
+    # bfloat16 has steps of 1/2 px at 100 px: what becomes pixels must not pass through it.
+    difference = (mixed['disparity'] - exact['disparity']).abs()
+    assert 0 < difference.median() < 0.02
+
+
 @pytest.mark.parametrize('size', [(64, 96), (96, 64), (32, 160)])
 def test_output_sizes_follow_the_input(student, size):
     with torch.no_grad():
