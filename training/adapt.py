@@ -169,9 +169,13 @@ def student_weights(name: str) -> Path:
     Raises:
         ModelError: There is no such file.
     """
-    path = Path(name) if Path(name).suffix else SHIPPED / f'{name}.safetensors'
-    if not path.is_file():
-        raise ModelError(f'no weights to start from at {path}; give a .pt or .safetensors')
+    path = Path(name)
+    if not path.suffix and len(path.parts) == 1:
+        path = SHIPPED / f'{name}.safetensors'
+    if not path.exists():
+        raise ModelError(
+            f'no weights to start from at {path}; give a checkpoint of a run or .safetensors'
+        )
     return path
 
 
@@ -184,10 +188,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('--bag', type=Path, required=True, help='rosbag2 folder, .mcap or .db3')
     parser.add_argument(
-        '--teacher', type=Path, required=True, help='.pt of a run, or a MASt3R .pth/.safetensors'
+        '--teacher',
+        type=Path,
+        required=True,
+        help='checkpoint of a run, or a MASt3R .pth or .safetensors',
     )
     parser.add_argument(
-        '--student', default='flight', help='.pt or .safetensors to go on from (default: shipped)'
+        '--student',
+        default='flight',
+        help='checkpoint or .safetensors to go on from (default: shipped)',
     )
     parser.add_argument('--frames', type=int, default=400, help='frames to label at the most')
     parser.add_argument('--out', type=Path, default=Path('runs/adapt'), help='folder of the run')

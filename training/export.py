@@ -48,7 +48,7 @@ def load_student(path: Path | str, name: str = '') -> tuple[FlightStudent, dict]
     """Return the averaged flight student of a checkpoint, in evaluation mode, and the checkpoint.
 
     Args:
-        path: `.pt` of a run.
+        path: Checkpoint of a run, a folder.
         name: Which student, where there are several.
 
     Raises:
@@ -145,7 +145,7 @@ def _names_only(value: object) -> object:
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('export', help='write a checkpoint as ONNX or .safetensors')
-    parser.add_argument('checkpoint', type=Path)
+    parser.add_argument('checkpoint', type=Path, help='folder `checkpoint` of a run')
     parser.add_argument(
         'target',
         type=Path,

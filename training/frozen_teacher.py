@@ -45,7 +45,7 @@ class FrozenTeacher(ABC):
 
     offers: frozenset[str]
 
-    def __init__(self, network: nn.Module, device: torch.device, amp: str = 'off') -> None:
+    def __init__(self, network: nn.Module, device: torch.device, amp: str = 'none') -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.device, self.amp = device, amp
         self.encoder_width, self.decoder_width = feature_widths(network)

@@ -21,7 +21,8 @@ DATA_KINDS = ('rendered', 'on_the_fly', 'stereolunar')
 STUDENT_KINDS = ('flight', 'lunar_teacher', 'mast3r', 'S1', 'S2', 'S3', 'S4')
 TARGETS = ('ground_truth', 'teacher')
 START_METHODS = ('random', 'shared_basis', 'truncate', 'direct')
-AMP = ('off', 'bf16')
+# Not 'off', which YAML reads as a boolean.
+AMP = ('none', 'bf16')
 # Losses of the flight student that compare with the teacher.
 TEACHER_TERMS = ('soft_bins', 'encoder_features', 'decoder_features')
 
@@ -105,17 +106,18 @@ class TeacherRecipe:
     """A frozen network that the students learn from.
 
     Attributes:
-        checkpoint: '' for none; `.pt` of a run that trained a flight network (the lunar teacher)
-            or a MASt3R; `.pth` or `.safetensors` of an official MASt3R, MOONSt3R.
-        student: Name of the network in a `.pt` that holds several.
+        checkpoint: '' for none; folder `checkpoint` of a run that trained a flight network (the
+            lunar teacher) or a MASt3R; `.safetensors` that was exported from one; `.pth` or
+            `.safetensors` of an official MASt3R, MOONSt3R.
+        student: Name of the network in a checkpoint that holds several.
         cache: Folder where outputs are kept by content of network and images; '' for none.
-        amp: 'off' or 'bf16'; the paper's teacher runs in full precision.
+        amp: 'none' or 'bf16'; the paper's teacher runs in full precision.
     """
 
     checkpoint: str = ''
     student: str = ''
     cache: str = ''
-    amp: str = 'off'
+    amp: str = 'none'
 
 
 @dataclass
@@ -129,8 +131,8 @@ class StartRecipe:
         ridge: Strength of the refit of 'shared_basis'.
         pairs: Training pairs whose tokens 'shared_basis' is fitted to.
         encoder: File of published encoder weights (DINOv2, ViT-Tiny, MobileNetV3); '' for none.
-        checkpoint: Go on from a trained student, `.pt` or `.safetensors`, whose configuration
-            takes the place of kind and model; '' for none.
+        checkpoint: Go on from a trained student, a checkpoint or `.safetensors`, whose
+            configuration takes the place of kind and model; '' for none.
         grow_from: Flight: a trained student with fewer channels, whose function the convolutions
             start with; '' for none. A start of the decoder by `method` comes on top.
     """
@@ -188,7 +190,7 @@ class OptimizerRecipe:
         accumulate: Backward passes a step.
         clip_norm: Largest norm of the gradient.
         ema_decay: Of the averaged weights that are validated and exported.
-        amp: 'off' or 'bf16'.
+        amp: 'none' or 'bf16': mixed precision.
     """
 
     learning_rate: float = 1e-3
@@ -201,7 +203,7 @@ class OptimizerRecipe:
     accumulate: int = 1
     clip_norm: float = 1.0
     ema_decay: float = 0.998
-    amp: str = 'off'
+    amp: str = 'none'
 
 
 @dataclass

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     write_plane_pairs(data)
     places = [f'data.train=["{data}"]']
     Trainer(load_recipe(recipe_path('smoke_teacher'), places), teacher).run()
-    checkpoint, cache = teacher / 'checkpoint.pt', args.out / 'cache'
+    checkpoint, cache = teacher / 'checkpoint', args.out / 'cache'
     places += [f'teacher.checkpoint="{checkpoint}"', f'teacher.cache="{cache}"']
     Trainer(load_recipe(recipe_path('smoke'), places), student).run()
-    write_onnx(student / 'checkpoint.pt', args.out / 'smoke.onnx')
+    write_onnx(student / 'checkpoint', args.out / 'smoke.onnx')
     return 0

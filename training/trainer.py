@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lunar_stereo_recon.errors import InputError, ModelError, ReconError
 from lunar_stereo_recon.models.checkpoints import load_state
 from training.batch_norm import share_batch_norms
-from training.checkpoint import git_commit, load_checkpoint, save_checkpoint
+from training.checkpoint import git_commit, is_checkpoint, load_checkpoint, save_checkpoint
 from training.curves import ScalarLog
 from training.data import PairsOnTheFly, RenderedPairs, StepBatches
 from training.frozen_teacher import Batch, load_frozen_teacher
@@ -160,12 +160,15 @@ class StudentInTraining:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of this student."""
+        optimizer = self.optimizer.state_dict()
+        # A checkpoint is a tree of dicts with text keys; the optimiser counts its parameters.
+        moments = {str(number): values for number, values in optimizer['state'].items()}
         return {
             'kind': self.learner.recipe.kind,
             'config': config_values(self.student),
             'student': self.student.state_dict(),
             'average': self.average.state_dict(),
-            'optimizer': self.optimizer.state_dict(),
+            'optimizer': {'state': moments, 'param_groups': optimizer['param_groups']},
             'projectors': self.learner.projectors.state_dict(),
         }
 
@@ -177,7 +180,14 @@ class StudentInTraining:
         """
         load_state(self.student, state['student'], source)
         self.average.load_state_dict(state['average'])
-        self.optimizer.load_state_dict(state['optimizer'])
+        optimizer = state['optimizer']
+        moments = {int(number): values for number, values in optimizer['state'].items()}
+        self.optimizer.load_state_dict({**optimizer, 'state': moments})
+        # In the parameters' memory layout, in which the optimiser is fast.
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter).copy_(value)
         self.learner.projectors.load_state_dict(state['projectors'])
 
 
@@ -234,7 +244,7 @@ class Trainer:
         self.data = build_data(recipe, self.rank, self.world_size)
         check_frames(recipe.data)
         # Weights that a checkpoint replaces need no start.
-        resume = resume and self.path.exists()
+        resume = resume and is_checkpoint(self.path)
         self.students = {name: self._build_student(name, not resume) for name in recipe.students}
         self.log = ScalarLog(folder) if self.rank == 0 else None
         self.step = 0
@@ -382,14 +392,13 @@ class Trainer:
 
     @property
     def path(self) -> Path:
-        """Return the run's checkpoint file."""
-        return self.folder / 'checkpoint.pt'
+        """Return the folder of the run's checkpoint."""
+        return self.folder / 'checkpoint'
 
     def save(self) -> None:
         """Write the checkpoint (first process only)."""
         if self.rank:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(
             self.path,
             {
@@ -408,7 +417,7 @@ class Trainer:
         Raises:
             ModelError: The checkpoint is damaged, or of other students.
         """
-        if not self.path.exists():
+        if not is_checkpoint(self.path):
             return
         content = load_checkpoint(self.path)
         if set(content['students']) != set(self.students):

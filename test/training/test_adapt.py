@@ -139,8 +139,8 @@ def test_adapt_goes_on_from_the_given_student(make_bag, make_recipe, flight_teac
     )
     arguments = [*command.split(), '--frames', '2', '--out', str(out), '--set', *settings.split()]
     assert main(arguments) == 0
-    assert load_checkpoint(out / 'checkpoint.pt')['step'] == 2
-    adapted, _ = load_network(out / 'checkpoint.pt')
+    assert load_checkpoint(out / 'checkpoint')['step'] == 2
+    adapted, _ = load_network(out / 'checkpoint')
     before = start.students['flight'].student.state_dict()
     after = adapted.state_dict()
     assert adapted.config.decoder_width == TINY['decoder_width']

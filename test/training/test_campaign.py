@@ -23,7 +23,7 @@ steps:
   - >-
     train smoke_teacher --out {folder}/teacher --device cpu --set data.train=[{folder}/pairs]
     optimizer.total_steps=2 checkpoint_every=1
-  - export {folder}/teacher/checkpoint.pt {folder}/teacher.safetensors
+  - export {folder}/teacher/checkpoint {folder}/teacher.safetensors
 """
 
 
@@ -36,7 +36,7 @@ def campaign(tmp_path: Path) -> Path:
 
 
 def test_pieces_go_on_where_the_last_one_stopped(campaign, tmp_path, capsys):
-    checkpoint = tmp_path / 'teacher' / 'checkpoint.pt'
+    checkpoint = tmp_path / 'teacher' / 'checkpoint'
     command = ['campaign', str(campaign), '--out', str(tmp_path)]
     assert main([*command, '--minutes', '0']) == 0
     assert not (tmp_path / 'pairs').exists()
@@ -90,9 +90,9 @@ def test_damaged_state_is_named(campaign, tmp_path, capsys):
 
 def test_failed_step_stops_the_campaign(tmp_path, capsys):
     path = tmp_path / 'bad.yaml'
-    path.write_text(f'steps: [export {tmp_path}/nothing.pt {tmp_path}/a.safetensors]')
+    path.write_text(f'steps: [export {tmp_path}/nothing {tmp_path}/a.safetensors]')
     assert main(['campaign', str(path), '--out', str(tmp_path)]) == 2
-    assert 'nothing.pt' in capsys.readouterr().err
+    assert 'nothing' in capsys.readouterr().err
     assert not (tmp_path / 'bad_campaign.json').exists()
 
 

@@ -33,7 +33,7 @@ def launch(recipe: Recipe, folder: Path, processes: int, *arguments: str) -> Pat
     command += ['--out', str(folder), '--device', 'cpu', '--threads', '1', *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
-    return folder / 'checkpoint.pt'
+    return folder / 'checkpoint'
 
 
 @pytest.fixture

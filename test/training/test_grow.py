@@ -91,11 +91,12 @@ def test_missing_entries_are_named():
 
 def test_grow_from_is_for_flight_networks(tmp_path, monkeypatch):
     recipe = StudentRecipe(
-        model=dataclasses.asdict(SMALL), start=StartRecipe(grow_from=str(tmp_path / 'a.pt'))
+        model=dataclasses.asdict(SMALL),
+        start=StartRecipe(grow_from=str(tmp_path / 'a.safetensors')),
     )
     learner = build_learner(recipe, None)
     monkeypatch.setattr('training.start.trained_network', lambda path: torch.nn.Linear(2, 2))
-    with pytest.raises(InputError, match='a.pt is a Linear'):
+    with pytest.raises(InputError, match='a.safetensors is a Linear'):
         start_student(learner, None, None)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,16 @@ pytest.importorskip('omegaconf')
 
 from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
 import training  # noqa: E402
-from training.checkpoint import git_commit, load_checkpoint, save_checkpoint  # noqa: E402
+from training.checkpoint import (  # noqa: E402
+    git_commit,
+    INDEX,
+    load_checkpoint,
+    save_checkpoint,
+)
 from training.data import ARRAYS, PairsOnTheFly, RenderedPairs  # noqa: E402
-from training.export import load_student  # noqa: E402
 from training.losses import LossWeights  # noqa: E402
 from training.recipe import (  # noqa: E402
+    AMP,
     DataRecipe,
     load_recipe,
     LossRecipe,
@@ -272,19 +279,71 @@ def test_recipe_rejects_unknown_keys_and_wrong_types(tmp_path):
     assert (recipe.name, recipe.optimizer.learning_rate) == ('mine', 0.5)
 
 
-@pytest.mark.parametrize('writer', ['os.fsync', 'torch.save', 'os.replace'])
+@pytest.mark.parametrize('amp', AMP)
+def test_every_precision_can_be_set_from_the_command_line(tmp_path, amp):
+    path = tmp_path / 'recipe.yaml'
+    other = AMP[AMP.index(amp) - 1]
+    path.write_text(f'students: {{flight: {{}}}}\noptimizer: {{amp: {other}}}\n')
+    assert load_recipe(path).optimizer.amp == other
+    recipe = load_recipe(path, [f'optimizer.amp={amp}', f'teacher.amp={amp}'])
+    assert (recipe.optimizer.amp, recipe.teacher.amp) == (amp, amp)
+
+
+@pytest.mark.parametrize('writer', ['os.fsync', 'os.replace'])
 def test_failed_save_leaves_the_old_checkpoint(writer, tmp_path, monkeypatch):
-    path = tmp_path / 'checkpoint.pt'
-    save_checkpoint(path, {'step': 1})
+    folder = tmp_path / 'checkpoint'
+    save_checkpoint(folder, {'step': torch.tensor([1])})
+    before = sorted(folder.iterdir())
 
     def full_disk(*_):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(f'training.checkpoint.{writer}', full_disk)
-    with pytest.raises(ModelError, match='checkpoint.pt cannot be written: .*No space'):
-        save_checkpoint(path, {'step': 2})
-    assert load_checkpoint(path)['step'] == 1
-    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ModelError, match='checkpoint cannot be written: .*No space'):
+        save_checkpoint(folder, {'step': torch.tensor([2])})
+    assert load_checkpoint(folder)['step'] == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_stop_before_the_index_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    folder = tmp_path / 'checkpoint'
+    save_checkpoint(folder, {'step': torch.tensor([1])})
+    replace = os.replace
+
+    def killed(source, target):
+        if Path(target).name == INDEX:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr('training.checkpoint.os.replace', killed)
+        save_checkpoint(folder, {'step': torch.tensor([2])})
+    assert load_checkpoint(folder)['step'] == 1
+    save_checkpoint(folder, {'step': torch.tensor([3])})
+    assert load_checkpoint(folder)['step'] == 3
+    assert len(list(folder.iterdir())) == 2  # what the stopped ones left is gone
+
+
+def test_checkpoint_is_cut_into_shards_of_bounded_size(tmp_path, monkeypatch):
+    limit = 4096
+    monkeypatch.setattr('training.checkpoint.SHARD_BYTES', limit)
+    twice = torch.arange(3)
+    content = {
+        'a': {'large': torch.rand(70, 50), 'small': torch.rand(3, 2).T},
+        'many': [torch.full((100,), n, dtype=torch.int16) for n in range(40)],
+        'nothing': torch.zeros(0, 5),
+        'one': torch.tensor(2.5, dtype=torch.bfloat16),
+        'twice': [twice, twice],
+        'plain': {'text': 'x', 'number': 0.1, 'none': None, 'list': [1, [2]]},
+    }
+    save_checkpoint(tmp_path / 'checkpoint', content)
+    sizes = [path.stat().st_size for path in (tmp_path / 'checkpoint').glob('*.safetensors')]
+    assert len(sizes) > 5 and max(sizes) <= limit
+    found = load_checkpoint(tmp_path / 'checkpoint')
+    assert found.keys() == content.keys()
+    assert found['plain'] == content['plain']
+    for name in ('a', 'many', 'nothing', 'one', 'twice'):
+        torch.testing.assert_close(found[name], content[name], rtol=0, atol=0)
 
 
 def test_checkpoint_holds_all_that_made_it(recipe, tmp_path):
@@ -301,14 +360,30 @@ def test_checkpoint_holds_all_that_made_it(recipe, tmp_path):
     assert all(moments['step'] == 1 for moments in state.values())
 
 
-def test_truncated_or_foreign_checkpoint_is_a_clear_error(recipe, tmp_path):
+def test_damaged_checkpoint_is_refused_by_the_name_of_the_file(recipe, tmp_path):
     trainer = Trainer(recipe, tmp_path)
     trainer.save()
-    whole = trainer.path.read_bytes()
-    for content in (whole[: len(whole) // 2], b'\x80\x02garbage', b''):
-        trainer.path.write_bytes(content)
-        with pytest.raises(ModelError, match=f'{trainer.path}: not a readable checkpoint'):
+    index = trainer.path / INDEX
+    (shard,) = trainer.path.glob('*.safetensors')
+    whole, listed = shard.read_bytes(), index.read_text()
+    spoilt = whole[:-1] + bytes([whole[-1] ^ 1])
+    for content in (whole[: len(whole) // 2], spoilt, b''):
+        shard.write_bytes(content)
+        with pytest.raises(ModelError, match=f'{shard}: not the shard that index.json lists'):
             Trainer(recipe, tmp_path, resume=True)
+    shard.unlink()
+    with pytest.raises(ModelError, match=f'{shard}: this shard .* cannot be read'):
+        Trainer(recipe, tmp_path, resume=True)
+    shard.write_bytes(whole)
+    for text in (listed[:-9], '', '[]', '{"format_version": 2}', '{"format_version": 3}'):
+        index.write_text(text)
+        with pytest.raises(ModelError, match=f'{index}: '):
+            Trainer(recipe, tmp_path, resume=True)
+    tree = json.loads(listed)
+    tree['content']['students']['flight']['student']['more'] = {'$shape': [1], '$pieces': 1}
+    index.write_text(json.dumps(tree))
+    with pytest.raises(ModelError, match=f'{index}: not the index of its shards: .*more'):
+        Trainer(recipe, tmp_path, resume=True)
 
 
 def test_checkpoint_of_another_network_names_the_first_entries(recipe, tmp_path):
@@ -318,7 +393,7 @@ def test_checkpoint_of_another_network_names_the_first_entries(recipe, tmp_path)
     weights = content['students']['flight']['student']
     for name in [name for name in weights if name.startswith('decoder.')]:
         weights[f'other.{name}'] = weights.pop(name)
-    torch.save(content, trainer.path)
+    save_checkpoint(trainer.path, content)
     with pytest.raises(ModelError, match='student flight does not fit') as caught:
         Trainer(recipe, tmp_path, resume=True)
     message = str(caught.value)
@@ -328,27 +403,6 @@ def test_checkpoint_of_another_network_names_the_first_entries(recipe, tmp_path)
     trainer.save()
     with pytest.raises(ModelError, match='of another shape: decoder'):
         Trainer(recipe, tmp_path, resume=True)
-
-
-def test_checkpoint_of_format_1_is_read_and_resumed(recipe, tmp_path):
-    trainer = Trainer(recipe, tmp_path)
-    trainer.train_step([trainer.data[0]])
-    trainer.save()
-    content = load_checkpoint(trainer.path)
-    entry = content.pop('students')['flight']
-    old = {name: entry[name] for name in ('config', 'student', 'average', 'optimizer')}
-    torch.save({**content, **old, 'format_version': 1}, trainer.path)
-
-    student, read = load_student(trainer.path)
-    assert read['step'] == 1
-    average = trainer.students['flight'].average.module
-    for name, value in average.state_dict().items():
-        torch.testing.assert_close(student.state_dict()[name], value, rtol=0, atol=0)
-    again = Trainer(recipe, tmp_path)
-    again.resume()
-    assert again.step == 1
-    first, second = (t.train_step([t.data[1]]) for t in (trainer, again))
-    assert first == second
 
 
 @pytest.mark.parametrize(
@@ -373,7 +427,7 @@ def test_recipe_that_cannot_act_is_refused(tmp_path, text, named):
 
 @pytest.mark.parametrize('path', sorted(RECIPES.glob('*.yaml')), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path):
-    overrides = ['teacher.checkpoint=any.pt'] if path.stem == 'smoke' else []
+    overrides = ['teacher.checkpoint=any'] if path.stem == 'smoke' else []
     recipe = load_recipe(path, overrides)
     for student in recipe.students.values():
         student_config(student.kind, student.model)
