@@ -40,6 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
     parser.add_argument(
+        '--device', default='cpu', help='what renders: cpu, or cuda, which the processes share'
+    )
+    parser.add_argument(
         '--samples', type=int, choices=(1, 2, 4), default=2, help='rays a pixel (default: 2)'
     )
     parser.add_argument('--minutes', type=float, help='stop after so long; call again to go on')
@@ -71,6 +74,7 @@ def work(args: argparse.Namespace) -> bool:
         args.form,
         faults,
         args.rocks,
+        args.device,
     )
     written, started, finished = 0, time.monotonic(), True
     with tqdm(total=args.count, unit='pair') as bar:

@@ -43,6 +43,8 @@ from lunar_stereo_recon.simulation.renderer import (
     hidden_from,
     Lighting,
     render,
+    Rendering,
+    rendering_device,
     View,
 )
 from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
@@ -231,25 +233,28 @@ def render_sample(
     size: tuple[int, int] | None = None,
     samples: int = 2,
     faults: CameraFaults = NO_FAULTS,
+    rendered: Terrain | None = None,
 ) -> Sample | None:
     """Return a rendered pair, or None where the view is not usable.
 
     Args:
-        terrain: The ground.
+        terrain: The ground, on the CPU: where the rover stands.
         scene: Camera, light and pose.
         rng: Source of the window's place and of the sensor.
         size: Width and height of a random window; None renders the whole frame.
         samples: Rays a pixel.
         faults: What the cameras do wrong.
+        rendered: The same ground on the device that renders it; None: the CPU.
 
     A view is not usable when something stands right in front of the camera, when a camera is
     below the ground, or when there is mostly sky.
     """
+    rendered = terrain if rendered is None else rendered
     window = _sample_window(scene, size, rng)
     left = _left_view(terrain, scene, window)
     if left is None:
         return None
-    probe = _nearest_and_sky(terrain, left)
+    probe = _nearest_and_sky(rendered, left)
     if probe is None:
         return None
     nearest, sky = probe
@@ -267,16 +272,11 @@ def render_sample(
     lighting, rover = scene.lighting, scene.rover
     heading = math.radians(scene.heading_deg)
     rover_pose = rover_frame(left, heading, scene.height_m, baseline)
-    seen_left, seen_right = (
-        faults.lit_by_lamps(
-            faults.render(terrain, view, lighting, samples, rover, rover_pose),
-            terrain,
-            view,
-            left,
-            lighting,
-        )
-        for view in (left, right)
-    )
+    seen = []
+    for view in (left.to(rendered.device), right.to(rendered.device)):
+        lit = faults.render(rendered, view, lighting, samples, rover, rover_pose)
+        seen.append(faults.lit_by_lamps(lit, rendered, view, left, lighting))
+    seen_left, seen_right = (_on_cpu(each) for each in seen)
     disparity = left.fx * baseline / seen_left.depth
     if not float(torch.nan_to_num(disparity).max()) <= 192 / 640 * scene.frame_width:
         return None
@@ -286,7 +286,7 @@ def render_sample(
         right=images[1],
         disparity=disparity.numpy(),
         shadow=seen_left.shadow.numpy(),
-        occlusion=_occlusion(terrain, left, right, seen_left.depth, disparity),
+        occlusion=_occlusion(rendered, left, right, seen[0].depth, disparity),
         intrinsics=_matrix(left),
         baseline_m=baseline,
         meta={
@@ -341,6 +341,7 @@ def write_dataset(
     form: str = 'pairs',
     faults: CameraFaults = NO_FAULTS,
     rocks: str = 'heightfield',
+    device: str = 'cpu',
 ) -> Generator[int, None, None]:
     """Write pairs 0..count-1 of a seed and split with a manifest; what is there is kept.
 
@@ -351,19 +352,23 @@ def write_dataset(
         count: Number of pairs, those that are there included.
         seed, split: Which pairs; no terrain of one split occurs in another.
         size: Width and height of the windows; None writes whole frames.
-        workers: Processes; 0 or 1 works in this one.
+        workers: Processes; 0 or 1 works in this one. They share the device: making terrains,
+            exposing and compressing stay work for the CPU, and more of it than rendering on a GPU.
         samples: Rays a pixel.
         form: One of FORMS.
         faults: What the cameras do wrong; raw images go into bags only.
         rocks: One of `terrain.ROCK_FORMS`. Places, sizes and views come from the same numbers;
             meshes are worn by chance too.
+        device: What renders, 'cpu' or 'cuda'. The pairs are the same to a rounding error.
 
     Yields:
         How many pairs were written, each time that those of one terrain are done.
 
     Raises:
-        InputError: An option is unknown, or the folder holds pairs of other options.
+        InputError: An option is unknown, the device is not there or cannot render such rocks, or
+            the folder holds pairs of other options.
     """
+    rendering_device(device, rocks)
     if form not in FORMS:
         raise InputError(f'form is {form!r}; one of {sorted(FORMS)} is needed')
     if count < 1:
@@ -392,7 +397,7 @@ def write_dataset(
     }
     _write_manifest(out, options, count)
     yield from write_pairs(
-        out, range(count), seed, split, size, workers, samples, form, faults, rocks
+        out, range(count), seed, split, size, workers, samples, form, faults, rocks, device
     )
     if form in FINISH:
         FINISH[form](out)
@@ -443,6 +448,7 @@ def write_pairs(
     form: str = 'pairs',
     faults: CameraFaults = NO_FAULTS,
     rocks: str = 'heightfield',
+    device: str = 'cpu',
 ) -> Iterator[int]:
     """Write chosen pairs as `write_dataset` does, without a manifest."""
     out.mkdir(parents=True, exist_ok=True)
@@ -450,7 +456,7 @@ def write_pairs(
     for index in indices:
         groups.setdefault(index // VIEWS_PER_TERRAIN, []).append(index)
     jobs = [
-        (out, wanted, seed, split, size, samples, group, form, faults, rocks)
+        (out, wanted, seed, split, size, samples, group, form, faults, rocks, device)
         for group, wanted in groups.items()
     ]
     if workers <= 1:
@@ -465,13 +471,14 @@ def _start_worker() -> None:
 
 
 def _write_group(job: tuple) -> int:
-    out, wanted, seed, split, size, samples, group, form, faults, rocks = job
+    out, wanted, seed, split, size, samples, group, form, faults, rocks, device = job
     stratum, config = _group_config(seed, split, group, rocks)
     # Made when the first pair is missing: it takes longer than the pair.
     ground = cache(lambda: make_terrain(config))
+    rendered = cache(lambda: ground().to(rendering_device(device, rocks)))
 
     def make(index: int) -> Sample:
-        return _sample_on(ground(), stratum, seed, split, index, size, samples, faults)
+        return _sample_on(ground(), stratum, seed, split, index, size, samples, faults, rendered())
 
     return FORMS[form](out, f'{group:05d}_{stratum}', wanted, make)
 
@@ -506,11 +513,12 @@ def _sample_on(
     size: tuple[int, int] | None,
     samples: int,
     faults: CameraFaults = NO_FAULTS,
+    rendered: Terrain | None = None,
 ) -> Sample:
     rng = np.random.default_rng([SPLITS[split], seed, index, 0x5A3])
     for _ in range(200):
         scene = sample_scene_config(stratum, rng)
-        sample = render_sample(terrain, scene, rng, size, samples, faults)
+        sample = render_sample(terrain, scene, rng, size, samples, faults, rendered)
         if sample is not None:
             return sample
     raise InputError(f'no usable view found for pair {index} of seed {seed}, split {split}')
@@ -627,17 +635,22 @@ def _nearest_and_sky(terrain: Terrain, view: View) -> tuple[float, float] | None
         view.width // step,
         view.height // step,
     )
-    depth = render(terrain, coarse, Lighting(90.0, 0.0), samples=1).depth
+    depth = render(terrain, coarse.to(terrain.device), Lighting(90.0, 0.0), samples=1).depth.cpu()
     known = torch.isfinite(depth)
     if not bool(known.any()):
         return None
     return float(depth[known].min()), 1.0 - float(known.float().mean())
 
 
+def _on_cpu(seen: Rendering) -> Rendering:
+    return Rendering(seen.radiance.cpu(), seen.depth.cpu(), seen.shadow.cpu())
+
+
 def _occlusion(
     terrain: Terrain, left: View, right: View, depth: torch.Tensor, disparity: torch.Tensor
 ) -> NDArray[np.uint8]:
-    hidden = hidden_from(terrain, left, depth, right.position_m).numpy()
+    view, other = left.to(terrain.device), right.to(terrain.device)
+    hidden = hidden_from(terrain, view, depth, other.position_m).cpu().numpy()
     column = np.arange(left.width)[None, :] - np.nan_to_num(disparity.numpy())
     outside = column < 0
     return np.where(outside, 2, hidden.astype(np.uint8)).astype(np.uint8)

@@ -208,6 +208,54 @@ def test_command(small_grids, tmp_path, capsys):
         main([*arguments, '--size', 'big'])
 
 
+def test_rendering_is_asked_of_the_terrain_on_the_device(small_grids, monkeypatch):
+    stratum, ground = dataset._group_ground(3, 'train', 0, 'heightfield')
+    rendered = dataclasses.replace(ground)
+    asked = []
+    for name in ('render', 'hidden_from'):
+        real = getattr(dataset, name)
+        monkeypatch.setattr(
+            dataset, name, lambda *a, r=real, **k: asked.append(a[0]) or r(*a, **k)
+        )
+    monkeypatch.setattr(
+        'lunar_stereo_recon.simulation.camera_faults.render',
+        lambda *a, r=dataset.render: asked.append(a[0]) or r(*a),
+    )
+    sample = dataset._sample_on(ground, stratum, 3, 'train', 5, SIZE, 1, rendered=rendered)
+    # A look around, two views, what is hidden; more where a first view is of no use.
+    assert len(asked) >= 4 and all(terrain is rendered for terrain in asked)
+    again = dataset.make_sample(3, 'train', 5, SIZE, 1)
+    assert np.array_equal(sample.left, again.left)
+    assert np.array_equal(sample.occlusion, again.occlusion)
+
+
+def test_device_that_is_not_there_is_refused(small_grids, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    arguments = ['dataset', '--out', str(tmp_path / 'set'), '--count', '1']
+    for device, message in (('cuda', "device is 'cuda', but"), ('tpu', "device is 'tpu'; one of")):
+        assert main([*arguments, '--device', device]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*arguments, '--device', 'cuda', '--rocks', 'mesh']) == 2
+    assert 'CPUs only' in capsys.readouterr().err
+    assert not (tmp_path / 'set').exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_pairs_of_the_gpu_are_those_of_the_cpu(small_grids, tmp_path):
+    for device in ('cpu', 'cuda'):
+        assert write(tmp_path / device, 4, device=device) == 4
+    for number in range(4):
+        paths = (tmp_path / device / f'{number:06d}.npz' for device in ('cpu', 'cuda'))
+        (cpu, gpu) = (dict(np.load(path, allow_pickle=False)) for path in paths)
+        np.testing.assert_allclose(gpu['intrinsics'], cpu['intrinsics'])
+        assert float(gpu['baseline_m']) == pytest.approx(float(cpu['baseline_m']), rel=1e-3)
+        close = np.isclose(gpu['disparity'], cpu['disparity'], rtol=1e-3, equal_nan=True)
+        assert close.mean() > 0.99
+        assert (gpu['occlusion'] == cpu['occlusion']).mean() > 0.98
+        assert np.abs(gpu['left'].astype(int) - cpu['left']).mean() < 2
+
+
 def test_pair_of_the_present_renderer(small_grids):
     """Training sets and the benchmark are made of seeds: a seed's pair must not change."""
     sample = dataset.make_sample(2, 'train', 3, SIZE)
