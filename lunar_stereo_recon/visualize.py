@@ -90,12 +90,16 @@ class ColorScale:
             left = width - margin - text_width - 16
             image[6:16, left : left + 11] = NO_VALUE_COLOR
             draw_text(image, no_value, (left + 16, 15), 0.38)
+        free = 2  # column from which on no number stands yet
         for tick in self.ticks():
             column = margin + round(float(self.position(np.array(tick))) * (len(ramp) - 1))
             image[36:40, column] = INK_COLOR
             text = f'{tick:g}'
-            start = column - _text_width(text, 0.4) // 2
-            draw_text(image, text, (min(max(start, 2), width - 24), 53), 0.4)
+            text_width = _text_width(text, 0.4)
+            start = min(max(column - text_width // 2, 2), width - 2 - text_width)
+            if start >= free:
+                draw_text(image, text, (start, 53), 0.4)
+                free = start + text_width + 4
         return image
 
 
@@ -116,6 +120,7 @@ def height_scale(heights: NDArray) -> ColorScale:
     return ColorScale('height, m', float(low), float(max(high, low + 0.1)), cv2.COLORMAP_PLASMA)
 
 
+TRUSTED_CONFIDENCE = 0.5
 CONFIDENCE_SCALE = ColorScale('confidence', 0.0, 1.0, cv2.COLORMAP_VIRIDIS)
 ERROR_SCALE = ColorScale('disparity error, px', 0.0, 3.0, cv2.COLORMAP_INFERNO)
 
@@ -145,7 +150,9 @@ def contact_sheet(title: str, rows: Sequence[SheetRow], picture_width: int = 400
     The error column is there when any row has one. Colour scales are shared by all rows and
     drawn at the foot.
     """
-    scale = depth_scale(row.depth for row in rows)
+    # What is not trusted, the sky above all, would stretch the scale over thousands of metres.
+    trusted = [row.depth[row.confidence >= TRUSTED_CONFIDENCE] for row in rows]
+    scale = depth_scale(trusted)
     with_error = any(row.error_px is not None for row in rows)
     gap = 8
     strips = [_title_strip(title, rows, with_error, picture_width, gap)]

@@ -11,6 +11,7 @@ from lunar_stereo_recon.visualize import (
     contact_sheet,
     depth_scale,
     NO_VALUE_COLOR,
+    PAPER_COLOR,
     render_cloud,
     SheetRow,
     SPACE_COLOR,
@@ -57,6 +58,29 @@ def test_bar_shows_the_colours_of_the_scale_in_order(scale):
     bar = scale.bar(228)
     ends = scale.colors(np.array([[1.0, 100.0]]))[0]
     np.testing.assert_array_equal(bar[28, [14, 213]], ends)
+
+
+def test_numbers_of_a_bar_stand_apart():
+    bar = ColorScale('', 1.0, 1e6, cv2.COLORMAP_TURBO, logarithmic=True).bar(300)
+    inked = (bar[42:] != PAPER_COLOR).any(axis=(0, 2))
+    # Numbers that run into each other leave few gaps of more than two columns.
+    starts = np.flatnonzero(np.diff(np.concatenate([[0], inked.astype(int)])) == 1)
+    ends = np.flatnonzero(np.diff(np.concatenate([inked.astype(int), [0]])) == -1)
+    gaps = starts[1:] - ends[:-1]
+    assert (gaps >= 4).sum() >= 5
+
+
+def test_sky_does_not_stretch_the_depths_of_a_sheet():
+    left = np.full((24, 32, 3), 120, np.uint8)
+    depth = np.repeat(np.linspace(20, 2, 24)[:, None], 32, axis=1)
+    confidence = np.ones((24, 32))
+    depth[:8], confidence[:8] = 20000.0, 0.02
+    sheet = contact_sheet('a', [SheetRow('', left, depth, confidence)], 64)
+    picture = sheet[-58 - 48 : -58, 80:144]  # above the legends, right of the left image
+    expected = depth_scale([depth[8:]]).colors(depth)[-1, 0]
+    np.testing.assert_array_equal(picture[-1, 32], expected)
+    middle = depth_scale([depth[8:]]).colors(depth)[16, 0].astype(int)
+    assert np.abs(picture[32:34, 32].astype(int) - middle).max() < 40
 
 
 def test_depth_scale_spans_all_maps_and_survives_none():
