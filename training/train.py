@@ -21,6 +21,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument('--out', type=Path, help='folder of the run (default: runs/NAME)')
     parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
     parser.add_argument('--minutes', type=float, help='stop with a checkpoint after so long')
+    parser.add_argument(
+        '--finish-in',
+        type=float,
+        metavar='MINUTES',
+        help='the learning rate comes to its end so long from now, in this call or a later one '
+        "(default: at the recipe's last step)",
+    )
     parser.add_argument('--resume', action='store_true', help="go on from the run's checkpoint")
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
@@ -46,6 +53,8 @@ def work(args: argparse.Namespace) -> bool:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = join_processes(args.device)
+    # All crops of a run have one size: the fastest kernels for it are worth a search.
+    torch.backends.cudnn.benchmark = True
     recipe = load_recipe(recipe_path(args.recipe), args.overrides)
     folder = args.out or Path('runs') / recipe.name
     trainer = Trainer(recipe, folder, device, resume=args.resume)
@@ -53,7 +62,7 @@ def work(args: argparse.Namespace) -> bool:
         for step in range(2):
             print({k: round(v, 4) for k, v in trainer.train_step([trainer.data[step]]).items()})
         return True
-    return trainer.run(args.minutes)
+    return trainer.run(args.minutes, args.finish_in)
 
 
 def join_processes(device: str) -> str:

@@ -52,12 +52,19 @@ def build_optimizer(learner: Learner, recipe: OptimizerRecipe) -> torch.optim.Ad
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, recipe.beta2))
 
 
-def learning_rate(step: int, recipe: OptimizerRecipe) -> float:
-    """Return the learning rate of a step: linear warm-up, then cosine decay."""
+def learning_rate(step: int, recipe: OptimizerRecipe, progress: float = 0.0) -> float:
+    """Return the learning rate of a step: linear warm-up, then cosine decay.
+
+    Args:
+        step: Counted from 0.
+        recipe: Of the schedule.
+        progress: Of the decay, in [0, 1], that time alone has brought; what the steps have
+            brought counts where it is more.
+    """
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     span = max(recipe.total_steps - recipe.warmup_steps, 1)
-    progress = min((step - recipe.warmup_steps) / span, 1.0)
+    progress = min(max((step - recipe.warmup_steps) / span, progress), 1.0)
     floor = recipe.final_fraction
     return recipe.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -97,7 +104,7 @@ class StudentInTraining:
             use_buffers=True,
         )
         self.model: nn.Module = learner
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, Tensor] = {}
         self.bad_steps = 0
 
     @property
@@ -125,29 +132,36 @@ class StudentInTraining:
                 loss, terms = self.model(batch, lesson)
             (loss * share).backward()
         for name, term in {'loss': loss, **terms}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + term.item() * share
+            # Kept on the device: to read each of them would stop a GPU as often.
+            sum_ = term.detach().double() * share
+            self.sums[name] = self.sums[name] + sum_ if name in self.sums else sum_
 
-    def step(self, number: int) -> dict[str, float]:
+    def step(self, number: int, progress: float) -> dict[str, float]:
         """Take an optimiser step on the gradients gathered; return the terms.
+
+        Args:
+            number: Of the step.
+            progress: See `learning_rate`.
 
         Raises:
             TrainingDivergedError: The loss was not finite for `MAX_BAD_STEPS` steps in a row.
         """
-        rate = learning_rate(number, self.recipe)
+        rate = learning_rate(number, self.recipe, progress)
         for group in self.optimizer.param_groups:
             group['lr'] = rate
         trained = [p for group in self.optimizer.param_groups for p in group['params']]
         norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
-        terms, self.sums = mean_over_processes(self.sums, norm.device), {}
+        terms = mean_over_processes({**self.sums, 'grad_norm': norm.double()})
+        self.sums = {}
         # Terms and gradients are those of all processes, so all take the same branch.
-        if math.isfinite(terms['loss']) and torch.isfinite(norm):
+        if math.isfinite(terms['loss']) and math.isfinite(terms['grad_norm']):
             self.optimizer.step()
             self.average.update_parameters(self.student)
             self.bad_steps = 0
         else:
             self._count_bad_step(number, terms)
         self.optimizer.zero_grad(set_to_none=True)
-        return {**terms, 'learning_rate': rate, 'grad_norm': norm.item()}
+        return {**terms, 'learning_rate': rate}
 
     def _count_bad_step(self, number: int, terms: dict[str, float]) -> None:
         self.bad_steps += 1
@@ -191,27 +205,32 @@ class StudentInTraining:
         self.learner.projectors.load_state_dict(state['projectors'])
 
 
-def mean_over_processes(terms: dict[str, float], device: torch.device) -> dict[str, float]:
+def mean_over_processes(terms: dict[str, Tensor]) -> dict[str, float]:
     """Return the terms averaged over the processes of the run."""
-    if not distributed.is_initialized():
-        return terms
-    values = torch.tensor(list(terms.values()), device=device)
-    distributed.all_reduce(values)
-    values /= distributed.get_world_size()
+    values = torch.stack(list(terms.values()))
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+        values /= distributed.get_world_size()
     return dict(zip(terms, values.tolist(), strict=True))
 
 
-def any_process(condition: bool, device: torch.device) -> bool:
-    """Return whether the condition holds in any process: all must take the same branch."""
+def most_of_processes(value: float, device: torch.device) -> float:
+    """Return the largest of the processes' values: all must take the same branch."""
     if not distributed.is_initialized():
-        return condition
-    flag = torch.tensor(float(condition), device=device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-    return bool(flag)
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return shared.item()
 
 
 class Trainer:
-    """One recipe, its students, one folder."""
+    """One recipe, its students, one folder.
+
+    Attributes:
+        step: Optimiser steps done.
+        seconds: Of training, validation left out.
+        progress: In [0, 1], of a schedule that time ends; see `run`.
+    """
 
     def __init__(
         self, recipe: Recipe, folder: Path, device: str = 'cpu', resume: bool = False
@@ -249,6 +268,7 @@ class Trainer:
         self.log = ScalarLog(folder) if self.rank == 0 else None
         self.step = 0
         self.seconds = 0.0
+        self.progress = 0.0
         if resume:
             self.resume()
 
@@ -278,7 +298,7 @@ class Trainer:
         return self._on_device(whole[0])
 
     def _on_device(self, batch: dict[str, Tensor]) -> Batch:
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     # -- step ------------------------------------------------------------------------------
 
@@ -301,21 +321,32 @@ class Trainer:
         terms: dict[str, float] = {}
         for name, student in self.students.items():
             prefix = f'{name}/' if len(self.students) > 1 else ''
-            found = student.step(self.step)
+            found = student.step(self.step, self.progress)
             terms |= {f'{prefix}{key}': value for key, value in found.items()}
         self.step += 1
         return terms
 
     # -- loop ------------------------------------------------------------------------------
 
-    def run(self, minutes: float | None = None) -> bool:
+    def run(self, minutes: float | None = None, finish_in: float | None = None) -> bool:
         """Train to the recipe's last step, or until the time budget of this call is spent.
 
+        Args:
+            minutes: Budget of this call; a later one goes on.
+            finish_in: Minutes from now in which the schedule comes to its end, in this call or,
+                where that is longer than its budget, in later ones; the last step of the recipe
+                ends it sooner. A run that was stopped keeps how far it was.
+
         Returns:
-            Whether the last step is done.
+            Whether the run is at its end.
         """
         total = self.recipe.optimizer.total_steps
+        if self.progress >= 1.0:
+            return True
+        if self.step == 0 and any(s.start.checkpoint for s in self.recipe.students.values()):
+            self._validate()  # what there is to be better than
         started = last = time.monotonic()
+        before = self.progress
         progress = tqdm(
             total=total,
             initial=self.step,
@@ -329,19 +360,22 @@ class Trainer:
             now = time.monotonic()
             self.seconds, last = self.seconds + now - last, now
             self._report(progress, terms)
-            late = minutes is not None and now - started > 60 * minutes
-            out_of_time = minutes is not None and any_process(late, self.device)
-            finished = self.step >= total
+            elapsed = most_of_processes(now - started, self.device) / 60
+            if finish_in is not None:
+                part = min(elapsed / finish_in, 1.0) if finish_in > 0 else 1.0
+                self.progress = before + (1.0 - before) * part
+            out_of_time = minutes is not None and elapsed > minutes
+            finished = self.step >= total or self.progress >= 1.0
             if self.step % self.recipe.validate_every == 0 or finished:
                 self._validate()
                 last = time.monotonic()
             if self.step % self.recipe.checkpoint_every == 0 or finished or out_of_time:
                 self.save()
-            if out_of_time:
+            if finished or out_of_time:
                 break
         progress.close()
         self._list_unreadable()
-        return self.step >= total
+        return self.step >= total or self.progress >= 1.0
 
     def _list_unreadable(self) -> None:
         left_out = self.data.unreadable
@@ -359,6 +393,7 @@ class Trainer:
             batch_size=None,
             sampler=range(self.step * accumulate, total * accumulate),
             num_workers=self.recipe.data.workers,
+            pin_memory=self.device.type == 'cuda',
         )
         group = []
         for batch in loader:
@@ -407,6 +442,7 @@ class Trainer:
                 'torch_rng': torch.get_rng_state(),
                 'step': self.step,
                 'seconds': self.seconds,
+                'progress': self.progress,
                 'git_commit': git_commit(),
             },
         )
@@ -433,3 +469,4 @@ class Trainer:
                 raise ModelError(f'{source}: {error}') from error
         torch.set_rng_state(content['torch_rng'])
         self.step, self.seconds = content['step'], content['seconds']
+        self.progress = content['progress']

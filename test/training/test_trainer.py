@@ -21,6 +21,7 @@ from training.checkpoint import (  # noqa: E402
     load_checkpoint,
     save_checkpoint,
 )
+from training.curves import read_curves  # noqa: E402
 from training.data import ARRAYS, PairsOnTheFly, RenderedPairs  # noqa: E402
 from training.losses import LossWeights  # noqa: E402
 from training.recipe import (  # noqa: E402
@@ -261,6 +262,49 @@ def test_learning_rate_rises_then_falls():
     assert rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[110] == pytest.approx(recipe.final_fraction)
+
+
+def test_time_ends_the_schedule_over_several_calls(recipe, tmp_path, monkeypatch):
+    recipe.optimizer.total_steps, recipe.optimizer.warmup_steps = 10_000, 0
+    clock = iter(range(0, 100_000, 6))  # each look is a tenth of a minute later
+    monkeypatch.setattr('training.trainer.time.monotonic', lambda: float(next(clock)))
+    rates = []
+
+    def run(**arguments) -> Trainer:
+        trainer = Trainer(recipe, tmp_path, resume=True)
+        step = trainer.train_step
+        trainer.train_step = lambda batches: rates.append(step(batches)['learning_rate'])
+        trainer.finished = trainer.run(**arguments)
+        return trainer
+
+    first = run(minutes=0.45, finish_in=1.0)
+    assert not first.finished and first.step == 5
+    assert load_checkpoint(first.path)['progress'] == pytest.approx(0.5)
+    # Half of the way is left, and less time for it than was planned.
+    second = run(minutes=9.0, finish_in=0.3)
+    assert second.finished and second.step == 8
+    assert rates == sorted(rates, reverse=True) and len(set(rates)) == 8
+    peak, floor = recipe.optimizer.learning_rate, recipe.optimizer.final_fraction
+    assert rates[0] == peak
+    assert rates[5] == pytest.approx(peak * (floor + (1 - floor) * 0.5), rel=1e-3)
+    done = load_checkpoint(second.path)
+    assert done['progress'] == 1.0
+    third = run(minutes=9.0, finish_in=5.0)
+    assert third.finished and third.step == 8 and len(rates) == 8
+
+
+def test_start_from_a_checkpoint_is_validated_before_the_first_step(
+    recipe, pairs, tmp_path, monkeypatch
+):
+    for path in pairs.iterdir():
+        arrays = dict(np.load(path))
+        np.savez(path, **{name: array[:64, :96] for name, array in arrays.items()})
+    recipe.data.validation, recipe.optimizer.total_steps = str(pairs), 1
+    assert Trainer(recipe, tmp_path / 'first').run()
+    recipe.students['flight'].start.checkpoint = str(tmp_path / 'first' / 'checkpoint')
+    assert Trainer(recipe, tmp_path / 'second').run()
+    before = read_curves(tmp_path / 'first')['validation/epe'][-1]
+    assert read_curves(tmp_path / 'second')['validation/epe'][0] == (0, before[1])
 
 
 def test_recipe_rejects_unknown_keys_and_wrong_types(tmp_path):
