@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import difflib
 from pathlib import Path
 import sqlite3
@@ -69,8 +69,15 @@ _DAMAGE = (
     AssertionError,
     MemoryError,
 )
+_MEND = (
+    'A recording that was cut off is mended by `mcap recover` (.mcap) or `ros2 bag reindex` (.db3)'
+)
 # Frames held back while their ground truth, recorded a little later, is read.
 _GROUND_TRUTH_LOOKAHEAD = 4
+# Pairs held back while the camera_infos of their own stamps may still come.
+_INFO_LOOKAHEAD = 4
+# Images, and infos, of one side that are kept until the others of their stamp are read.
+_QUEUE_SIZE = 1000
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,36 @@ class BagFrame:
         if self.depth_message is None:
             return None
         return decode_depth(self.depth_message, self.depth_topic)
+
+
+@dataclass
+class _InfoStream:
+    """The camera_infos of one side, to be looked up by stamp."""
+
+    by_stamp: dict[int, Any] = field(default_factory=dict)
+    newest_ns: int = 0
+
+    def add(self, info: Any) -> None:
+        self.newest_ns = stamp_ns(info)
+        self.by_stamp.pop(self.newest_ns, None)  # the newest is the last one of the dict
+        self.by_stamp[self.newest_ns] = info
+        if len(self.by_stamp) > _QUEUE_SIZE:
+            del self.by_stamp[next(iter(self.by_stamp))]
+
+    def of(self, image_ns: int, wait: bool) -> Any:
+        """Return the info of an image's own stamp, else the newest one that is not later.
+
+        Args:
+            image_ns: Stamp of the image.
+            wait: Return None where the own one may still come.
+        """
+        own = self.by_stamp.get(image_ns)
+        if own is not None or not self.by_stamp:
+            return own
+        if wait and self.newest_ns < image_ns:
+            return None
+        earlier = (stamp for stamp in reversed(self.by_stamp) if stamp < image_ns)
+        return self.by_stamp[next(earlier, self.newest_ns)]
 
 
 class StereoBagReader:
@@ -265,6 +302,9 @@ class StereoBagReader:
     def frames(self) -> Iterator[BagFrame]:
         """Yield the synchronized frames in order.
 
+        A frame has the camera_infos of its images' own stamps, wherever they stand in the bag;
+        where it has none, the newest earlier ones (an info that was recorded once serves all).
+
         Raises:
             InputError: The file is damaged.
         """
@@ -280,9 +320,9 @@ class StereoBagReader:
 
     def _stereo_frames(self, depths: dict[int, Any], poses: dict[int, Pose]) -> Iterator[BagFrame]:
         """Yield frames without ground truth; fill `depths` and `poses` by stamp on the way."""
-        infos: dict[str, Any] = {}
-        waiting_for_info: list[tuple[Any, Any]] = []
-        queue: PairQueue[Any] = PairQueue(self._tolerance_ns, 1000, self.unpaired.append)
+        infos = {self.topics.left_info: _InfoStream(), self.topics.right_info: _InfoStream()}
+        waiting: deque[tuple[Any, Any]] = deque()
+        queue: PairQueue[Any] = PairQueue(self._tolerance_ns, _QUEUE_SIZE, self.unpaired.append)
         sides: dict[str, Side] = {
             self.topics.left_image: 'left',
             self.topics.right_image: 'right',
@@ -293,33 +333,45 @@ class StereoBagReader:
             topic = connection.topic
             message = self.deserialize(raw, connection.msgtype)
             if topic in sides:
-                waiting_for_info += queue.add(sides[topic], stamp_ns(message), message)
+                waiting += queue.add(sides[topic], stamp_ns(message), message)
             elif topic == self.depth_topic:
                 depths[stamp_ns(message)] = message
             elif topic == self.pose_topic:
                 poses[stamp_ns(message)] = _pose(message)
             else:
-                infos[topic] = message
-            while waiting_for_info and len(infos) == 2:
-                yield self._frame(index, *waiting_for_info.pop(0), infos)
+                infos[topic].add(message)
+            while waiting:
+                frame = self._frame(index, *waiting[0], infos, len(waiting) <= _INFO_LOOKAHEAD)
+                if frame is None:
+                    break
+                waiting.popleft()
+                yield frame
                 index += 1
-        for left, right in [*waiting_for_info, *queue.finish()]:
-            if len(infos) < 2:
+        for left, right in [*waiting, *queue.finish()]:
+            frame = self._frame(index, left, right, infos, wait=False)
+            if frame is None:
+                missing = [topic for topic, stream in infos.items() if not stream.by_stamp]
                 raise InputError(
-                    f'{self.path}: no message on {self.topics.left_info} or '
-                    f'{self.topics.right_info}; a calibration is needed'
+                    f'{self.path}: no message on {" or ".join(missing)}; a calibration is needed'
                 )
-            yield self._frame(index, left, right, infos)
+            yield frame
             index += 1
 
-    def _frame(self, index: int, left: Any, right: Any, infos: dict[str, Any]) -> BagFrame:
+    def _frame(
+        self, index: int, left: Any, right: Any, infos: dict[str, _InfoStream], wait: bool
+    ) -> BagFrame | None:
+        """Return the frame of a pair; None while an info of it is not there or may still come."""
+        left_info = infos[self.topics.left_info].of(stamp_ns(left), wait)
+        right_info = infos[self.topics.right_info].of(stamp_ns(right), wait)
+        if left_info is None or right_info is None:
+            return None
         return BagFrame(
             index=index,
             stamp_ns=stamp_ns(left),
             left=left,
             right=right,
-            left_info=infos[self.topics.left_info],
-            right_info=infos[self.topics.right_info],
+            left_info=left_info,
+            right_info=right_info,
             topics=self.topics,
             depth_topic=self.depth_topic,
         )
@@ -349,12 +401,19 @@ class StereoBagReader:
 
     def _checked(self, topics: StereoTopics) -> StereoTopics:
         """Refuse topics that the bag lacks; name the nearest that it has."""
-        kinds = {
-            topics.left_image: IMAGE_TYPES,
-            topics.right_image: IMAGE_TYPES,
-            **{info: (INFO_TYPE,) for info in (topics.left_info, topics.right_info) if info},
-        }
-        for topic, types in kinds.items():
+        infos = [info for info in (topics.left_info, topics.right_info) if info]
+        for names, what in (((topics.left_image, topics.right_image), 'images'), (infos, 'infos')):
+            if len(set(names)) < len(names):
+                raise InputError(
+                    f'{self.path}: topic {names[0]} is given for left and right {what}; two '
+                    'topics are needed'
+                )
+        kinds = [
+            (topics.left_image, IMAGE_TYPES),
+            (topics.right_image, IMAGE_TYPES),
+            *((info, (INFO_TYPE,)) for info in infos),
+        ]
+        for topic, types in kinds:
             if topic not in self.all_topics:
                 raise self._missing(topic, types)
             if self.all_topics[topic] not in types:
@@ -380,17 +439,20 @@ class StereoBagReader:
         """Return the rig's topics by their names: a left image whose right twin exists."""
         images = [topic for topic, kind in self.all_topics.items() if kind in IMAGE_TYPES]
         infos = [topic for topic, kind in self.all_topics.items() if kind == INFO_TYPE]
-        candidates = []
+        candidates, lacking = [], []
         for left in images:
             right = _right_twin(left)
             if right in images:
                 left_info, right_info = (_nearest_info(image, infos) for image in (left, right))
                 if left_info and right_info:
                     candidates.append(StereoTopics(left, right, left_info, right_info))
+                else:
+                    lacking += [right if left_info else left]
         if not candidates:
+            seen = f'; {lacking[0]} has none' if lacking else ''
             raise InputError(
                 f'{self.path}: no stereo rig found: two image topics named left and right, each '
-                f'with a camera_info, are needed\n{self._topic_list()}'
+                f'with a camera_info, are needed{seen}\n{self._topic_list()}'
             )
         return min(candidates, key=self._rank)
 
@@ -415,8 +477,7 @@ class StereoBagReader:
 
     def _damaged(self, error: BaseException) -> InputError:
         return InputError(
-            f'{self.path}: the bag is damaged ({type(error).__name__}: {error}). '
-            '`ros2 bag reindex` can mend a recording that was cut off'
+            f'{self.path}: the bag is damaged ({type(error).__name__}: {error}). {_MEND}'
         )
 
 
@@ -451,7 +512,8 @@ def _opened(path: Path) -> AnyReader:
         reader.open()
     except _DAMAGE as error:
         raise InputError(
-            f'{path}: cannot be read as a rosbag2 recording ({type(error).__name__}: {error})'
+            f'{path}: cannot be read as a rosbag2 recording ({type(error).__name__}: {error}). '
+            f'{_MEND}'
         ) from error
     return reader
 

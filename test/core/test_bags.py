@@ -137,6 +137,73 @@ def test_unsynchronized_stamps_need_a_tolerance(make_bag):
     assert len(read_all(bag, tolerance_s=0.01)) == 3
 
 
+def rearranged(source, path, order, keep=lambda topic, index: True):
+    """Write a bag again: fx 100 + its number in each camera_info, messages in another order."""
+    messages = []
+    with StereoBagReader(source) as reader:
+        counts = {}
+        for connection, stamp, raw in reader.raw_messages():
+            index = counts[connection.topic] = counts.get(connection.topic, -1) + 1
+            message = reader.deserialize(raw, connection.msgtype)
+            if connection.topic.endswith('camera_info'):
+                message.p = message.p.copy()
+                message.p[[0, 5]] = 100.0 + index
+            if keep(connection.topic, index):
+                messages.append((connection.topic, message, stamp))
+    with BagWriter(path) as writer:
+        for topic, message, stamp in sorted(messages, key=lambda item: order(*item)):
+            writer.write(topic, message, stamp)
+    return path
+
+
+@pytest.mark.parametrize(
+    'order',
+    [
+        lambda topic, message, stamp: (stamp, 'camera_info' in topic),
+        lambda topic, message, stamp: (stamp, 'camera_info' not in topic),
+        lambda topic, message, stamp: stamp + 2 * PERIOD_NS * ('camera_info' in topic),
+        lambda topic, message, stamp: stamp - 2 * PERIOD_NS * ('camera_info' in topic),
+    ],
+    ids=['infos last', 'infos first', 'infos late', 'infos early'],
+)
+def test_a_frame_has_the_infos_of_its_own_stamps(make_bag, tmp_path, order):
+    path = rearranged(make_bag(frames=6), tmp_path / 'other', order)
+    assert [frame.pair().calibration.fx for frame in read_all(path)] == [
+        100.0 + index for index in range(6)
+    ]
+
+
+def test_an_info_that_comes_once_serves_all_frames_and_a_lost_one_its_forerunner(
+    make_bag, tmp_path
+):
+    source = make_bag(frames=8)
+
+    def by_stamp(topic, message, stamp):
+        return stamp
+
+    once = rearranged(
+        source, tmp_path / 'once', by_stamp, lambda topic, i: 'info' not in topic or i == 0
+    )
+    assert [frame.pair().calibration.fx for frame in read_all(once)] == [100.0] * 8
+
+    def kept(topic, index):
+        return 'info' not in topic or index not in (0, 4)
+
+    lost = rearranged(source, tmp_path / 'lost', by_stamp, kept)
+    found = [frame.pair().calibration.fx for frame in read_all(lost)]
+    assert found == [101.0, 101.0, 102.0, 103.0, 103.0, 105.0, 106.0, 107.0]
+
+
+def test_one_topic_for_both_sides_is_refused(make_bag):
+    bag = make_bag()
+    left, right = '/rig/left/image_rect', '/rig/right/image_rect'
+    info = '/rig/left/camera_info'
+    with pytest.raises(InputError, match=f'{info} is given for left and right infos'):
+        StereoBagReader(bag, StereoTopics(left, right, info, info))
+    with pytest.raises(InputError, match=f'{info} is a .*CameraInfo; .*Image'):
+        StereoBagReader(bag, StereoTopics(info, right, info, '/rig/right/camera_info'))
+
+
 def test_a_lost_image_costs_its_frame_only(make_bag):
     with StereoBagReader(make_bag(skip_right=(1,))) as reader:
         assert [frame.index for frame in reader.frames()] == [0, 1]
@@ -174,7 +241,7 @@ def test_bag_without_a_rig(make_bag, tmp_path):
 
 
 def test_bag_without_camera_info(make_bag):
-    with pytest.raises(InputError, match='no stereo rig found'):
+    with pytest.raises(InputError, match='are needed; /rig/left/image_rect has none'):
         StereoBagReader(make_bag(infos=False))
 
 
