@@ -14,6 +14,12 @@ from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import CalibrationError
 from lunar_stereo_recon.messages import calibration_from_camera_infos, StereoTopics
 
+# Of a calibration in plain numbers. Anything else, such as distortion, would be ignored.
+PLAIN_ENTRIES = (
+    *('fx', 'fy', 'cx', 'cy', 'cx_right', 'baseline', 'baseline_m'),
+    *('width', 'height', 'image_width', 'image_height'),
+)
+
 
 @dataclass(frozen=True)
 class RegionOfInterest:
@@ -202,6 +208,12 @@ def _from_numbers(
             f'{source} lacks {", ".join(missing)}; fx, fy, cx, cy (pixels) and baseline (metres), '
             'or a ROS camera_info with projection_matrix, is needed'
         )
+    unknown = sorted(map(str, set(numbers) - set(PLAIN_ENTRIES)))
+    if unknown:
+        raise CalibrationError(
+            f'{source} has {", ".join(unknown)}, which a plain calibration of a rectified rig '
+            f'does not know; known are {", ".join(PLAIN_ENTRIES)}'
+        )
     numbers.setdefault('cx_right', numbers['cx'])
     try:
         fx, fy, cx, cy, cx_right, baseline = (
@@ -209,4 +221,7 @@ def _from_numbers(
         )
     except (TypeError, ValueError) as error:
         raise CalibrationError(f'{source}: {error}') from error
-    return StereoCalibration(fx, fy, cx, cy, cx_right, baseline, width, height)
+    try:
+        return StereoCalibration(fx, fy, cx, cy, cx_right, baseline, width, height)
+    except CalibrationError as error:
+        raise CalibrationError(f'{source}: {error}') from error

@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ReconError as error:
         print(f'lunar-stereo: error: {error}', file=sys.stderr)
         return EXIT_ERROR
+    except OSError as error:  # a file that cannot be read or written: no permission, full disk
+        text = f'{error.filename}: {error.strerror}' if error.filename else error
+        print(f'lunar-stereo: error: {text}', file=sys.stderr)
+        return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import zipfile
+import zlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,28 @@ class PairScore:
     slope: NDArray[np.float64] | None = None
 
 
+def load_arrays(path: Path, what: str) -> dict[str, NDArray]:
+    """Return the arrays of a .npz file by name.
+
+    Args:
+        path: The file.
+        what: What it is, for error messages.
+
+    Raises:
+        InputError: It is missing, damaged, or holds something else than plain arrays.
+    """
+    try:
+        with path.open('rb') as file:
+            if not zipfile.is_zipfile(file):  # np.load takes other files for pickles
+                raise InputError(f'{what} {path} is no .npz file')
+            with np.load(file, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+    except OSError as error:
+        raise InputError(f'cannot read {what} {path}: {error.strerror or error}') from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f'{what} {path} has arrays that cannot be read: {error}') from error
+
+
 def load_ground_truth(path: Path, height: int, width: int) -> GroundTruth:
     """Return the ground truth of a manifest's pair.
 
@@ -100,17 +123,18 @@ def load_ground_truth(path: Path, height: int, width: int) -> GroundTruth:
     Raises:
         InputError: The file is missing, unreadable, lacks an array or is of another size.
     """
+    arrays = load_arrays(path, 'ground truth')
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            truth = GroundTruth(
-                arrays['disparity'],
-                arrays['depth'],
-                _unpacked(arrays['valid'], height, width),
-                _unpacked(arrays['shadow'], height, width),
-                arrays['occlusion'],
-            )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f'cannot read ground truth {path}: {error}') from error
+        truth = GroundTruth(
+            arrays['disparity'],
+            arrays['depth'],
+            _unpacked(arrays['valid'], height, width),
+            _unpacked(arrays['shadow'], height, width),
+            arrays['occlusion'],
+        )
+    except (KeyError, ValueError) as error:
+        reason = f'it has no array {error}' if isinstance(error, KeyError) else error
+        raise InputError(f'cannot read ground truth {path}: {reason}') from error
     if truth.disparity.shape != (height, width):
         raise InputError(
             f'ground truth {path} has shape {truth.disparity.shape}, not {(height, width)}'
@@ -143,12 +167,16 @@ def score_pair(
         calibration: Of the left image; gives the slope error too.
 
     Raises:
-        InputError: The map has another size than the ground truth.
+        InputError: A map has another size than the ground truth.
     """
     disparity = np.asarray(disparity, np.float64)
     if disparity.shape != truth.disparity.shape:
         raise InputError(
             f'disparity has shape {disparity.shape}, ground truth {truth.disparity.shape}'
+        )
+    if confidence is not None and np.shape(confidence) != disparity.shape:
+        raise InputError(
+            f'confidence has shape {np.shape(confidence)}, disparity {disparity.shape}'
         )
     estimated = np.isfinite(disparity) & (disparity > 0)
     chosen = truth.valid & estimated
@@ -311,12 +339,17 @@ def format_table(name: str, summary: dict[str, dict], subsets: Iterable[str] = S
             if figures['pixels'] == 0:
                 continue
             first = subset == 'all'
+            # Without an estimate there is no error of it: 0 would read as perfect.
+            estimated = figures['density'] > 0
             cells = [
                 tag if first else '',
                 subset,
                 f'{100 * figures["density"]:.2f}',
-                f'{figures["epe_px"]:.3f}',
-                *(f'{100 * figures[key]:.2f}' for key in keys),
+                f'{figures["epe_px"]:.3f}' if estimated else '',
+                *(
+                    f'{100 * figures[key]:.2f}' if estimated or key == 'bad2_all' else ''
+                    for key in keys
+                ),
                 f'{group["ause"]:.3f}' if first and group['ause'] is not None else '',
                 f'{group["ms_median"]:.0f}' if first and group['ms_median'] is not None else '',
             ]

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
-from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.preprocess import grey_from_array
+from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
 
 
 def read_image(path: str | Path) -> NDArray:
-    """Return an image file as (H, W) or (H, W, 3) RGB, uint8 or uint16.
+    """Return an image file as (H, W) or (H, W, 3) RGB: uint8, uint16, or float32 of a TIFF.
 
     Raises:
         InputError: There is no file, or it is not an image that can be decoded.
@@ -37,19 +37,36 @@ def pair_from_images(
     right: NDArray,
     calibration: StereoCalibration,
     white_level: float | None = None,
+    names: tuple[str, str] = ('left image', 'right image'),
 ) -> StereoPair:
     """Return a pair from two images as `read_image` gives them; colour is kept for the cloud.
 
+    Args:
+        left, right: (H, W) or (H, W, 3) RGB; uint8, uint16, or floating point in [0, 1].
+        calibration: Of images of this size.
+        white_level: Value that becomes 1.0; the type's maximum where None.
+        names: What the two are called in error messages, such as their paths.
+
     Raises:
-        InputError, CalibrationError: Images differ in size or from the calibration.
+        InputError: The images differ in size, or are of a type or range that cannot be used.
+        CalibrationError: It is for another size.
     """
-    color = None
-    if left.ndim == 3:
-        white = white_level or np.iinfo(left.dtype).max
-        color = np.clip(left * (255.0 / white) + 0.5, 0, 255).astype(np.uint8)
+    size, right_size = (f'{image.shape[1]}x{image.shape[0]}' for image in (left, right))
+    if size != right_size:
+        raise InputError(
+            f'{names[0]} is {size} but {names[1]} is {right_size}; both views of a pair must '
+            'have one size'
+        )
+    if left.shape[:2] != (calibration.height, calibration.width):
+        raise CalibrationError(
+            f'{names[0]} is {size} but the calibration is for '
+            f'{calibration.width}x{calibration.height}'
+        )
+    for image, name in zip((left, right), names, strict=True):
+        check_float_range(image, white_level, name)
     return StereoPair(
         grey_from_array(left, white_level),
         grey_from_array(right, white_level),
         calibration,
-        color=color,
+        color=color_from_array(left, white_level),
     )

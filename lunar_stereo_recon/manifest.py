@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import CalibrationError, InputError
 from lunar_stereo_recon.image_io import pair_from_images, read_image
 
 
@@ -39,7 +39,8 @@ class ManifestEntry:
     def load_pair(self, white_level: float | None = None) -> StereoPair:
         """Read the images; see `image_io.pair_from_images` for the errors."""
         images = read_image(self.left), read_image(self.right)
-        return pair_from_images(*images, self.calibration, white_level)
+        names = (str(self.left), str(self.right))
+        return pair_from_images(*images, self.calibration, white_level, names)
 
 
 def load_manifest(path: str | Path) -> list[ManifestEntry]:
@@ -88,10 +89,12 @@ def _entry(pair: Any, index: int, path: Path) -> ManifestEntry:
             int(pair['width']),
             int(pair['height']),
         )
-        left, right = path.parent / pair['left'], path.parent / pair['right']
+        left, right = (path.parent / str(pair[side]) for side in ('left', 'right'))
     except KeyError as error:
         raise InputError(f'manifest {path} pair {name} lacks {error}') from error
+    except CalibrationError as error:
+        raise CalibrationError(f'manifest {path} pair {name}: {error}') from error
     except (TypeError, ValueError) as error:
         raise InputError(f'manifest {path} pair {name}: {error}') from error
-    ground_truth = path.parent / pair['gt'] if pair.get('gt') else None
+    ground_truth = path.parent / str(pair['gt']) if pair.get('gt') else None
     return ManifestEntry(name, str(pair.get('tag', '')), left, right, ground_truth, calibration)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
 from lunar_stereo_recon.geometry.undistort import RawCamera, rectified_image, seen_mask
-from lunar_stereo_recon.preprocess import grey_from_array
+from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
 
 # Encoding: (type of one value, channels, OpenCV conversion to RGB or None where the channels are
 # grey already, RGB already, or cut from RGBA). Names of sensor_msgs/image_encodings.hpp.
@@ -129,7 +129,7 @@ def pair_from_messages(
             f'{calibration.width}x{calibration.height}; a camera_info of the same size is needed'
         )
     for values, topic in ((left_values, topics.left_image), (right_values, topics.right_image)):
-        _check_float_range(values, white_level, topic)
+        check_float_range(values, white_level, topic)
     left_mask = right_mask = None
     if rectify:
         left_camera = raw_camera_of_info(left_info, calibration, topics.left_info)
@@ -145,7 +145,7 @@ def pair_from_messages(
         calibration=calibration,
         stamp_ns=stamp_ns(left),
         frame_id=left.header.frame_id,
-        color=_color(left_values, white_level),
+        color=color_from_array(left_values, white_level),
         left_mask=left_mask,
         right_mask=right_mask,
     )
@@ -317,7 +317,10 @@ def raw_camera_of_info(
 
 def _projection(info: Any, topic: str) -> NDArray[np.float64]:
     projection = np.asarray(info.p, np.float64).reshape(3, 4)
-    if not np.isfinite(projection).all() or projection[0, 0] <= 0 or projection[1, 1] <= 0:
+    if not np.isfinite(projection).all():
+        values = ', '.join(f'{value:g}' for value in projection.ravel())
+        raise CalibrationError(f'{topic}: P is {values}; finite numbers are needed')
+    if projection[0, 0] <= 0 or projection[1, 1] <= 0:
         raise CalibrationError(
             f'{topic}: P has focal lengths {projection[0, 0]:g} and {projection[1, 1]:g}; a '
             'rectified camera has positive ones. Is the camera calibrated?'
@@ -423,27 +426,6 @@ def _decode_compressed(message: Any, topic: str) -> NDArray:
     if source_encoding.startswith('bayer_') and conversion is not None:
         return cv2.cvtColor(values, conversion)
     return values
-
-
-def _check_float_range(values: NDArray, white_level: float | None, topic: str) -> None:
-    """Refuse floating point images in another range: clipping them would leave a white image."""
-    if values.dtype.kind == 'f' and white_level is None:
-        largest = float(np.nanmax(np.where(np.isfinite(values), values, np.nan), initial=0.0))
-        if largest > 1.0:
-            raise InputError(
-                f'{topic}: floating point image with values up to {largest:g}; [0, 1] is needed. '
-                "Set the parameter 'white_level' to the value of white"
-            )
-
-
-def _color(values: NDArray, white_level: float | None) -> NDArray[np.uint8] | None:
-    """Return (H, W, 3) uint8 RGB for colouring the cloud; None for grey values."""
-    if values.ndim == 2:
-        return None
-    if values.dtype == np.uint8 and white_level is None:
-        return np.ascontiguousarray(values)
-    white = white_level or (np.iinfo(values.dtype).max if values.dtype.kind == 'u' else 1.0)
-    return np.clip(values.astype(np.float32) * (255.0 / white) + 0.5, 0, 255).astype(np.uint8)
 
 
 def _size(values: NDArray) -> str:

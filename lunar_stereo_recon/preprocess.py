@@ -54,6 +54,38 @@ def grey_from_array(image: NDArray, white_level: float | None = None) -> FloatIm
     return np.clip(grey, 0.0, 1.0, out=grey)
 
 
+def color_from_array(image: NDArray, white_level: float | None = None) -> NDArray[np.uint8] | None:
+    """Return (H, W, 3) uint8 RGB for colouring the cloud; None for a grey image.
+
+    Args:
+        image: As for `grey_from_array`.
+        white_level: See there.
+    """
+    if image.ndim == 2 or image.shape[2] < 3:
+        return None
+    image = image[..., :3]
+    if image.dtype == np.uint8 and white_level is None:
+        return np.ascontiguousarray(image)
+    white = white_level or (np.iinfo(image.dtype).max if image.dtype.kind == 'u' else 1.0)
+    values = np.nan_to_num(image.astype(np.float32), nan=0.0, posinf=white, neginf=0.0)
+    return np.clip(values * np.float32(255.0 / white) + 0.5, 0, 255).astype(np.uint8)
+
+
+def check_float_range(image: NDArray, white_level: float | None, name: str) -> None:
+    """Refuse floating point images in another range: clipping them would leave a white image.
+
+    Raises:
+        InputError: Values above 1 and no white level; the text has the name.
+    """
+    if image.dtype.kind == 'f' and white_level is None:
+        largest = float(np.nanmax(np.where(np.isfinite(image), image, np.nan), initial=0.0))
+        if largest > 1.0:
+            raise InputError(
+                f'{name}: floating point image with values up to {largest:g}; [0, 1] is needed. '
+                "Set the parameter 'white_level' to the value of white"
+            )
+
+
 def aligned_principal_points(pair: StereoPair) -> StereoPair:
     """Shift the right image by whole columns so that its principal point meets the left's.
 

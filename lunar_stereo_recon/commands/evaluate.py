@@ -50,34 +50,45 @@ def _scores(directory: Path, entries: list, filled: bool) -> list:
     import numpy as np
 
     from lunar_stereo_recon.errors import InputError
-    from lunar_stereo_recon.evaluation import load_ground_truth, score_pair
-    from lunar_stereo_recon.geometry.disparity import fill_from_background
+    from lunar_stereo_recon.evaluation import load_arrays, load_ground_truth
 
     if not directory.is_dir():
         raise InputError(f'no folder {directory}')
+    paths = {entry.id: directory / f'{entry.id}.npz' for entry in entries}
+    if not any(path.is_file() for path in paths.values()):
+        raise InputError(
+            f'{directory} has no prediction of any pair of the manifest; <id>.npz is needed, '
+            f'such as {entries[0].id}.npz'
+        )
     scores = []
     for entry in entries:
         size = (entry.calibration.height, entry.calibration.width)
         truth = load_ground_truth(entry.ground_truth, *size)
-        focal_times_baseline = entry.calibration.fx * entry.calibration.baseline_m
-        path = directory / f'{entry.id}.npz'
+        path = paths[entry.id]
         arrays = {'disparity': np.full(size, np.nan, np.float32)}
         if path.is_file():
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {key: stored[key] for key in stored.files}
+            arrays = load_arrays(path, 'prediction')
         else:
             print(f'WARNING: no {path}; the pair counts as missing', file=sys.stderr)
         if 'disparity' not in arrays:
             raise InputError(f'{path} has no array disparity; it has {", ".join(arrays)}')
-        disparity = arrays['disparity']
-        scores.append(
-            score_pair(
-                fill_from_background(disparity) if filled else disparity,
-                truth,
-                focal_times_baseline,
-                None if filled else arrays.get('confidence'),
-                entry.tag,
-                float(arrays['ms']) if 'ms' in arrays else None,
-            )
-        )
+        try:
+            scores.append(_score(arrays, truth, entry, filled))
+        except (InputError, TypeError, ValueError) as error:
+            raise InputError(f'{path}: {error}') from error
     return scores
+
+
+def _score(arrays: dict, truth, entry, filled: bool):
+    from lunar_stereo_recon.evaluation import score_pair
+    from lunar_stereo_recon.geometry.disparity import fill_from_background
+
+    disparity = arrays['disparity']
+    return score_pair(
+        fill_from_background(disparity) if filled else disparity,
+        truth,
+        entry.calibration.fx * entry.calibration.baseline_m,
+        None if filled else arrays.get('confidence'),
+        entry.tag,
+        float(arrays['ms']) if 'ms' in arrays else None,
+    )

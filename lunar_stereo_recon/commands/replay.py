@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from lunar_stereo_recon.bags.writer import BagWriter
 
     topics = given_topics(args)
+    _check_numbers(args)
     with StereoBagReader(args.bag, topics, tolerance_s=args.tolerance) as reader:
         engine = reconstructor(args)
         print(
@@ -118,6 +119,22 @@ def run(args: argparse.Namespace) -> int:
     path.write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
     _print_results(args.out, summary, report)
     return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse what would show only at the end, or not at all.
+
+    Raises:
+        InputError: A number is not allowed.
+    """
+    for name, value, positive in (
+        ('--baseline', args.baseline, False),
+        ('--tolerance', args.tolerance, False),
+        ('--fusion-range', args.fusion_range, True),
+    ):
+        if not (value > 0 or (value == 0 and not positive)) or value == float('inf'):
+            needed = 'a number above 0' if positive else '0 or more'
+            raise InputError(f'{name} is {value:g}; {needed} is needed')
 
 
 def given_topics(args: argparse.Namespace) -> StereoTopics | None:
@@ -261,6 +278,8 @@ def _print_results(out: Path, summary: dict[str, Any], report: bool) -> None:
             f'{frames["in"]} frames in, {frames["out"]} out, {summary["rate_hz"]:.1f} Hz, '
             f'p50 {latency["p50"]:.0f} ms, p95 {latency["p95"]:.0f} ms'
         )
+        for reason, number in frames['reasons'].items():
+            print(f'  {number} frames cannot be used: {reason}')
     for reason, number in summary['frames']['images_without_partner'].items():
         print(f'  {number} images without a partner: {reason}')
     for name in ('fused.ply', 'cloud.png', 'contact_sheet.png', 'summary.json', RESULT_BAG):

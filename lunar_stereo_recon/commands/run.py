@@ -8,6 +8,8 @@ from pathlib import Path
 import time
 from typing import TYPE_CHECKING
 
+from lunar_stereo_recon.errors import InputError
+
 if TYPE_CHECKING:
     from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
 
@@ -74,6 +76,12 @@ def reconstructor(args: argparse.Namespace):
     from lunar_stereo_recon.backends import load_backend
     from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
+    if args.threads < 0:
+        raise InputError(f'--threads is {args.threads}; 0 or more is needed')
+    if args.backend != 'onnx' and (args.model or args.provider):
+        raise InputError(
+            f'--model and --provider are of the backend onnx; --backend is {args.backend}'
+        )
     if args.threads > 0:
         import cv2
 
@@ -115,7 +123,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _pairs(args: argparse.Namespace) -> tuple[Iterator[tuple[str, StereoPair]], int]:
     """Return (name, pair) one after the other and how many there are."""
-    from lunar_stereo_recon.errors import InputError
     from lunar_stereo_recon.manifest import load_manifest
 
     if args.manifest is not None:
@@ -135,7 +142,8 @@ def _single_pair(args: argparse.Namespace) -> StereoPair:
     left, right = read_image(args.left), read_image(args.right)
     height, width = left.shape[:2]
     calibration = load_calibration(args.calibration, width, height, args.baseline)
-    return pair_from_images(left, right, calibration, args.white_level)
+    names = (str(args.left), str(args.right))
+    return pair_from_images(left, right, calibration, args.white_level, names)
 
 
 def _print_summary(result: Reconstruction) -> None:
