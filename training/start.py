@@ -45,7 +45,8 @@ def start_student(learner: Learner, teacher: Teacher | None, pairs: Batch | None
     if start.method == 'shared_basis' and pairs is not None:
         fitted_to = teacher.calibration_tokens(pairs)
         if start.grow_from and isinstance(student, FlightStudent):
-            exchange = DecoderExchange(student, pairs)
+            # Pairs may be on the teacher's device already, the student is not yet.
+            exchange = DecoderExchange(student, {k: v.cpu() for k, v in pairs.items()})
     result = initialise(
         student,
         {name: value.cpu() for name, value in teacher.network.state_dict().items()},

@@ -15,7 +15,7 @@ from training.recipe import load_recipe  # noqa: E402
 from training.train import recipe_path  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
-PAGES = ('training.md', 'ablation.md', 'svd_init.md')
+PAGES = ('training.md', 'campaign.md', 'ablation.md', 'svd_init.md')
 
 
 def commands(page: str) -> list[str]:

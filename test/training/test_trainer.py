@@ -23,6 +23,7 @@ from training.checkpoint import (  # noqa: E402
 )
 from training.curves import read_curves  # noqa: E402
 from training.data import ARRAYS, PairsOnTheFly, RenderedPairs  # noqa: E402
+from training.learner import build_learner  # noqa: E402
 from training.losses import LossWeights  # noqa: E402
 from training.recipe import (  # noqa: E402
     AMP,
@@ -193,6 +194,19 @@ def test_missing_validation_frames_are_found_before_training(recipe, tmp_path):
     pytest.importorskip('OpenEXR')
     with pytest.raises(InputError, match='nothing: 0 views'):
         check_frames(recipe.data)
+
+
+def test_a_step_never_leaves_its_device(monkeypatch):
+    """No tensor of a step is made on the CPU or read there: on `meta` either would raise."""
+    monkeypatch.setattr('torch.is_autocast_enabled', lambda *_: False)  # knows no meta device
+    with torch.device('meta'):
+        learner = build_learner(StudentRecipe(model=TINY_MODEL), None)
+        batch = {view: torch.rand(2, 1, 64, 96) for view in ('left', 'right')}
+        batch['disparity'] = torch.rand(2, 64, 96)
+        batch['occlusion'] = torch.zeros(2, 64, 96, dtype=torch.uint8)
+    loss, terms = learner.train()(batch, {})
+    loss.backward()
+    assert {tensor.device.type for tensor in (loss, *terms.values())} == {'meta'}
 
 
 def test_loss_of_weight_zero_is_not_computed(recipe, tmp_path):
