@@ -9,6 +9,7 @@ disparity at strides 4 and 2 by matching around it, and learned convex upsamplin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import nn, Tensor
@@ -105,10 +106,31 @@ class ResidualBlock(nn.Module):
 
 
 def box_mean(x: Tensor, radius: int) -> Tensor:
-    """Return the mean of (B, C, H, W) over a square; outside the image does not count."""
+    """Return the mean of (B, 1, H, W) over a square; outside the image does not count."""
     side = 2 * radius + 1
-    x = F.avg_pool2d(x, (1, side), 1, (0, radius), count_include_pad=False)
-    return F.avg_pool2d(x, (side, 1), 1, (radius, 0), count_include_pad=False)
+    # Rows stand as channels: runtimes take channels together, and of an image there is only one.
+    rows = F.avg_pool2d(x.transpose(1, 2), (1, side), 1, (0, radius), count_include_pad=False)
+    height = x.shape[2]
+    row = torch.arange(height, device=x.device)
+    count = (row + radius).clamp_max(height - 1) - (row - radius).clamp_min(0) + 1
+    return sum_over_rows(rows.transpose(1, 2), side) / count.to(x.dtype)[:, None]
+
+
+def sum_over_rows(x: Tensor, side: int) -> Tensor:
+    """Return sums over windows of an odd number of rows of (B, C, H, W), zero outside.
+
+    Made from sums over 2, 4, 8 ... rows: pooling down a column is the slow direction.
+    """
+    height = x.shape[2]
+    doubled = F.pad(x, (0, 0, side // 2, side // 2))
+    total, first, span = doubled[:, :, :height], 1, 1
+    while first < side:
+        doubled = doubled[:, :, :-span] + doubled[:, :, span:]
+        span *= 2
+        if side & span:
+            total = total + doubled[:, :, first : first + height]
+            first += span
+    return total
 
 
 def normalise_contrast(image: Tensor) -> Tensor:
@@ -377,11 +399,21 @@ class FineRefinement(nn.Module):
         )
         warped = warp_row(right, disparity.detach() / 2)
         match = self.log_temperature.exp() * self._shifted_products(left, warped)
-        x = self.from_match(_padded(torch.cat([match, f2_left], dim=1)))
+        x = self._match_features(match, f2_left)
         x = self.mix(x + upsample2(self.from_context(context)))
         residual, log_scale, weights = self.out(x).split([1, 1, 9 * 4], dim=1)
         log_scale = log_scale.clamp(*LOG_SCALE_RANGE)
         return F.relu(disparity.detach() + residual), log_scale, weights, match
+
+    def _match_features(self, match: Tensor, f2: Tensor) -> Tensor:
+        """Return `from_match` of both inputs, as a sum: it spares putting them into one array."""
+        weight, offsets = self.from_match.weight, 2 * self.radius + 1
+        of_f2 = weight[:, offsets : offsets + f2.shape[1]]
+        # Zeros for the padding. Made so that the exporter knows their shape.
+        silent = weight.new_zeros(len(weight), _aligned(offsets) - offsets, 3, 3)
+        of_match = torch.cat([weight[:, :offsets], silent], dim=1)
+        x = F.conv2d(_padded(match), of_match, padding=1)
+        return x + F.conv2d(f2, of_f2, self.from_match.bias, padding=1)
 
     def _shifted_products(self, left: Tensor, warped: Tensor) -> Tensor:
         # Shifting the warped view stands in for warping it anew: exact where disparity does not
@@ -435,15 +467,25 @@ def convex_upsample2(x: Tensor, weights: Tensor) -> Tensor:
     Returns:
         (B, 1, 2H, 2W).
     """
-    batch, _, height, width = x.shape
-    limit = LARGEST_WEIGHT_LOGIT
-    weights = weights.clamp(-limit, limit).exp().reshape(batch, 9, 4, height * width)
+    height, width = x.shape[2:]
+    weights = weights.clamp(-LARGEST_WEIGHT_LOGIT, LARGEST_WEIGHT_LOGIT).exp()
     padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
-    neighbours = torch.cat(
-        [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)], dim=1
-    ).reshape(batch, 9, 1, height * width)
-    fine = weighted_mean(neighbours, weights)
-    return F.pixel_shuffle(fine.reshape(batch, 4, height, width), 2)
+    # Summed one after another: a softmax, or any reduction over channels, is slow in runtimes.
+    shares = [weights[:, k : k + 4] for k in range(0, 9 * 4, 4)]
+    neighbours = (padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3))
+    values = reduce(torch.add, (a * b for a, b in zip(shares, neighbours, strict=True)))
+    return F.pixel_shuffle(values / reduce(torch.add, shares), 2)
+
+
+def bilinear_upsample2(x: Tensor) -> Tensor:
+    """Return what `upsample2` does of x (B, 1, H, W), by a convolution.
+
+    Runtimes resize a single channel slowly.
+    """
+    taps = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.75, 0.25]], dtype=x.dtype, device=x.device)
+    kernels = (taps[:, None, :, None] * taps[None, :, None, :]).reshape(4, 1, 3, 3)
+    padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
+    return F.pixel_shuffle(in_float32(F.conv2d, padded, kernels), 2)
 
 
 def confidence_logit(log_scale: Tensor) -> Tensor:
@@ -501,7 +543,7 @@ class FlightStudent(nn.Module):
         first, coarse, context, weights = self.coarse(correlation, logits, context)
         upsampled = convex_upsample2(coarse, weights)
         fine, log_scale, weights, match = self.fine(upsampled, f2[:batch], f2[batch:], context)
-        log_scale = upsample2(log_scale)[:, 0]
+        log_scale = bilinear_upsample2(log_scale)[:, 0]
         return {
             'disparity': convex_upsample2(fine, weights)[:, 0],
             'confidence_logit': confidence_logit(log_scale),

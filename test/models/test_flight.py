@@ -9,13 +9,18 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+import torch.nn.functional as F  # noqa: E402
+
 from lunar_stereo_recon.models.flight import (  # noqa: E402
+    bilinear_upsample2,
+    box_mean,
     convex_upsample2,
     FlightConfig,
     FlightStudent,
     normalise_contrast,
     peak_expectation,
     row_correlation,
+    upsample2,
     warp_row,
 )
 
@@ -69,6 +74,27 @@ def test_convex_upsampling_keeps_a_constant_and_stays_between_neighbours():
     assert (fine - nearest).abs().max() <= 1.0
 
 
+@pytest.mark.parametrize('radius', [1, 2, 4, 6])
+def test_box_mean_counts_what_is_inside_the_image(radius):
+    x = torch.rand(2, 1, 17, 23, generator=torch.Generator().manual_seed(0))
+    expected = F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)
+    torch.testing.assert_close(box_mean(x, radius), expected)
+
+
+def test_bilinear_upsampling_by_convolution_is_that_by_interpolation():
+    x = torch.randn(2, 1, 5, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(bilinear_upsample2(x), upsample2(x))
+
+
+def test_convex_upsampling_weighs_the_nine_neighbours():
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.rand(1, 1, 4, 5, generator=generator), torch.randn(1, 36, 4, 5)
+    patches = F.unfold(F.pad(x, (1, 1, 1, 1), mode='replicate'), 3).reshape(1, 9, 1, 4, 5)
+    shares = weights.reshape(1, 9, 4, 4, 5).softmax(dim=1)
+    expected = F.pixel_shuffle((shares * patches).sum(dim=1), 2)
+    torch.testing.assert_close(convex_upsample2(x, weights), expected)
+
+
 def test_warping_samples_between_columns_and_is_zero_outside():
     right = torch.arange(6.0).expand(1, 2, 3, 6)
     warped = warp_row(right, torch.full((1, 1, 3, 6), 1.5))
@@ -92,6 +118,14 @@ def test_fine_match_finds_which_way_the_disparity_is_off(student):
     *_, match = fine(wrong, left, right, torch.zeros(1, 8, 3, 20))
     best = match[0, :, :, 12:30].mean(dim=(1, 2)).argmax().item()
     assert best - fine.radius == 2
+
+
+def test_match_and_features_are_read_as_if_they_were_one_array(student):
+    fine, generator = student.fine, torch.Generator().manual_seed(0)
+    match, f2 = torch.randn(1, 5, 6, 7, generator=generator), torch.randn(1, 8, 6, 7)
+    padding = torch.zeros(1, fine.from_match.in_channels - 13, 6, 7)
+    expected = fine.from_match(torch.cat([match, f2, padding], dim=1))
+    torch.testing.assert_close(fine._match_features(match, f2), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_contrast_does_not_depend_on_gain():
