@@ -123,6 +123,12 @@ def misalign_rows(image: np.ndarray, offset_px: float, roll_deg: float) -> np.nd
     )
 
 
+def use_one_thread(worker: int) -> None:
+    """Keep a loader process to one core: there are as many of them as cores."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
 class StepBatches(Dataset):
     """Item `step` is that step's batch (this process's share of it).
 

@@ -21,7 +21,7 @@ from lunar_stereo_recon.models.checkpoints import load_state
 from training.batch_norm import share_batch_norms
 from training.checkpoint import git_commit, is_checkpoint, load_checkpoint, save_checkpoint
 from training.curves import ScalarLog
-from training.data import PairsOnTheFly, RenderedPairs, StepBatches
+from training.data import PairsOnTheFly, RenderedPairs, StepBatches, use_one_thread
 from training.frozen_teacher import Batch, load_frozen_teacher
 from training.learner import build_learner, Learner
 from training.recipe import OptimizerRecipe, Recipe, StartRecipe
@@ -200,7 +200,7 @@ class StudentInTraining:
         # In the parameters' memory layout, in which the optimiser is fast.
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
-                if value.shape == parameter.shape:
+                if name != 'step':
                     values[name] = torch.empty_like(parameter).copy_(value)
         self.learner.projectors.load_state_dict(state['projectors'])
 
@@ -393,6 +393,7 @@ class Trainer:
             batch_size=None,
             sampler=range(self.step * accumulate, total * accumulate),
             num_workers=self.recipe.data.workers,
+            worker_init_fn=use_one_thread,
             pin_memory=self.device.type == 'cuda',
         )
         group = []

@@ -16,6 +16,7 @@ from pathlib import Path
 import sys
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 import torch
@@ -467,7 +468,9 @@ def write_pairs(
 
 
 def _start_worker() -> None:
+    """Keep a process to one core: there may be as many of them as cores."""
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
 
 
 def _write_group(job: tuple) -> int:
