@@ -114,7 +114,7 @@ def pair_from_messages(
         CalibrationError: A camera_info is unusable or is for another image size.
     """
     calibration = calibration_from_camera_infos(
-        left_info, right_info, baseline_m=baseline_m, topics=topics
+        left_info, right_info, baseline_m=baseline_m, raw=rectify, topics=topics
     )
     left_values = decode_image(left, topics.left_image)
     right_values = decode_image(right, topics.right_image)
@@ -176,10 +176,13 @@ def decode_image(message: Any, topic: str) -> NDArray:
     planar = _PLANAR_CONVERSIONS.get(encoding.lower())
     if planar:
         rows_per_row, conversion = planar
+        _check_even(message, topic, message.width, message.height)
         raw = _raw_values(message, topic, 'u1', 1, round(message.height * rows_per_row))
         return cv2.cvtColor(raw, conversion)
     dtype, channels, conversion_to_rgb = _layout(encoding, topic)
     values = _raw_values(message, topic, dtype, channels, message.height)
+    if channels == 2:  # YUV 4:2:2: two pixels share their colour
+        _check_even(message, topic, message.width)
     if values.dtype.kind in _WORKING_TYPES:
         if values.dtype.kind == 'i':
             values = np.maximum(values, 0)
@@ -215,19 +218,21 @@ def calibration_from_camera_infos(
     right: Any,
     *,
     baseline_m: float = 0.0,
+    raw: bool = False,
     topics: StereoTopics = StereoTopics(),
 ) -> StereoCalibration:
     """Return the rectified calibration that two CameraInfo messages describe by their P.
 
     Args:
-        left: CameraInfo of the left camera. Its region of interest and binning are applied.
-        right: CameraInfo of the right camera.
+        left: CameraInfo of the left camera. Region of interest and binning are applied.
+        right: CameraInfo of the right camera; its region may begin at another column.
         baseline_m: Metres; used instead of the right P[3] where positive.
+        raw: The images are going to be rectified: both get the window of the left one.
         topics: Names for error messages.
 
     Raises:
-        CalibrationError: P is empty, the two cameras are not rectified to one model, sizes
-            differ, or there is no positive baseline.
+        CalibrationError: P is empty, the two cameras are not rectified to one model, sizes,
+            rows of the region or binning differ, or there is no positive baseline.
     """
     if (left.width, left.height) != (right.width, right.height):
         raise CalibrationError(
@@ -238,17 +243,28 @@ def calibration_from_camera_infos(
     _check_rectified(left_p, right_p, topics)
     if not baseline_m > 0:
         baseline_m = baseline_of_camera_infos(left, right, topics=topics)
-    calibration = StereoCalibration(
-        fx=float(left_p[0, 0]),
-        fy=float(left_p[1, 1]),
-        cx=float(left_p[0, 2]),
-        cy=float(left_p[1, 2]),
-        cx_right=float(right_p[0, 2]),
-        baseline_m=baseline_m,
-        width=left.width,
-        height=left.height,
-    )
-    return _read_out_window(calibration, left)
+    left_window = _read_out_window(left)
+    right_window = left_window if raw else _read_out_window(right)
+    if left_window[1:] != right_window[1:]:
+        raise CalibrationError(
+            f'{topics.left_info} has {_window_text(left)} but {topics.right_info} has '
+            f'{_window_text(right)}; both views must show the same rows at one size'
+        )
+    x, y, width, height, columns, rows = left_window
+    try:
+        calibration = StereoCalibration(
+            fx=float(left_p[0, 0]),
+            fy=float(left_p[1, 1]),
+            cx=float(left_p[0, 2]) - x,
+            cy=float(left_p[1, 2]) - y,
+            cx_right=float(right_p[0, 2]) - right_window[0],
+            baseline_m=baseline_m,
+            width=width,
+            height=height,
+        )
+        return calibration.resized(width // columns, height // rows)
+    except CalibrationError as error:
+        raise CalibrationError(f'{topics.left_info}: {error}') from error
 
 
 def baseline_of_camera_infos(
@@ -286,10 +302,7 @@ def raw_camera_of_info(
         CalibrationError: K, D or R cannot be used.
     """
     fx, _, cx, _, fy, cy = info.k[:6]
-    roi = info.roi
-    width, height, x_offset, y_offset = info.width, info.height, 0, 0
-    if roi.width and roi.height:
-        width, height, x_offset, y_offset = roi.width, roi.height, roi.x_offset, roi.y_offset
+    x_offset, y_offset, width, height, _, _ = _read_out_window(info)
     x_scale, y_scale = calibration.width / width, calibration.height / height
     try:
         return RawCamera(
@@ -341,18 +354,22 @@ def _check_rectified(left_p: NDArray, right_p: NDArray, topics: StereoTopics) ->
             )
 
 
-def _read_out_window(calibration: StereoCalibration, info: Any) -> StereoCalibration:
-    """Apply region of interest and binning, which P does not contain."""
+def _read_out_window(info: Any) -> tuple[int, int, int, int, int, int]:
+    """Return offset and size of the region of interest and the binning, which P does not hold.
+
+    Returns:
+        x, y, width, height of the region, and columns and rows that are binned to a pixel.
+    """
     roi = info.roi
-    if roi.width and roi.height:
-        calibration = calibration.padded(
-            left=-roi.x_offset,
-            top=-roi.y_offset,
-            right=roi.x_offset + roi.width - calibration.width,
-            bottom=roi.y_offset + roi.height - calibration.height,
-        )
-    columns, rows = max(1, info.binning_x), max(1, info.binning_y)
-    return calibration.resized(calibration.width // columns, calibration.height // rows)
+    region = (roi.x_offset, roi.y_offset, roi.width, roi.height)
+    if not (roi.width and roi.height):
+        region = (0, 0, info.width, info.height)
+    return *region, max(1, info.binning_x), max(1, info.binning_y)
+
+
+def _window_text(info: Any) -> str:
+    x, y, width, height, columns, rows = _read_out_window(info)
+    return f'the region {width}x{height} at ({x}, {y}) with binning {columns}x{rows}'
 
 
 def _layout(encoding: str, topic: str) -> tuple[str, int, int | None]:
@@ -393,6 +410,16 @@ def _raw_values(message: Any, topic: str, dtype: str, channels: int, rows: int) 
     if value_bytes > 1 and bool(message.is_bigendian) != (sys.byteorder == 'big'):
         values = values.byteswap()
     return values.reshape((rows, message.width) + ((channels,) if channels > 1 else ()))
+
+
+def _check_even(message: Any, topic: str, *sizes: int) -> None:
+    """Refuse a subsampled image that ends within a group of pixels that share their colour."""
+    if any(size % 2 for size in sizes):
+        which = 'width and height are' if len(sizes) == 2 else 'width is'
+        raise InputError(
+            f'{topic}: {message.encoding} image of {message.width}x{message.height}; an even '
+            f'{which} needed'
+        )
 
 
 def _rgb_of_nv24(values: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -140,6 +140,20 @@ def test_yuv_gives_the_colours_back(rgb, encoding):
     assert np.abs(difference).mean() < 3
 
 
+@pytest.mark.parametrize(
+    ('encoding', 'shape', 'words'),
+    [
+        ('uyvy', (32, 47), 'image of 47x32; an even width is'),
+        ('nv12', (33, 48), 'image of 48x33; an even width and height are'),
+        ('nv21', (32, 47), 'image of 47x32; an even width and height are'),
+    ],
+)
+def test_subsampled_images_of_odd_size_are_refused(encoding, shape, words):
+    message = image(np.zeros(shape, np.uint8), encoding, step=0, data=bytes(2 * 33 * 48))
+    with pytest.raises(InputError, match=f'left: {encoding} {words} needed'):
+        decode_image(message, 'left')
+
+
 @pytest.mark.parametrize('encoding', ['mono16', '16UC1'])
 def test_sixteen_bit_grey_and_white_level(encoding):
     values = np.linspace(0, 4095, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
@@ -319,6 +333,35 @@ def test_region_of_interest_and_binning_are_applied():
     assert calibration.cx == pytest.approx(7.5)
     assert calibration.cy == pytest.approx(5.5)
     assert calibration.baseline_m == pytest.approx(0.25)
+
+
+def with_region(info, x, y, width, height):
+    names = ('x_offset', 'y_offset', 'width', 'height')
+    values = dict(zip(names, (x, y, width, height), strict=True))
+    roi = make_message('sensor_msgs/msg/RegionOfInterest', do_rectify=False, **values)
+    object.__setattr__(info, 'roi', roi)
+    return info
+
+
+def test_regions_may_begin_at_another_column_but_not_at_another_row():
+    left, right = infos()
+    with_region(left, 8, 4, 32, 24)
+    calibration = calibration_from_camera_infos(left, with_region(right, 3, 4, 32, 24))
+    assert (calibration.cx, calibration.cx_right) == (23.5 - 8, 22.0 - 3)
+    for region in ((8, 5, 32, 24), (8, 4, 30, 24), (0, 0, 0, 0)):
+        with pytest.raises(CalibrationError, match='32x24 at .8, 4.*the same rows at one size'):
+            calibration_from_camera_infos(left, with_region(right, *region))
+    # Raw images are rectified to one window, whatever part of the sensor they show.
+    raw = calibration_from_camera_infos(left, with_region(right, 3, 5, 32, 24), raw=True)
+    assert (raw.cx, raw.cx_right) == (23.5 - 8, 22.0 - 8)
+
+
+def test_camera_info_without_a_size_names_its_topic():
+    left, right = infos()
+    for info in (left, right):
+        object.__setattr__(info, 'width', 0)
+    with pytest.raises(CalibrationError, match='/rig/l/info: calibration width is 0'):
+        calibration_from_camera_infos(left, right, topics=TOPICS)
 
 
 def test_depth_in_metres_and_millimetres():
