@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lunar_stereo_recon.messages import stamp_ns, StereoTopics
-from lunar_stereo_recon.pairing import OTHER, PairQueue, Side, Unpaired
+from lunar_stereo_recon.pairing import OTHER, PairQueue, RESTART_NS, Side, Unpaired
 
 # How the reasons of `pairing.Unpaired` read in logs and diagnostics.
 DROP_REASONS = {
@@ -91,13 +91,21 @@ class StereoSynchronizer:
             side: deque(maxlen=max(queue_size, MIN_INFOS_KEPT)) for side in OTHER
         }
         self._info_with_each_image: dict[Side, bool] = {'left': False, 'right': False}
+        # No info came since the images' stamps jumped back: those that are here are of before.
+        self._infos_are_old: dict[Side, bool] = {'left': False, 'right': False}
+        self._last_image_ns: dict[Side, int] = {}
+        self._last_pair_ns: dict[Side, int] = {}
         self._waiting: tuple[Any, Any] | None = None
 
     def add_image(self, side: Side, message: Any) -> list[StereoMessages]:
         """Add an image and return the sets that it completes, oldest first."""
         self.statistics.images[side] += 1
+        stamp = stamp_ns(message)
+        if stamp < self._last_image_ns.get(side, stamp) - RESTART_NS:
+            self._infos_are_old[side] = not self._own_info(side, stamp)
+        self._last_image_ns[side] = stamp
         complete = []
-        for pair in self._queue.add(side, stamp_ns(message), message):
+        for pair in self._queue.add(side, stamp, message):
             # A camera_info that has not come by now is lost: the newest one has to do.
             complete += self._complete(wait_for_own_infos=False)
             if self._waiting is not None:
@@ -112,6 +120,10 @@ class StereoSynchronizer:
         if self._keep_first_infos:
             self.settled_infos.setdefault(side, message)
         self._infos[side].append(message)
+        self._infos_are_old[side] = False
+        if stamp_ns(message) == self._last_pair_ns.get(side):
+            # It came after its pair had left with another one: the next pair shall wait.
+            self._info_with_each_image[side] = True
         return self._complete()
 
     def clear(self) -> None:
@@ -120,6 +132,7 @@ class StereoSynchronizer:
         for infos in self._infos.values():
             infos.clear()
         self._waiting = None
+        self._last_image_ns, self._last_pair_ns = {}, {}
 
     def _complete(self, wait_for_own_infos: bool = True) -> list[StereoMessages]:
         """Return the waiting pair with its infos once they are there."""
@@ -135,6 +148,7 @@ class StereoSynchronizer:
         for side in unsettled:
             self._info_with_each_image[side] = own[side] is not None
         self._waiting = None
+        self._last_pair_ns = {side: stamp_ns(image) for side, image in images.items()}
         self.statistics.pairs += 1
         infos = {
             **self.settled_infos,
@@ -153,7 +167,8 @@ class StereoSynchronizer:
         """
         if own[side] is not None or not self._info_with_each_image[side]:
             return False
-        return stamp_ns(self._infos[side][-1]) < stamp_ns(images[side])
+        newest_ns = stamp_ns(self._infos[side][-1])
+        return self._infos_are_old[side] or newest_ns < stamp_ns(images[side])
 
     def _count_drop(self, unpaired: Unpaired) -> None:
         self.statistics.drops[f'{unpaired.side} {unpaired.reason}'] += 1

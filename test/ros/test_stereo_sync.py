@@ -89,6 +89,38 @@ def test_lost_info_is_replaced_by_the_newest_when_the_next_pair_comes(sync):
     assert sync.statistics.drops == {}
 
 
+def test_one_lost_info_does_not_leave_later_pairs_with_old_ones(sync):
+    order = ('left', 'right', 'left info', 'right info')
+    feed(sync, 0, *order)
+    feed(sync, 100, 'left', 'right', 'left info')
+    found = [feed(sync, stamp, *order) for stamp in (200, 300, 400)]
+    assert [messages.right_info.header.stamp.nanosec // MS for messages in sum(found, [])] == [
+        *(0, 0),  # of the pairs at 100 ms and 200 ms: the latter's own one tells that they go on
+        *(300, 400),
+    ]
+
+
+@pytest.mark.parametrize(
+    'order',
+    [
+        ('left info', 'right info', 'left', 'right'),
+        ('left', 'right', 'left info', 'right info'),
+        ('right', 'right info', 'left', 'left info'),
+    ],
+)
+def test_set_has_its_own_infos_after_stamps_jumped_back(sync, order):
+    for stamp in (5000, 5100, 500, 600, 100):
+        (messages,) = feed(sync, stamp, *order)
+        assert stamp_ns(messages.left_info) == stamp_ns(messages.right_info) == stamp * MS
+
+
+def test_infos_that_came_once_serve_after_stamps_jumped_back(sync):
+    feed(sync, 9000, 'left info', 'right info')
+    for stamp in (5000, 5100, 500, 600):
+        (messages,) = feed(sync, stamp, 'left', 'right')
+        assert stamp_ns(messages.right_info) == 9000 * MS
+
+
 def test_pair_waits_for_a_late_camera_info(sync):
     sync.add_image('left', message(0))
     sync.add_image('right', message(0))
