@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path
 import signal
+import time
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from lunar_stereo_recon.ros.conversions import make_message, message_class  # no
 
 NODE = 'reconstruction_node'
 OPTIONS = {'backend': 'sgbm', 'threads': 1}
+PATIENCE_S = 120.0
 OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
 
 
@@ -779,6 +781,43 @@ def test_approximate_synchronization(processes, cameras):
     stamps = [cameras.publish(right_offset_ns=7_000_000) for _ in range(3)]
     cloud = cameras.result('points2', stamps[-1])
     assert stamp_ns(cloud) == stamps[-1]
+
+
+def test_queue_size_limits_the_images_that_wait_for_the_other_side(processes, cameras):
+    cameras.listen_diagnostics()
+    start(processes, cameras, 'points2', 'frame_status', queue_size=2)
+
+    def inputs():
+        newest = [s for s in cameras.received['diagnostics'] if s.name.endswith(': input')]
+        return {value.key: value.value for value in newest[-1].values} if newest else {}
+
+    stamps = []
+    for count in (2, 4):  # DDS keeps two for the node as well: none may be overwritten there
+        stamps += [cameras.publish(sides=('left',)) for _ in range(2)]
+        cameras.spin_until(lambda count=count: inputs().get('left images') == str(count))
+    assert inputs()['dropped: left queue_full'] == '2'
+    for number, stamp in enumerate(stamps, 1):
+        cameras.publish(stamp, sides=('right',))
+        cameras.spin_until(lambda number=number: inputs()['right images'] == str(number))
+    for stamp in stamps[2:]:
+        assert cameras.answer(stamp).message == 'published'
+    answered = {stamp_ns(message) for message in cameras.received['frame_status']}
+    assert answered == set(stamps[2:])
+
+
+def test_threads_are_those_of_the_process(processes):
+    """As Linux counts them, once the model is warm: a pool has one less than it may use."""
+
+    def running_threads(threads):
+        process = processes.start(NODE, threads=threads)
+        deadline = time.monotonic() + PATIENCE_S
+        while 'first pair' not in processes.log(NODE):
+            assert time.monotonic() < deadline and process.poll() is None, processes.log(NODE)
+            time.sleep(0.05)
+        return len(os.listdir(f'/proc/{process.pid}/task'))
+
+    # Those of onnxruntime at least; OpenCV makes its own by the way it was built.
+    assert running_threads(5) - running_threads(1) >= 5 - 1
 
 
 def test_camera_info_that_comes_late(processes, cameras):
