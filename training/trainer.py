@@ -20,7 +20,7 @@ from lunar_stereo_recon.errors import InputError, ModelError, ReconError
 from lunar_stereo_recon.models.checkpoints import load_state
 from training.batch_norm import share_batch_norms
 from training.checkpoint import git_commit, is_checkpoint, load_checkpoint, save_checkpoint
-from training.curves import ScalarLog
+from training.curves import read_curves, ScalarLog
 from training.data import PairsOnTheFly, RenderedPairs, StepBatches, use_one_thread
 from training.frozen_teacher import Batch, load_frozen_teacher
 from training.learner import build_learner, Learner
@@ -371,6 +371,8 @@ class Trainer:
                 last = time.monotonic()
             if self.step % self.recipe.checkpoint_every == 0 or finished or out_of_time:
                 self.save()
+            if finished:
+                self._tell_if_worse()
             if finished or out_of_time:
                 break
         progress.close()
@@ -423,6 +425,25 @@ class Trainer:
             self.log.write_validation(self.step, figures, name if several else '')
             text = ', '.join(f'{k} {v:.4g}' for k, v in figures.items())
             LOG.warning('step %d, %s: %s', self.step, name, text)
+
+    def _tell_if_worse(self) -> None:
+        """Warn where a student that began as a trained one is no better at the end."""
+        if self.log is None or not self.recipe.data.validation:
+            return
+        curves = read_curves(self.folder)
+        for name in self.students:
+            prefix = f'{name}/' if len(self.students) > 1 else ''
+            for figure in ('epe', 'abs_rel'):
+                points = curves.get(f'{prefix}validation/{figure}', [])
+                # Not `>=`: that is false of NaN.
+                if points and points[0][0] == 0 and not points[-1][1] < points[0][1]:
+                    LOG.warning(
+                        '%s is no better than what it began with: validation %s %.4g, was %.4g',
+                        name,
+                        figure,
+                        points[-1][1],
+                        points[0][1],
+                    )
 
     # -- checkpoint ------------------------------------------------------------------------
 

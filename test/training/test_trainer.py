@@ -307,18 +307,28 @@ def test_time_ends_the_schedule_over_several_calls(recipe, tmp_path, monkeypatch
     assert third.finished and third.step == 8 and len(rates) == 8
 
 
-def test_start_from_a_checkpoint_is_validated_before_the_first_step(
-    recipe, pairs, tmp_path, monkeypatch
+def test_start_from_a_checkpoint_is_what_there_is_to_be_better_than(
+    recipe, pairs, tmp_path, caplog
 ):
     for path in pairs.iterdir():
         arrays = dict(np.load(path))
         np.savez(path, **{name: array[:64, :96] for name, array in arrays.items()})
     recipe.data.validation, recipe.optimizer.total_steps = str(pairs), 1
     assert Trainer(recipe, tmp_path / 'first').run()
+    ((_, before),) = read_curves(tmp_path / 'first')['validation/epe']
     recipe.students['flight'].start.checkpoint = str(tmp_path / 'first' / 'checkpoint')
-    assert Trainer(recipe, tmp_path / 'second').run()
-    before = read_curves(tmp_path / 'first')['validation/epe'][-1]
-    assert read_curves(tmp_path / 'second')['validation/epe'][0] == (0, before[1])
+    told = set()
+    for rate in (1e-3, 10.0):
+        caplog.clear()
+        folder = tmp_path / f'rate_{rate}'
+        recipe.optimizer.learning_rate = rate
+        assert Trainer(recipe, folder).run()
+        first, last = read_curves(folder)['validation/epe']
+        assert first == (0, before)
+        worse = not last[1] < before
+        assert ('no better than what it began with' in caplog.text) == worse
+        told.add(worse)
+    assert told == {True, False}
 
 
 def test_recipe_rejects_unknown_keys_and_wrong_types(tmp_path):
