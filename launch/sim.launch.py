@@ -16,20 +16,20 @@ from lunar_stereo_recon.ros.launch_arguments import (
 )
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters, SimulatorParameters
 
-# A name that both nodes have means the reconstruction's.
+# A name that both nodes have means the reconstruction's; the simulator's has the prefix.
+PREFIX = 'sim_'
 RECONSTRUCTION = {item.name for item in dataclasses.fields(ReconstructionParameters)}
-SIMULATOR = [
-    item.name
-    for item in dataclasses.fields(SimulatorParameters)
-    if item.name not in RECONSTRUCTION
-]
+SIMULATOR = [item.name for item in dataclasses.fields(SimulatorParameters)]
+OWN = [name for name in SIMULATOR if name not in RECONSTRUCTION]
+SHARED = [name for name in SIMULATOR if name in RECONSTRUCTION]
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments, the simulator and the reconstruction of rover.launch.py."""
     return LaunchDescription(
         [
-            *parameter_arguments(SimulatorParameters, *SIMULATOR),
+            *parameter_arguments(SimulatorParameters, *OWN),
+            *parameter_arguments(SimulatorParameters, *SHARED, prefix=PREFIX),
             argument('namespace', 'Namespace of the nodes and their topics'),
             argument('fixed_frame', 'Frame to show results in', 'map'),
             argument('hazard_frame', 'Frame of the hazard grid, z up', 'map'),
@@ -40,7 +40,10 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def _simulator(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    given = given_parameters(context, SimulatorParameters, *SIMULATOR)
+    given = {
+        **given_parameters(context, SimulatorParameters, *OWN),
+        **given_parameters(context, SimulatorParameters, *SHARED, prefix=PREFIX),
+    }
     return [
         Node(
             package=PACKAGE,

@@ -41,28 +41,36 @@ def argument(
     )
 
 
-def parameter_arguments(kind: type, *names: str) -> list[DeclareLaunchArgument]:
+def parameter_arguments(kind: type, *names: str, prefix: str = '') -> list[DeclareLaunchArgument]:
     """Return arguments with the names and descriptions of a node's parameters.
 
     Args:
         kind: Dataclass of the parameters, from `parameters`.
         names: Parameters that become arguments; all of them where none is named.
+        prefix: Before the parameters' names, where another node has parameters of these names.
     """
     return [
-        argument(item.name, _described(item), choices=_choices(item))
+        argument(prefix + item.name, _described(item), choices=_choices(item))
         for item in _named(kind, names)
     ]
 
 
-def given_parameters(context: LaunchContext, kind: type, *names: str) -> dict[str, ParameterValue]:
-    """Return the parameters of a node, all or the named ones, whose arguments were given."""
+def given_parameters(
+    context: LaunchContext, kind: type, *names: str, prefix: str = ''
+) -> dict[str, ParameterValue]:
+    """Return the parameters of a node, all or the named ones, whose arguments were given.
+
+    Args:
+        context: Of the launch.
+        kind, names, prefix: See `parameter_arguments`.
+    """
     values = {}
     for item in _named(kind, names):
-        if value(context, item.name):
+        if value(context, prefix + item.name):
             default = _default(item)
             value_type = _LISTS[type(default[0])] if isinstance(default, list) else type(default)
             values[item.name] = ParameterValue(
-                LaunchConfiguration(item.name), value_type=value_type
+                LaunchConfiguration(prefix + item.name), value_type=value_type
             )
     return values
 

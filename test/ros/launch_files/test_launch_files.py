@@ -25,6 +25,7 @@ from lunar_stereo_recon.ros.parameters import (  # noqa: E402
     ReconstructionParameters,
     RecorderParameters,
     ReplayParameters,
+    SimulatorParameters,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -202,6 +203,23 @@ def test_bad_value_of_an_argument_ends_the_launch_with_the_reason(stand_ins, arg
     launch = stand_ins('rover.launch.py', **arguments)
     assert text in launch.wait()
     assert launch.process.returncode != 0
+
+
+def test_simulator_has_its_own_argument_for_every_parameter(shown_arguments):
+    names = {item.name for item in dataclasses.fields(SimulatorParameters)}
+    assert names & PARAMETERS == {'baseline', 'camera_pitch'}
+    own = {f'sim_{name}' if name in PARAMETERS else name for name in names}
+    assert own <= set(shown_arguments['sim.launch.py'])
+    assert "node's default 0.3" in shown_arguments['sim.launch.py']['sim_baseline']
+
+
+def test_rig_of_the_simulator_is_not_the_override_of_the_reconstruction(stand_ins):
+    arguments = {'sim_baseline': '0.25', 'sim_camera_pitch': '-12', 'camera_pitch': '-11.5'}
+    launch = stand_ins('sim.launch.py', **arguments, preset='mare')
+    [(_, simulator)] = launch.started('simulator_node')
+    assert simulator == {'baseline': 0.25, 'camera_pitch': -12.0, 'preset': 'mare'}
+    [(_, reconstruction)] = launch.started('reconstruction_node')
+    assert reconstruction['camera_pitch'] == -11.5 and 'baseline' not in reconstruction
 
 
 # Rig, views, replay
