@@ -7,6 +7,7 @@ left image stays exact.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 import math
 
 import cv2
@@ -238,7 +239,7 @@ def expose(
             f'{window.width}x{window.height}'
         )
     image = _blurred(radiance.astype(np.float32), sensor, window)
-    image = image * _transmission(sensor, window) * sensor.gain
+    image = image * _transmission(sensor.vignetting, sensor.dust, window) * sensor.gain
     if sensor.colour == 'rgb':
         image = image[..., None] * SOIL_COLOUR
     elif sensor.colour == 'bayer_rggb':
@@ -306,15 +307,21 @@ def _blurred(image: FloatImage, sensor: Sensor, window: Window) -> FloatImage:
     return image + weight.astype(np.float32)[None, :] * (soft - image)
 
 
-def _transmission(sensor: Sensor, window: Window) -> FloatImage:
-    """Return (H, W) the fraction of light that lens and dust let through."""
+# A camera of a drive keeps its lens: it would take a third of an image's time.
+@lru_cache(maxsize=4)
+def _transmission(
+    vignetting: float, dust: tuple[tuple[float, float, float, float], ...], window: Window
+) -> FloatImage:
+    """Return (H, W) the fraction of light that lens and dust let through; see `Sensor`."""
     width, height = window.frame_width, window.frame_height
     columns = (window.left + np.arange(window.width) + 0.5)[None, :]
     rows = (window.top + np.arange(window.height) + 0.5)[:, None]
     radius2 = (columns - width / 2) ** 2 + (rows - height / 2) ** 2
     corner2 = (width**2 + height**2) / 4
-    light = 1 - sensor.vignetting * radius2 / corner2
-    for x, y, radius, loss in sensor.dust:
+    light = 1 - vignetting * radius2 / corner2
+    for x, y, radius, loss in dust:
         distance2 = (columns - x * width) ** 2 + (rows - y * height) ** 2
         light = light * (1 - loss * np.exp(-distance2 / (radius * width) ** 2))
-    return light.astype(np.float32)
+    part = light.astype(np.float32)
+    part.setflags(write=False)
+    return part
