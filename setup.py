@@ -51,6 +51,11 @@ EXTRAS = {
         'ros-jazzy-stereo-msgs>=5.3,<6',
     ],
     'sim': SIMULATION,
+    # What renders on a GPU beside [sim]: NVIDIA's CUDA target of numba (the one inside numba is
+    # deprecated) with its compiler as wheels. Take that of PyTorch's own CUDA
+    # (`torch.version.cuda`); the two need different releases of NVIDIA's libraries.
+    'cuda12': ['numba-cuda[cu12]>=0.30,<1'],
+    'cuda13': ['numba-cuda[cu13]>=0.30,<1'],
     'train': [
         *SIMULATION,
         'omegaconf>=2.3,<3',

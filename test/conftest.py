@@ -22,12 +22,21 @@ BAG_PERIOD_NS = 100_000_000
 FRAME_ID = 'left_camera_optical_frame'
 # A rover has no torch: there, `colcon test` leaves out what trains, renders and defines models.
 TORCH_ONLY = ['models', 'simulation', 'training']
-collect_ignore = [] if importlib.util.find_spec('torch') else TORCH_ONLY
+# What renders needs numba too; everything that trains runs on pairs that are there already.
+NUMBA_ONLY = ['simulation']
+if not importlib.util.find_spec('torch'):
+    collect_ignore = TORCH_ONLY
+elif not importlib.util.find_spec('numba'):
+    collect_ignore = NUMBA_ONLY
+else:
+    collect_ignore = []
 
 
 def pytest_report_header() -> str:
     """Say what is left out."""
-    return f'without torch, not collected: {", ".join(collect_ignore)}' if collect_ignore else ''
+    missing = 'numba' if collect_ignore is NUMBA_ONLY else 'torch'
+    ignored = ', '.join(collect_ignore)
+    return f'without {missing}, not collected: {ignored}' if ignored else ''
 
 
 def frontal_views(seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,9 @@
-"""The renderer's inner loops compiled for CPUs with numba.
+"""The renderer's rules for one ray, compiled with numba, and the loops over rays for CPUs.
 
-The same rules as the batched torch code in `renderer.py` (which serves CUDA, and CPUs without
-numba), one ray after the other: many times faster on a CPU, because a ray's state stays in
-registers instead of passing through memory at every step. A test holds the two together.
-Grids come as tuples with one entry per terrain level, finest first.
+`kernels.py` calls the same functions for one ray per CUDA thread. Rays walk through a pyramid of
+maximum heights and end on the exact intersection with the bilinear surface of a cell. All
+arithmetic is in float64, on CUDA too: see docs/simulation.md. Grids come as tuples with one entry
+per terrain level, finest first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 
 # A ray is pushed over cell borders by this much (cells), so that it cannot stay on one.
 _NUDGE_CELLS = 1e-4
+# Levels of the pyramids that rays begin with: those that start at the ground, and all others.
+FROM_GROUND_MIP, FROM_CAMERA_MIP = 1, 5
 
 
 @numba.njit(cache=True, nogil=True)
@@ -75,8 +77,15 @@ def _walk(heights, maxima, offsets, cells, origin_m, cell_m, ray, t, stop, mip):
 
 
 @numba.njit(cache=True, nogil=True)
-def _trace(grids, ray, limit, mip):
-    """Return the parameter and the level of a ray's first hit; (inf, -1) for none."""
+def first_hit(grids, ray, limit, mip):
+    """Return the parameter and the level of a ray's first hit; (inf, -1) for none.
+
+    Args:
+        grids: See `trace_rays`.
+        ray: x, y, z of the start and of the direction, world, metres.
+        limit: Largest parameter.
+        mip: Pyramid level to begin with.
+    """
     heights, maxima, offsets, cells, origins, sizes = grids
     start = 0.0
     for level in range(len(heights)):
@@ -109,6 +118,19 @@ def _trace(grids, ray, limit, mip):
 
 
 @numba.njit(cache=True, nogil=True)
+def ray_of_row(origin, direction, i):
+    """Return ray i of (N, 3) starts and directions as `first_hit` takes it."""
+    return (
+        float(origin[i, 0]),
+        float(origin[i, 1]),
+        float(origin[i, 2]),
+        float(direction[i, 0]),
+        float(direction[i, 1]),
+        float(direction[i, 2]),
+    )
+
+
+@numba.njit(cache=True, nogil=True)
 def trace_rays(grids, origin, direction, limit, mip, depth, hit_level):
     """Write the ray parameters and levels of first hits.
 
@@ -121,15 +143,8 @@ def trace_rays(grids, origin, direction, limit, mip, depth, hit_level):
         hit_level: (N,) int64 output, -1 for no hit.
     """
     for i in range(direction.shape[0]):
-        ray = (
-            float(origin[i, 0]),
-            float(origin[i, 1]),
-            float(origin[i, 2]),
-            float(direction[i, 0]),
-            float(direction[i, 1]),
-            float(direction[i, 2]),
-        )
-        depth[i], hit_level[i] = _trace(grids, ray, float(limit[i]), mip)
+        ray = ray_of_row(origin, direction, i)
+        depth[i], hit_level[i] = first_hit(grids, ray, float(limit[i]), mip)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -315,9 +330,20 @@ def _reflected(model, ambient, bounce, normal, to_camera, sun, lit):
     return light + model[0] * 0.25 * around
 
 
-@numba.njit(cache=True, nogil=True, inline='always')
-def _shade_point(scene, ray, depth, level, triangle, blocked, sun, with_radiance):
-    """Return the radiance of a surface point and whether it gets no direct sunlight."""
+@numba.njit(cache=True, nogil=True)
+def shade_point(scene, ray, depth, level, triangle, blocked, sun, with_radiance):
+    """Return the radiance of a surface point and whether it gets no direct sunlight.
+
+    Args:
+        scene: See `shade_rows`.
+        ray: See `first_hit`; from the camera to the point.
+        depth: Ray parameter of the point.
+        level: Grid of the point; not looked at where it belongs to a rock.
+        triangle: Of a rock; -1 for the ground.
+        blocked: Rocks are between the point and the sun.
+        sun: Direction to the sun.
+        with_radiance: Whether light is asked for; without it is 0.
+    """
     grids, surfaces, micro, texel_m, layers, boxes, pose = scene[:7]
     model, ambient, bounce, shadow_lift, focal, rocks, sunlit = scene[7:]
     x, y, z = ray[0] + depth * ray[3], ray[1] + depth * ray[4], ray[2] + depth * ray[5]
@@ -334,7 +360,7 @@ def _shade_point(scene, ray, depth, level, triangle, blocked, sun, with_radiance
         lit = sun[2] - slope_x * sun[0] - slope_y * sun[1] > 0
         # Lifted a little, or the facets of the surface would shade themselves at low sun.
         lift = shadow_lift * grids[5][level] * math.sqrt(1 + slope_x**2 + slope_y**2)
-        if len(sunlit[level]) > 0:
+        if len(sunlit[level]) > 1:
             state = _cell_state(
                 sunlit[level], grids[3][level], grids[4][level], grids[5][level], x, y
             )
@@ -343,7 +369,7 @@ def _shade_point(scene, ray, depth, level, triangle, blocked, sun, with_radiance
         lit = not _in_box_shadow(boxes, pose, x, y, z, sun)
     if lit and state == 2:
         up = (x, y, z + lift, sun[0], sun[1], sun[2])
-        lit = _trace(grids, up, np.inf, 1)[1] < 0
+        lit = first_hit(grids, up, np.inf, FROM_GROUND_MIP)[1] < 0
     if not with_radiance:
         return 0.0, not lit
     length = math.sqrt(ray[3] ** 2 + ray[4] ** 2 + ray[5] ** 2)
@@ -376,36 +402,57 @@ def _undistorted(u, v, bending, steps):
 
 
 @numba.njit(cache=True, nogil=True)
+def ray_through(camera, bending, undistort_steps, rotation, u, v):
+    """Return the ray through a place in the image: x, y, z of its start and of its direction.
+
+    Args:
+        camera: x, y, z, fx, fy, cx, cy.
+        bending: Distortion k1, k2, p1, p2, k3; zeros for a rectified camera.
+        undistort_steps: Iterations that undo it.
+        rotation: (3, 3) world from camera.
+        u, v: Column and row, pixels.
+
+    Returns:
+        The direction is of length 1 along the camera's z.
+    """
+    wx, wy, wz, fx, fy, cx, cy = camera
+    a, b = (u - cx) / fx, (v - cy) / fy
+    bent = False
+    for value in bending:
+        bent = bent or value != 0.0
+    if bent:
+        a, b = _undistorted(a, b, bending, undistort_steps)
+    dx = rotation[0, 0] * a + rotation[0, 1] * b + rotation[0, 2]
+    dy = rotation[1, 0] * a + rotation[1, 1] * b + rotation[1, 2]
+    dz = rotation[2, 0] * a + rotation[2, 1] * b + rotation[2, 2]
+    return wx, wy, wz, dx, dy, dz
+
+
+@numba.njit(cache=True, nogil=True)
 def trace_rows(grids, camera, bending, undistort_steps, rotation, offset, first_row, rays, hits):
     """Write the rays of some rows of a view, and where they meet the ground.
 
     Args:
         grids: See `trace_rays`.
-        camera: x, y, z, fx, fy, cx, cy.
-        bending: Distortion k1, k2, p1, p2, k3; zeros for a rectified camera.
-        undistort_steps: Iterations that undo it.
-        rotation: (3, 3) world from camera.
+        camera, bending, undistort_steps, rotation: See `ray_through`.
         offset: (2,) of the rays in their pixels.
         first_row: Image row of the first output row.
-        rays: (R, W, 3) float64 output, directions in the world, of length 1 along the camera's z.
+        rays: (R, W, 3) float64 output, directions in the world.
         hits: Outputs (R, W): float64 ray parameter, inf in the sky; int64 grid, -1 in the sky.
     """
-    wx, wy, wz, fx, fy, cx, cy = camera
     depth, level = hits
-    bent = False
-    for value in bending:
-        bent = bent or value != 0.0
     for v in range(depth.shape[0]):
         for u in range(depth.shape[1]):
-            a = (u + offset[0] - cx) / fx
-            b = (v + first_row + offset[1] - cy) / fy
-            if bent:
-                a, b = _undistorted(a, b, bending, undistort_steps)
-            dx = rotation[0, 0] * a + rotation[0, 1] * b + rotation[0, 2]
-            dy = rotation[1, 0] * a + rotation[1, 1] * b + rotation[1, 2]
-            dz = rotation[2, 0] * a + rotation[2, 1] * b + rotation[2, 2]
-            rays[v, u, 0], rays[v, u, 1], rays[v, u, 2] = dx, dy, dz
-            depth[v, u], level[v, u] = _trace(grids, (wx, wy, wz, dx, dy, dz), np.inf, 5)
+            ray = ray_through(
+                camera,
+                bending,
+                undistort_steps,
+                rotation,
+                u + offset[0],
+                v + first_row + offset[1],
+            )
+            rays[v, u, 0], rays[v, u, 1], rays[v, u, 2] = ray[3], ray[4], ray[5]
+            depth[v, u], level[v, u] = first_hit(grids, ray, np.inf, FROM_CAMERA_MIP)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -416,8 +463,9 @@ def shade_rows(scene, camera, rays, hits, blocked, sun, with_radiance, radiance,
         scene: Grids, surfaces, fine texture (table, texel, layers), rover boxes and pose, Hapke
             parameters, ambient light, bounced light, lift of shadow rays (cells), focal length of
             the view (pixels), rocks (vertices, normals, reflectance, triangles), and for every
-            grid what is known about sunlight in its cells (0 dark, 1 lit, 2 trace it) or nothing.
-        camera: See `trace_rows`.
+            grid what is known about sunlight in its cells (0 dark, 1 lit, 2 trace it), or a
+            single value where nothing is.
+        camera: See `ray_through`.
         rays: (R, W, 3) directions.
         hits: (R, W) ray parameter, grid (-1: none) and triangle of a rock (-1: none).
         blocked: (R, W) rocks are between the points and the sun.
@@ -434,7 +482,7 @@ def shade_rows(scene, camera, rays, hits, blocked, sun, with_radiance, radiance,
             if level[v, u] < 0 and triangle[v, u] < 0:
                 continue
             ray = (x, y, z, rays[v, u, 0], rays[v, u, 1], rays[v, u, 2])
-            light, dark = _shade_point(
+            light, dark = shade_point(
                 scene,
                 ray,
                 depth[v, u],

@@ -1,38 +1,29 @@
 """Ray-traced images of a lunar heightfield: exact depth, sun shadows, Hapke reflectance.
 
-Batched torch code for CUDA and CPU; on a CPU the compiled loops of `compiled.py` take over where
-numba is installed (the `sim` extra has it). Rays walk through a pyramid of maximum heights and
-end on the exact intersection with the bilinear surface of a cell, so that depth has no step
-size. World frame: x east, y north, z up; camera frame: x right, y down, z forward; a ray's
-parameter is the depth along the camera's z.
+What happens to one ray is in `compiled.py`, compiled with numba: in loops over the rays here on
+CPUs, in `kernels.py` on CUDA. Depth is the exact intersection with the bilinear surface of a cell
+and has no step size. World frame: x east, y north, z up; camera frame: x right, y down, z
+forward; a ray's parameter is the depth along the camera's z.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 import math
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.simulation.terrain import check_mesh_device, GridLevel, Terrain
+from lunar_stereo_recon.simulation.terrain import check_mesh_device, Terrain
 
 if TYPE_CHECKING:
     from lunar_stereo_recon.simulation.sunlit import SunlitGround
 
-try:
-    from lunar_stereo_recon.simulation import compiled
-except ImportError:  # numba is optional: without it the CPU uses the batched walk, as CUDA does.
-    compiled = None  # type: ignore[assignment]
-
-# A ray is pushed over cell borders by this much (cells), so that it cannot stay on one.
-_NUDGE_CELLS = 1e-3
-# Rays that gave no result after this many steps are taken as misses; it guards the loop only.
-_MAX_STEPS = 4000
 # Shadow rays start this far (cells) from the ground, measured at right angles to it.
 SHADOW_LIFT_CELLS = 0.2
 # Enough for lenses whose corners are displaced by a fifth of the image: 1e-6 of the focal length.
@@ -233,21 +224,53 @@ def rendering_device(name: str, rock_form: str = 'heightfield') -> torch.device:
         rock_form: `TerrainConfig.rock_form` of the ground that it has to render.
 
     Raises:
-        InputError: The name is unknown, there is no CUDA device, or the rocks need a CPU.
+        InputError: The name is unknown, there is no CUDA device or no compiler for it, numba is
+            missing, or the rocks need a CPU.
     """
     if name not in DEVICES:
         raise InputError(f"device is '{name}'; one of {', '.join(DEVICES)} is needed")
     if rock_form == 'mesh':
         check_mesh_device(name)
-    if name == 'cuda' and not torch.cuda.is_available():
-        build = torch.version.cuda
-        reason = (
-            f'PyTorch {torch.__version__} (CUDA {build}) finds none'
-            if build
-            else (f'PyTorch {torch.__version__} is built without CUDA')
+    if name == 'cpu':
+        _loops()
+        return torch.device(name)
+    build = torch.version.cuda
+    if not torch.cuda.is_available():
+        reason = f'(CUDA {build}) finds none' if build else 'is built without CUDA'
+        raise InputError(
+            f"device is 'cuda', but PyTorch {torch.__version__} {reason}; device 'cpu' needs none"
         )
-        raise InputError(f"device is 'cuda', but {reason}; device 'cpu' needs none")
+    _kernels().check_compiler()
     return torch.device(name)
+
+
+def _loops() -> ModuleType:
+    """Return the compiled loops for CPUs.
+
+    Raises:
+        InputError: numba is missing or does not work.
+    """
+    try:
+        from lunar_stereo_recon.simulation import compiled
+    except ImportError as error:
+        raise InputError(f'rendering needs numba (extra [sim]): {error}') from error
+    return compiled
+
+
+def _kernels() -> ModuleType:
+    """Return the kernels for CUDA.
+
+    Raises:
+        InputError: numba or its CUDA target is missing or does not work.
+    """
+    _loops()
+    try:
+        from lunar_stereo_recon.simulation import kernels
+    except ImportError as error:
+        raise InputError(
+            f'rendering on CUDA needs numba-cuda (extra [cuda12] or [cuda13]): {error}'
+        ) from error
+    return kernels
 
 
 def trace(
@@ -286,27 +309,28 @@ def _trace_ground(
     from_surface: bool,
 ) -> Hits:
     """Return the first intersection with the heightfield alone; see `trace`."""
-    mip = 1 if from_surface else 5
-    if _is_compiled(direction.device):
-        return _trace_compiled(terrain, origin, direction, limit, mip)
-    count = direction.shape[0]
-    depth = torch.full((count,), math.inf, device=direction.device)
-    hit_level = torch.full((count,), -1, dtype=torch.int64, device=direction.device)
-    alive = torch.arange(count, device=direction.device)
-    start = torch.zeros(count, device=direction.device)
-    for index, level in enumerate(terrain.levels):
-        enter, leave = _square_span(level, origin[alive], direction[alive])
-        begin = torch.maximum(start[alive], enter)
-        end = leave if limit is None else torch.minimum(leave, limit[alive])
-        found = _first_hit(level, origin[alive], direction[alive], begin, end, mip)
-        hit = torch.isfinite(found)
-        depth[alive[hit]] = found[hit]
-        hit_level[alive[hit]] = index
-        start[alive] = torch.maximum(begin, end)
-        alive = alive[~hit]
-        if alive.numel() == 0:
-            break
-    return Hits(depth, hit_level)
+    if limit is None:
+        limit = torch.full((direction.shape[0],), math.inf, device=direction.device)
+    rays = [array.contiguous() for array in (origin, direction, limit)]
+    depth = torch.empty_like(rays[2])
+    level = torch.empty_like(depth, dtype=torch.int64)
+    if _is_on_cpu(terrain):
+        compiled = _loops()
+        mip = compiled.FROM_GROUND_MIP if from_surface else compiled.FROM_CAMERA_MIP
+        grids = _grids(terrain, torch.Tensor.numpy)
+        starts, ways, limits, depths, levels = (array.numpy() for array in (*rays, depth, level))
+
+        def trace_part(first: int, last: int) -> None:
+            part = slice(first, last)
+            rays_of_part = starts[part], ways[part], limits[part]
+            compiled.trace_rays(grids, *rays_of_part, mip, depths[part], levels[part])
+
+        _in_threads(trace_part, len(direction))
+    else:
+        kernels = _kernels()
+        grids = _grids(terrain, kernels.device_array)
+        kernels.trace(grids, *rays, from_surface, depth, level)
+    return Hits(depth, level)
 
 
 def render(
@@ -321,8 +345,8 @@ def render(
     """Return the image of one view.
 
     Args:
-        terrain: The heightfield.
-        view: Camera, at the finest grid's place.
+        terrain: The heightfield; on the device that renders.
+        view: Camera, at the finest grid's place; on any device.
         lighting: Sun, ambient light and reflectance.
         samples: Rays a pixel for the radiance (1, 2 or 4); depth is always the centre's.
         rover: Boxes that cast a shadow (they are not seen themselves).
@@ -331,8 +355,8 @@ def render(
 
     Raises:
         InputError: The camera is outside the finest grid or below the ground, the number of
-            samples is not offered, a rover has no pose, `sunlit` is another sun's, or the terrain
-            has rocks as meshes and numba is not installed.
+            samples is not offered, a rover has no pose, `sunlit` is another sun's, or numba is
+            not installed.
     """
     _check_view(terrain, view, samples, rover, rover_pose)
     if sunlit is not None and sunlit.lighting.direction() != lighting.direction():
@@ -342,31 +366,43 @@ def render(
             f'{sunlit.lighting.sun_azimuth_deg:g} degrees, not for '
             f'{lighting.sun_elevation_deg:g} and {lighting.sun_azimuth_deg:g}'
         )
-    if _is_compiled(view.position_m.device):
-        return _render_compiled(terrain, view, lighting, samples, rover, rover_pose, sunlit)
-    if terrain.rocks is not None:
-        raise InputError('rocks as meshes are rendered with numba (extra [sim]): not installed')
-    sun = torch.tensor(lighting.direction(), device=view.position_m.device)
     shape = (view.height, view.width)
-    depth, shadow, radiance = None, None, torch.zeros(shape, device=sun.device)
-    for number, (dx, dy) in enumerate(_SAMPLE_OFFSETS[samples]):
-        rays = view.rays(dx, dy)
-        hits = trace(terrain, view.position_m, rays, None)
-        towards = _jittered_sun(sun, number, samples)
-        light, dark = _shade(
-            terrain, view, rays, hits, lighting, towards, rover, rover_pose, sunlit
-        )
-        radiance += light.reshape(shape) / samples
-        if number == 0 and samples == 1:
-            depth, shadow = hits.depth.reshape(shape), dark.reshape(shape)
-    if depth is None or shadow is None:
-        rays = view.rays()
-        hits = trace(terrain, view.position_m, rays, None)
-        dark = _shade(terrain, view, rays, hits, lighting, sun, rover, rover_pose, sunlit, False)[
-            1
-        ]
-        depth, shadow = hits.depth.reshape(shape), dark.reshape(shape)
-    depth = torch.where(torch.isfinite(depth), depth, torch.full_like(depth, math.nan))
+    place = tuple(view.position_m.tolist())
+    camera = (*place, float(view.fx), float(view.fy), float(view.cx), float(view.cy))
+    bending = tuple(float(v) for v in view.distortion or (0.0,) * 5)
+    sun = torch.tensor(lighting.direction())
+    suns = [_jittered_sun(sun, number, samples) for number in range(samples)] + [sun]
+    # Light comes from the samples; depth and shadow from the pixel's centre, the last ray.
+    rays_of_pixel = [(offset, True) for offset in _SAMPLE_OFFSETS[samples]]
+    if samples > 1:
+        rays_of_pixel.append(((0.0, 0.0), False))
+    ways = torch.tensor(
+        [
+            (*offset, *direction.tolist(), float(with_light))
+            for (offset, with_light), direction in zip(rays_of_pixel, suns, strict=False)
+        ],
+        dtype=torch.float64,
+    )
+    stand = torch.eye(4) if rover_pose is None else rover_pose
+    boxes = torch.tensor([(*box.center_m, *box.half_m) for box in rover], dtype=torch.float64)
+    tables = _gathered(
+        terrain.device,
+        view.rotation,
+        ways,
+        torch.tensor(_MICRO_LAYERS, dtype=torch.float64),
+        boxes.reshape(-1, 6),
+        stand,
+    )
+    if _is_on_cpu(terrain):
+        return _render_on_cpu(terrain, view, lighting, sunlit, camera, bending, tables)
+    kernels = _kernels()
+    rotation, ways, *rest = (kernels.device_array(table) for table in tables)
+    scene = _scene(terrain, view, lighting, rest, sunlit, kernels.device_array)
+    radiance, depth = torch.empty((2, *shape), device=terrain.device)
+    shadow = torch.empty(shape, dtype=torch.bool, device=terrain.device)
+    kernels.render(
+        scene, camera, bending, UNDISTORT_STEPS, rotation, ways, samples, radiance, depth, shadow
+    )
     return Rendering(radiance, depth, shadow)
 
 
@@ -377,10 +413,11 @@ def hidden_from(
 
     Args:
         terrain: The heightfield.
-        view: The camera that `depth` belongs to.
+        view: The camera that `depth` belongs to; on any device, as is the other one.
         depth: (H, W) metres along the optical axis, NaN in the sky (reported as not hidden).
         other_center_m: (3,) optical centre of the other camera, world, metres.
     """
+    view, other_center_m = view.to(depth.device), other_center_m.to(depth.device)
     flat = depth.reshape(-1)
     known = torch.isfinite(flat)
     points = view.position_m + view.rays()[known] * flat[known, None]
@@ -408,13 +445,14 @@ _SAMPLE_OFFSETS: dict[int, tuple[tuple[float, float], ...]] = {
 
 
 def _check_view(terrain, view, samples, rover, rover_pose) -> None:
-    x, y, z = (float(v) for v in view.position_m)
+    position = view.position_m.cpu()
+    x, y, z = position.tolist()
     reach = terrain.levels[0].half_size_m
     if max(abs(x), abs(y)) >= reach:
         raise InputError(
             f'camera is at x {x:.2f} m, y {y:.2f} m; the finest grid ends at {reach:.2f} m'
         )
-    ground = float(terrain.height_at(view.position_m[:1], view.position_m[1:2])[0])
+    ground = float(terrain.height_at(position[:1], position[1:2])[0])
     if z <= ground:
         raise InputError(f'camera is at z {z:.2f} m, below the ground at {ground:.2f} m')
     if samples not in _SAMPLE_OFFSETS:
@@ -436,116 +474,67 @@ def _jittered_sun(sun: torch.Tensor, number: int, samples: int) -> torch.Tensor:
     return shifted / shifted.norm()
 
 
-def _square_span(level: GridLevel, origin: torch.Tensor, direction: torch.Tensor):
-    """Return the ray parameters at which rays enter and leave the square of a grid."""
-    half = level.half_size_m
-    safe = torch.where(direction.abs() < 1e-9, 1e-9, direction)[:, :2]
-    one = (-half - origin[:, :2]) / safe
-    two = (half - origin[:, :2]) / safe
-    enter = torch.minimum(one, two).amax(dim=1)
-    leave = torch.maximum(one, two).amin(dim=1)
-    return enter.clamp(min=0.0), leave
+def _is_on_cpu(terrain: Terrain) -> bool:
+    return terrain.device.type == 'cpu'
 
 
-@dataclass
-class _Walk:
-    """State of the rays that still walk, compacted from time to time."""
-
-    index: torch.Tensor
-    ox: torch.Tensor
-    oy: torch.Tensor
-    oz: torch.Tensor
-    dx: torch.Tensor
-    dy: torch.Tensor
-    dz: torch.Tensor
-    t: torch.Tensor
-    end: torch.Tensor
-    mip: torch.Tensor
-
-    def keep(self, mask: torch.Tensor) -> _Walk:
-        return _Walk(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
+def _gathered(device: torch.device, *tables: torch.Tensor) -> list[torch.Tensor]:
+    """Return small tables as float64 on a device; it takes one transfer for all of them."""
+    flat = torch.cat([table.double().cpu().reshape(-1) for table in tables]).to(device)
+    parts = flat.split([table.numel() for table in tables])
+    return [part.reshape(table.shape) for part, table in zip(parts, tables, strict=True)]
 
 
-def _first_hit(
-    level: GridLevel,
-    origin: torch.Tensor,
-    direction: torch.Tensor,
-    begin: torch.Tensor,
-    end: torch.Tensor,
-    start_mip: int,
-) -> torch.Tensor:
-    """Return the ray parameter of the first hit inside (begin, end) of one grid; inf for none."""
-    device = direction.device
-    result = torch.full((direction.shape[0],), math.inf, device=device)
-    top = len(level.offsets) - 1
-    tables = (
-        torch.tensor(level.offsets, device=device),
-        torch.tensor([level.cells >> m for m in range(top + 1)], device=device),
-    )
-    scale = 1.0 / level.cell_m
-    flat = torch.where(direction.abs() < 1e-7, 1e-7, direction)
-    walk = _Walk(
-        index=torch.arange(direction.shape[0], device=device),
-        ox=(origin[:, 0] - level.origin_m) * scale,
-        oy=(origin[:, 1] - level.origin_m) * scale,
-        oz=origin[:, 2].contiguous(),
-        dx=flat[:, 0] * scale,
-        dy=flat[:, 1] * scale,
-        dz=direction[:, 2].contiguous(),
-        t=begin,
-        end=end,
-        mip=torch.full_like(begin, min(start_mip, top), dtype=torch.int64),
-    )
-    lowest = walk.oz + torch.where(walk.dz < 0, end, begin) * walk.dz
-    walk = walk.keep((begin < end) & (lowest <= level.maxima[-1]))
-    for _ in range(_MAX_STEPS):
-        if walk.index.numel() == 0:
-            break
-        done = _step(level, walk, result, tables, top)
-        # Throwing finished rays out costs a copy: worth it when a tenth of them is finished.
-        if int(done.sum()) * 10 > done.numel():
-            walk = walk.keep(~done)
-    return result
-
-
-def _is_compiled(device: torch.device) -> bool:
-    return compiled is not None and device.type == 'cpu'
-
-
-def _grids(terrain: Terrain) -> tuple:
-    """Return the terrain as the compiled loops take it."""
+def _grids(terrain: Terrain, as_array: Callable[[torch.Tensor], Any]) -> tuple:
+    """Return the terrain as `compiled.py` takes it, its tensors as arrays of NumPy or of CUDA."""
     levels = terrain.levels
     return (
-        tuple(level.heights.numpy() for level in levels),
-        tuple(level.maxima.numpy() for level in levels),
-        tuple(np.array(level.offsets) for level in levels),
+        tuple(as_array(level.heights) for level in levels),
+        tuple(as_array(level.maxima) for level in levels),
+        tuple(as_array(level.offsets) for level in levels),
         tuple(level.cells for level in levels),
         tuple(level.origin_m for level in levels),
         tuple(level.cell_m for level in levels),
     )
 
 
-def _trace_compiled(
+def _scene(
     terrain: Terrain,
-    origin: torch.Tensor,
-    direction: torch.Tensor,
-    limit: torch.Tensor | None,
-    mip: int,
-) -> Hits:
-    if limit is None:
-        limit = torch.full((direction.shape[0],), math.inf)
-    grids = _grids(terrain)
-    arrays = [array.contiguous().numpy() for array in (origin, direction, limit)]
-    depth = np.empty(len(direction), np.float32)
-    level = np.empty(len(direction), np.int64)
+    view: View,
+    lighting: Lighting,
+    small: Sequence[Any],
+    sunlit: SunlitGround | None,
+    as_array: Callable[[torch.Tensor], Any],
+) -> tuple:
+    """Return a scene as `compiled.shade_rows` takes it.
 
-    def trace_part(first: int, last: int) -> None:
-        part = slice(first, last)
-        start, way, farthest = (array[part] for array in arrays)
-        compiled.trace_rays(grids, start, way, farthest, mip, depth[part], level[part])
-
-    _in_threads(trace_part, len(direction))
-    return Hits(torch.from_numpy(depth), torch.from_numpy(level))
+    Args:
+        terrain, view, lighting, sunlit: What is rendered.
+        small: Arrays of the fine texture's layers, the rover's boxes and its pose.
+        as_array: See `_grids`.
+    """
+    hapke = lighting.hapke
+    layers, boxes, pose = small
+    if sunlit is not None:
+        cells = sunlit.cells
+    else:
+        cells = (torch.zeros(1, dtype=torch.uint8, device=terrain.device),) * len(terrain.levels)
+    return (
+        _grids(terrain, as_array),
+        tuple(as_array(level.surface) for level in terrain.levels),
+        as_array(terrain.micro),
+        terrain.micro_texel_m,
+        layers,
+        boxes,
+        pose,
+        (hapke.w, hapke.b, hapke.c, hapke.B0, hapke.h, hapke.theta_bar_deg),
+        lighting.ambient,
+        lighting.bounce,
+        SHADOW_LIFT_CELLS,
+        view.fx,
+        tuple(as_array(table) for table in _rock_tables(terrain)),
+        tuple(as_array(states) for states in cells),
+    )
 
 
 def _in_threads(work: Callable[[int, int], None], count: int) -> None:
@@ -561,68 +550,57 @@ def _in_threads(work: Callable[[int, int], None], count: int) -> None:
         list(pool.map(work, bounds[:-1], bounds[1:]))
 
 
-def _render_compiled(
+def _render_on_cpu(
     terrain: Terrain,
     view: View,
     lighting: Lighting,
-    samples: int,
-    rover: tuple[Box, ...],
-    rover_pose: torch.Tensor | None,
     sunlit: SunlitGround | None,
+    camera: tuple,
+    bending: tuple,
+    tables: Sequence[torch.Tensor],
 ) -> Rendering:
-    sun = torch.tensor(lighting.direction())
-    suns = [_jittered_sun(sun, number, samples) for number in range(samples)] + [sun]
-    hapke = lighting.hapke
-    scene = (
-        _grids(terrain),
-        tuple(level.surface.numpy() for level in terrain.levels),
-        terrain.micro.numpy(),
-        terrain.micro_texel_m,
-        np.array(_MICRO_LAYERS),
-        np.array([(*box.center_m, *box.half_m) for box in rover]).reshape(-1, 6),
-        np.eye(4) if rover_pose is None else rover_pose.double().numpy(),
-        (hapke.w, hapke.b, hapke.c, hapke.B0, hapke.h, hapke.theta_bar_deg),
-        lighting.ambient,
-        lighting.bounce,
-        SHADOW_LIFT_CELLS,
-        view.fx,
-        _rock_arrays(terrain),
-        tuple(cells.numpy() for cells in sunlit.cells)
-        if sunlit
-        else (np.zeros(0, np.uint8),) * len(terrain.levels),
-    )
-    place = tuple(float(v) for v in view.position_m)
-    camera = (*place, float(view.fx), float(view.fy), float(view.cx), float(view.cy))
-    bending = tuple(float(v) for v in view.distortion or (0.0,) * 5)
-    rotation = view.rotation.double().numpy()
-    # Light comes from the samples; depth and shadow from the pixel's centre, the last ray.
-    rays_of_pixel = [(offset, True) for offset in _SAMPLE_OFFSETS[samples]]
-    if samples > 1:
-        rays_of_pixel.append(((0.0, 0.0), False))
-    radiance = np.zeros((view.height, view.width), np.float32)
+    """Return the image of one view.
+
+    Args:
+        terrain, view, lighting, sunlit: See `render`.
+        camera, bending: See `compiled.ray_through`.
+        tables: Rotation and ways as in `kernels.render`, and the small arrays of `_scene`.
+    """
+    shape = (view.height, view.width)
+    rotation, ways, *rest = (table.numpy() for table in tables)
+    scene = _scene(terrain, view, lighting, rest, sunlit, torch.Tensor.numpy)
+    compiled = _loops()
+    samples = int(ways[:, 5].sum())
+    radiance = np.zeros(shape, np.float32)
     depth = np.full_like(radiance, np.inf)
-    shadow = np.zeros(radiance.shape, np.bool_)
-    triangles = np.full(radiance.shape, -1, np.int32)
+    shadow = np.zeros(shape, np.bool_)
+    triangles = np.full(shape, -1, np.int32)
 
     def render_part(first: int, last: int) -> None:
-        shape = (last - first, view.width)
-        light, rays = np.zeros(shape), np.empty((*shape, 3))
-        ground = np.empty(shape), np.empty(shape, np.int64)
-        for (offset, with_light), direction in zip(rays_of_pixel, suns, strict=False):
-            to_sun = tuple(direction.double().tolist())
+        part = (last - first, shape[1])
+        light, rays = np.zeros(part), np.empty((*part, 3))
+        ground = np.empty(part), np.empty(part, np.int64)
+        for dx, dy, *to_sun, with_light in ways.tolist():
             compiled.trace_rows(
-                scene[0], camera, bending, UNDISTORT_STEPS, rotation, offset, first, rays, ground
+                scene[0], camera, bending, UNDISTORT_STEPS, rotation, (dx, dy), first, rays, ground
             )
-            triangle, blocked = _rocks_in_view(terrain, place, rays, ground[0], to_sun)
-            hits = (*ground, triangle)
-            dark = shadow[first:last]
+            sun = tuple(to_sun)
+            triangle, blocked = _rocks_in_view(terrain, camera[:3], rays, ground[0], sun)
             compiled.shade_rows(
-                scene, camera, rays, hits, blocked, to_sun, with_light, light, dark
+                scene,
+                camera,
+                rays,
+                (*ground, triangle),
+                blocked,
+                sun,
+                with_light > 0,
+                light,
+                shadow[first:last],
             )
         radiance[first:last] = light / samples
         depth[first:last], triangles[first:last] = ground[0], triangle
 
-    _in_threads(render_part, view.height)
+    _in_threads(render_part, shape[0])
     depth[~np.isfinite(depth)] = np.nan
     return Rendering(
         torch.from_numpy(radiance),
@@ -632,13 +610,14 @@ def _render_compiled(
     )
 
 
-def _rock_arrays(terrain: Terrain) -> tuple:
-    """Return the rocks as the compiled loops take them."""
+def _rock_tables(terrain: Terrain) -> tuple[torch.Tensor, ...]:
+    """Return vertices, normals, reflectance and triangles of the rocks; none is a single zero."""
     if terrain.rocks is None:
-        none = np.zeros((0, 3), np.float32)
-        return none, none, none[:, 0].copy(), np.zeros((0, 3), np.int32)
+        none = torch.zeros((1, 3), device=terrain.device)
+        return none, none, none[:, 0], none.int()
     rocks = terrain.rocks
-    return rocks.vertices, rocks.normals, rocks.albedo, rocks.triangles
+    tables = (rocks.vertices, rocks.normals, rocks.albedo, rocks.triangles)
+    return tuple(torch.from_numpy(table) for table in tables)
 
 
 def _rocks_in_view(
@@ -676,164 +655,12 @@ def _rocks_in_view(
     return triangle, blocked
 
 
-def _step(level: GridLevel, walk: _Walk, result: torch.Tensor, tables, top: int) -> torch.Tensor:
-    """Move every ray over one cell of its pyramid level, or down one level; return who is done."""
-    offsets, sizes = tables
-    size = (1 << walk.mip).float()
-    limit = sizes[walk.mip] - 1
-    right, up = walk.dx > 0, walk.dy > 0
-    # Nudged on both axes alike: along the ray, a nearly parallel border would never be passed.
-    px = walk.ox + walk.t * walk.dx + _NUDGE_CELLS * (2.0 * right - 1.0)
-    py = walk.oy + walk.t * walk.dy + _NUDGE_CELLS * (2.0 * up - 1.0)
-    cx = (px / size).long().clamp(min=0).minimum(limit)
-    cy = (py / size).long().clamp(min=0).minimum(limit)
-    tx = ((cx + right) * size - walk.ox) / walk.dx
-    ty = ((cy + up) * size - walk.oy) / walk.dy
-    leave = torch.maximum(torch.minimum(torch.minimum(tx, ty), walk.end), walk.t)
-    lowest = walk.oz + torch.where(walk.dz < 0, leave, walk.t) * walk.dz
-    over = lowest > level.maxima[offsets[walk.mip] + cy * (limit + 1) + cx]
-    leaf = (~over) & (walk.mip == 0)
-    done = torch.zeros_like(over)
-    at = leaf.nonzero()[:, 0]
-    if at.numel():
-        found = _cell_hit(level, walk, at, cx[at], cy[at], leave[at])
-        hit = torch.isfinite(found)
-        # A finished ray that has not been thrown out yet must keep its first result.
-        struck = at[hit]
-        result[walk.index[struck]] = torch.minimum(result[walk.index[struck]], found[hit])
-        done[struck] = True
-    crossed_x = tx < ty
-    parent = torch.where(crossed_x, (cx & 1) == right, (cy & 1) == up)
-    climb = (over & parent).long()
-    descend = (~over & ~leaf).long()
-    walk.mip = (walk.mip + climb - descend).clamp(max=top)
-    walk.t = torch.where(over | leaf, leave, walk.t)
-    done |= walk.t >= walk.end
-    # The end at the grid's border and the border itself may differ by a rounding error.
-    done |= (torch.minimum(px, py) < 0) | (torch.maximum(px, py) >= level.cells)
-    # A hit ray ends here even if it is thrown out only some steps later.
-    walk.t = torch.where(done, walk.end, walk.t)
-    return done
-
-
-def _cell_hit(
-    level: GridLevel,
-    walk: _Walk,
-    at: torch.Tensor,
-    cx: torch.Tensor,
-    cy: torch.Tensor,
-    leave: torch.Tensor,
-) -> torch.Tensor:
-    """Return where rays meet the bilinear patch of a cell between now and `leave`; inf if not."""
-    row = level.cells + 1
-    corner = cy * row + cx
-    h = level.heights
-    h00, h10, h01, h11 = h[corner], h[corner + 1], h[corner + row], h[corner + row + 1]
-    t = walk.t[at]
-    dx, dy, dz = walk.dx[at], walk.dy[at], walk.dz[at]
-    u, v = walk.ox[at] + t * dx - cx, walk.oy[at] + t * dy - cy
-    slope_u, slope_v, twist = h10 - h00, h01 - h00, h00 - h10 - h01 + h11
-    # Height above the patch along the ray: a s^2 + b s + c for s = parameter - t.
-    a = -twist * dx * dy
-    b = dz - slope_u * dx - slope_v * dy - twist * (u * dy + v * dx)
-    c = walk.oz[at] + t * dz - h00 - slope_u * u - slope_v * v - twist * u * v
-    root = torch.sqrt((b * b - 4 * a * c).clamp(min=0.0))
-    # First crossing from above: the derivative is negative there, hence this root.
-    s = 2 * c / (root - b).clamp(min=1e-12)
-    below = c <= 0
-    span = leave - t
-    crosses = (b * b >= 4 * a * c) & (root > b) & (s <= span * (1 + 1e-5) + 1e-9)
-    found = torch.where(crosses, t + s, torch.full_like(t, math.inf))
-    return torch.where(below, t, found)
-
-
 def _cell_size_at(terrain: Terrain, points: torch.Tensor) -> torch.Tensor:
     reach = torch.maximum(points[:, 0].abs(), points[:, 1].abs())
     size = torch.full_like(reach, terrain.levels[-1].cell_m)
     for level in reversed(terrain.levels):
         size = torch.where(reach <= level.half_size_m, size.new_tensor(level.cell_m), size)
     return size
-
-
-def _shade(
-    terrain: Terrain,
-    view: View,
-    rays: torch.Tensor,
-    hits: Hits,
-    lighting: Lighting,
-    sun: torch.Tensor,
-    rover: tuple[Box, ...],
-    rover_pose: torch.Tensor | None,
-    sunlit: SunlitGround | None,
-    with_radiance: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return radiance (N,) and the shadow mask (N,) of the points that rays have hit."""
-    seen = (hits.level >= 0).nonzero()[:, 0]
-    radiance = torch.zeros_like(hits.depth)
-    shadow = torch.zeros_like(hits.depth, dtype=torch.bool)
-    if seen.numel() == 0:
-        return radiance, shadow
-    ray, depth, grid = rays[seen], hits.depth[seen], hits.level[seen]
-    points = view.position_m + ray * depth[:, None]
-    length = ray.norm(dim=1)
-    to_camera = -ray / length[:, None]
-    slopes, albedo = _surface_at(terrain, points, grid)
-    footprint = depth / view.fx * torch.rsqrt(to_camera[:, 2].abs().clamp(min=0.02))
-    facing = sun[2] - slopes[:, 0] * sun[0] - slopes[:, 1] * sun[1]
-    lit = facing > 0
-    if rover and rover_pose is not None:
-        lit &= ~_behind_boxes(points, sun, rover, rover_pose.to(points))
-    asked = lit
-    if sunlit is not None:
-        state = _cell_states(terrain, sunlit, points, grid)
-        lit = lit & (state != DARK)
-        asked = lit & (state == MIXED)
-    ask = asked.nonzero()[:, 0]
-    steepness = torch.sqrt(1 + slopes[ask].square().sum(dim=1))
-    lit[ask[_sun_blocked(terrain, points[ask], grid[ask], steepness, sun)]] = False
-    shadow[seen] = ~lit
-    if with_radiance:
-        slopes, grain = _add_micro(terrain, points, slopes, footprint)
-        radiance[seen] = _reflect(lighting, slopes, albedo * grain, sun, to_camera, lit)
-    return radiance, shadow
-
-
-def _cell_states(
-    terrain: Terrain, sunlit: SunlitGround, points: torch.Tensor, grid: torch.Tensor
-) -> torch.Tensor:
-    """Return (N,) uint8 what is known about sunlight in the cells of points of the ground."""
-    states = torch.empty_like(grid, dtype=torch.uint8)
-    for index, (level, cells) in enumerate(zip(terrain.levels, sunlit.cells, strict=True)):
-        at = (grid == index).nonzero()[:, 0]
-        where = ((points[at, :2] - level.origin_m) / level.cell_m).long()
-        where = where.clamp(0, level.cells - 1)
-        states[at] = cells[where[:, 1] * level.cells + where[:, 0]]
-    return states
-
-
-def _sun_blocked(terrain, points, grid, steepness, sun) -> torch.Tensor:
-    """Return (N,) bool: ground is between the points and the sun."""
-    cells = torch.tensor([level.cell_m for level in terrain.levels], device=points.device)
-    start = points.clone()
-    # Lifted a little, or the facets of the surface would shade themselves at low sun.
-    start[:, 2] += SHADOW_LIFT_CELLS * cells[grid] * steepness
-    return torch.isfinite(trace(terrain, start, sun.expand_as(start), None, True).depth)
-
-
-def _behind_boxes(points, sun, rover, rover_pose) -> torch.Tensor:
-    """Return (N,) bool: the way from the points to the sun goes through a box of the rover."""
-    rotation, position = rover_pose[:3, :3], rover_pose[:3, 3]
-    local = (points - position) @ rotation
-    way = sun @ rotation
-    way = torch.where(way.abs() < 1e-6, 1e-6, way)
-    blocked = torch.zeros(points.shape[0], dtype=torch.bool, device=points.device)
-    for box in rover:
-        center, half = local.new_tensor(box.center_m), local.new_tensor(box.half_m)
-        one, two = (center - half - local) / way, (center + half - local) / way
-        enter = torch.minimum(one, two).amax(dim=1)
-        leave = torch.maximum(one, two).amin(dim=1)
-        blocked |= (leave > enter) & (leave > 0)
-    return blocked
 
 
 def surface_of(
@@ -930,20 +757,6 @@ def _periodic_bilinear(table, side: int, x, y) -> torch.Tensor:
     low = torch.lerp(table[iy * side + ix], table[iy * side + jx], fx)
     high = torch.lerp(table[jy * side + ix], table[jy * side + jx], fx)
     return torch.lerp(low, high, fy)
-
-
-def _reflect(lighting: Lighting, slopes, albedo, sun, to_camera, lit) -> torch.Tensor:
-    """Return the radiance (N,) of surface points with given slopes."""
-    normal = _normals(slopes)
-    cos_i = (normal @ sun).clamp(0.0, 1.0)
-    cos_e = (normal * to_camera).sum(dim=1).clamp(0.02, 1.0)
-    cos_g = (to_camera @ sun).clamp(-1.0, 1.0)
-    direct = hapke_reflectance(cos_i, cos_e, cos_g, lighting.hapke)
-    # Light from the sunlit ground comes from below the horizon, mostly opposite to the sun.
-    side = -(normal[:, 0] * sun[0] + normal[:, 1] * sun[1])
-    sky = lighting.ambient * (0.5 + 0.5 * normal[:, 2])
-    ground = lighting.bounce * (0.5 + 0.5 * side).clamp(0.0, 1.0)
-    return albedo * (direct * lit + lighting.hapke.w * 0.25 * (sky + ground))
 
 
 def hapke_reflectance(

@@ -82,6 +82,7 @@ def with_lamps(
         lamps: Lamps; none changes nothing.
         hapke: Reflectance of the ground.
     """
+    view = view.to(terrain.device)
     points, known, to_camera = _points(seen, view)
     footprint = seen.depth.reshape(-1)[known] / view.fx
     normals, albedo = surface_of(terrain, points, footprint, _triangles(seen, known))
@@ -126,6 +127,7 @@ def with_ground_light(
         raise InputError(f'{rays} rays to the ground around; 1 or more are needed')
     if lighting.night:
         return seen
+    view = view.to(terrain.device)
     depth = seen.depth[::_STEP_PX, ::_STEP_PX]
     triangle = None if seen.triangle is None else seen.triangle[::_STEP_PX, ::_STEP_PX]
     part = replace(seen, depth=depth, triangle=triangle)

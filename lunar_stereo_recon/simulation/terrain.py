@@ -146,7 +146,7 @@ class GridLevel:
         heights: ((N + 1)^2,) vertex heights, metres, row (y) major.
         surface: ((N + 1)^2, 4) height (m), dz/dx, dz/dy, relative albedo at each vertex.
         maxima: Flat pyramid of the largest height under each cell: N^2, (N/2)^2, ... 1 values.
-        offsets: Start of each pyramid level in `maxima`.
+        offsets: (L,) int64 start of each pyramid level in `maxima`.
     """
 
     cells: int
@@ -155,7 +155,7 @@ class GridLevel:
     heights: torch.Tensor
     surface: torch.Tensor
     maxima: torch.Tensor
-    offsets: tuple[int, ...]
+    offsets: torch.Tensor
 
     @property
     def half_size_m(self) -> float:
@@ -171,7 +171,7 @@ class GridLevel:
             self.heights.to(device),
             self.surface.to(device),
             self.maxima.to(device),
-            self.offsets,
+            self.offsets.to(device),
         )
 
 
@@ -184,12 +184,15 @@ class Terrain:
         micro: (T, T, 3) periodic texture of dz/dx, dz/dy and relative albedo; it only shades.
         micro_texel_m: Texel size of `micro`, metres.
         rocks: Rocks that are meshes; None where there are none.
+        on_cpu: Of a terrain on another device, the same one on the CPU, which knows heights
+            without work for the device.
     """
 
     levels: tuple[GridLevel, ...]
     micro: torch.Tensor
     micro_texel_m: float = _MICRO_TEXEL_M
     rocks: RockMeshes | None = None
+    on_cpu: Terrain | None = None
 
     @property
     def device(self) -> torch.device:
@@ -204,13 +207,16 @@ class Terrain:
         """
         if self.rocks is not None:
             check_mesh_device(device)
+        if torch.device(device).type == 'cpu' and self.on_cpu is not None:
+            return self.on_cpu
         levels = tuple(level.to(device) for level in self.levels)
-        return Terrain(levels, self.micro.to(device), self.micro_texel_m, self.rocks)
+        moved = Terrain(levels, self.micro.to(device), self.micro_texel_m, self.rocks)
+        return moved if moved.device.type == 'cpu' else replace(moved, on_cpu=self.to('cpu'))
 
     def height_at(self, x_m: torch.Tensor, y_m: torch.Tensor) -> torch.Tensor:
         """Return the surface height (metres) at points (N,), that of rocks where they lie.
 
-        Outside the last grid it is NaN.
+        Outside the last grid it is NaN. The points are on the terrain's device or on the CPU.
         """
         height = self.ground_at(x_m, y_m)
         if self.rocks is None:
@@ -220,9 +226,10 @@ class Terrain:
 
     def ground_at(self, x_m: torch.Tensor, y_m: torch.Tensor) -> torch.Tensor:
         """Return the height (metres) of the heightfield, without rocks that are meshes."""
+        here = self if self.on_cpu is None or x_m.device.type != 'cpu' else self.on_cpu
         height = torch.full_like(x_m, math.nan)
         reach = torch.maximum(x_m.abs(), y_m.abs())
-        for level in reversed(self.levels):
+        for level in reversed(here.levels):
             inside = reach <= level.half_size_m
             values = _bilinear(level, x_m[inside], y_m[inside])
             height[inside] = values
@@ -376,7 +383,7 @@ def _grid_level(height: FloatGrid, albedo: FloatGrid, cell_m: float) -> GridLeve
         heights.reshape(-1).contiguous(),
         surface.reshape(-1, 4).contiguous(),
         torch.cat(pyramid),
-        tuple(offsets),
+        torch.tensor(offsets),
     )
 
 

@@ -186,7 +186,7 @@ def ground_plane(
     """
     cos, sin = math.cos(heading_rad), math.sin(heading_rad)
     # A plane through many points: single stones below a wheel do not tilt a rover with bogies.
-    steps = torch.linspace(-1.0, 1.0, 7, device=terrain.device)
+    steps = torch.linspace(-1.0, 1.0, 7)
     along, across = torch.meshgrid(_HALF_BASE_M * steps, _HALF_TRACK_M * steps, indexing='ij')
     along, across = along.reshape(-1), across.reshape(-1)
     x = x_m + along * cos - across * sin
@@ -300,7 +300,6 @@ def render_frame(
     stand = rover_frame(left, pose.heading_rad, config.rig.height_m, c.baseline_m)
     seen = []
     for view in (left, faults.right(right_view(left, c.baseline_m))):
-        view = view.to(terrain.device)
         lit = faults.render(terrain, view, lighting, config.samples, config.rover, stand, sunlit)
         seen.append(faults.lit_by_lamps(lit, terrain, view, left, lighting))
     gain = gain if gain > 0.0 else automatic_gain(seen[0])
