@@ -28,6 +28,7 @@ import json
 import os
 from pathlib import Path
 import shlex
+import sys
 import time
 from typing import Any
 
@@ -105,7 +106,7 @@ def read_campaign(
         path: The file.
         out: Folder of results.
         data: Folder of rendered pairs; None: `data` in `out`.
-        device: For the steps that can use one; None: what each takes by itself.
+        device: For the steps that can use one; None: 'cuda' for those that find it usable.
 
     Raises:
         InputError: The file is missing or of another form, or a step is no known command; all are
@@ -124,9 +125,24 @@ def read_campaign(
     names = {'out': out, 'data': data or out / 'data', 'workers': max(cores - 1, 1)}
     found = [_step(entry if isinstance(entry, dict) else {'run': entry}, names) for entry in steps]
     for step in found:
-        if device and hasattr(step.args, 'device'):
-            step.args.device = device
+        if hasattr(step.args, 'device'):
+            step.args.device = device or _best_device(step)
     return found
+
+
+def _best_device(step: Step) -> str:
+    """Return 'cuda' where a step can use it; say so where only its rendering cannot."""
+    if not torch.cuda.is_available():
+        return 'cpu'
+    if hasattr(step.args, 'rocks'):
+        from lunar_stereo_recon.simulation.renderer import rendering_device
+
+        try:
+            rendering_device('cuda', step.args.rocks)
+        except InputError as error:
+            print(f'step {step.text!r} renders on the CPU: {error}', file=sys.stderr)
+            return 'cpu'
+    return 'cuda'
 
 
 def _step(entry: dict[str, Any], names: dict[str, Any]) -> Step:
@@ -289,8 +305,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument('--resume', action='store_true', help='leave out what is done')
     parser.add_argument(
         '--device',
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='of rendering and training: cpu or cuda (default: cuda where there is one)',
+        help='of rendering and training: cpu or cuda (default: cuda where a step can use it)',
     )
     parser.add_argument('--dry-run', action='store_true', help='print the steps and what is done')
     parser.set_defaults(run=run)

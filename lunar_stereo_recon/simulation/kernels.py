@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 import math
 from typing import Any
+import warnings
 
 from numba import cuda
 import torch
@@ -23,6 +24,9 @@ from lunar_stereo_recon.simulation.compiled import (
     ray_through,
     shade_point,
 )
+
+# Small views are small launches, which is what was asked for.
+warnings.filterwarnings('ignore', message='Grid size .* under-utilization')
 
 # Threads of a block: rays that run side by side, and pixels (columns, rows) that lie together,
 # because threads of a warp wait for the longest of their rays.

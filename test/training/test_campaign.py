@@ -170,6 +170,24 @@ def test_device_reaches_the_steps_that_have_one(tmp_path, capsys, monkeypatch):
     assert "device is 'cuda', but" in capsys.readouterr().err
 
 
+def test_without_a_device_named_each_step_takes_what_it_can_use(capsys, monkeypatch):
+    """PyTorch's device serves training even where nothing compiles kernels that render."""
+    kernels = pytest.importorskip('lunar_stereo_recon.simulation.kernels')
+
+    def devices() -> list[str | None]:
+        steps = read_campaign(CAMPAIGNS / 'flight.yaml')
+        return [getattr(step.args, 'device', None) for step in steps]
+
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    assert devices() == ['cpu'] * 3 + [None] * 5
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr(kernels.cuda, 'is_available', lambda: False)
+    assert devices() == ['cpu', 'cpu', 'cuda'] + [None] * 5
+    assert 'renders on the CPU' in capsys.readouterr().err
+    monkeypatch.setattr(kernels.cuda, 'is_available', lambda: True)
+    assert devices() == ['cuda'] * 3 + [None] * 5
+
+
 @pytest.mark.slow
 def test_the_smoke_campaign_goes_through_in_several_calls(tmp_path, monkeypatch):
     """From pairs to calibrated int8, training stopped by the end of a call in between."""
