@@ -98,6 +98,7 @@ def offenders(forbidden: tuple[str, ...], allowed: tuple[str, ...], everywhere: 
         (('training',), ('none',)),
         (('torch',), ('models/', 'simulation/', 'backends/torch_backend.py')),
         (('onnxruntime',), ('backends/onnx_backend.py', 'commands/info.py')),
+        (('openvino',), ('backends/openvino_backend.py',)),
         (ROS, ('ros/',)),
     ],
 )

@@ -74,6 +74,10 @@ def manifest():
     return ElementTree.parse(ROOT / 'package.xml').getroot()
 
 
+# Optional, each in an extra of its name; rosdep has no key.
+OWN_EXTRAS = {'openvino'}
+
+
 @pytest.fixture(scope='module')
 def metadata(tmp_path_factory):
     """Return the requirements that setup.py declares: name of the extra ('' for none) to names."""
@@ -119,6 +123,8 @@ def test_every_import_of_the_runtime_is_declared_for_pip_and_for_rosdep(manifest
             distribution, key = THIRD_PARTY[name]
             assert distribution in metadata[''], f'{name}: {distribution} is not in setup.py'
             assert key is None or key in exec_depends(manifest), f'{name}: no {key}'
+        elif name in OWN_EXTRAS:
+            assert name in metadata[name], f'{name} is not in extra [{name}]'
         elif name in TRAINING_ONLY:
             distribution = TRAINING_ONLY[name]
             assert distribution in training, f'{name} is in neither extra [sim] nor [train]'

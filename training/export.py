@@ -18,7 +18,7 @@ from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.models.checkpoints import save_model
-from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent
+from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent, Float32Conv
 from lunar_stereo_recon.models.mast3r import Mast3r
 from training.checkpoint import FLIGHT_KIND, load_network
 
@@ -74,7 +74,10 @@ def weights_digest(student: nn.Module) -> str:
 
 
 def export_onnx(student: FlightStudent, path: Path, metadata: dict[str, str]) -> None:
-    """Write the student as ONNX with dynamic height and width (multiples of 32)."""
+    """Write the student as ONNX with dynamic height and width (multiples of 32).
+
+    The metadata gets one more entry, `float32_nodes`: what a runtime must not round.
+    """
     example = torch.rand(1, 1, 96, 160), torch.rand(1, 1, 96, 160)
     sizes = {0: 'batch', 2: 'height', 3: 'width'}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +96,27 @@ def export_onnx(student: FlightStudent, path: Path, metadata: dict[str, str]) ->
         )
     model = onnx.load(path)
     onnx.checker.check_model(model)
-    onnx.helper.set_model_props(model, metadata)
+    kept = json.dumps(float32_nodes(model, student))
+    onnx.helper.set_model_props(model, metadata | {'float32_nodes': kept})
     onnx.save(model, path)
+
+
+def float32_nodes(model: onnx.ModelProto, student: FlightStudent) -> list[str]:
+    """Return the names of the convolutions that must not be rounded: what they give is pixels.
+
+    Those of `Float32Conv`, and those with a fixed kernel.
+    """
+    weights = {
+        f'student.{name}.weight'
+        for name, module in student.named_modules()
+        if isinstance(module, Float32Conv)
+    }
+    fixed = {node.output[0] for node in model.graph.node if node.op_type == 'Constant'}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == 'Conv' and node.input[1] in weights | fixed
+    ]
 
 
 def parity(student: FlightStudent, path: Path, size: tuple[int, int], seed: int = 0) -> float:

@@ -1,8 +1,9 @@
 """Turn a model's convolutions into int8 (static quantization), from a sample of frames.
 
-Weights are quantized channel by channel, activations by their range over the frames. Everything
-else (attention, correlation, softmax, warping) stays in float: it takes little of the time and
-needs the range. Fit the confidence anew afterwards: `python -m training calibrate --write`.
+Weights are quantized channel by channel, activations by their range over the frames. What gives
+pixels (`float32_nodes` of the metadata) stays in float, and so does everything that is no
+convolution (attention, correlation, softmax, warping): it takes little of the time and needs the
+range. Fit the confidence anew afterwards: `python -m training calibrate --write`.
 
 Pays on processors with 8-bit dot products (AVX-512 VNNI, AVX-VNNI, Arm dotprod); elsewhere the
 float model may well be faster: `lunar-stereo bench --speed` tells.
@@ -71,6 +72,8 @@ def quantize(source: Path, target: Path, paths: Sequence[Path], reduce_range: bo
             8 bits can saturate.
     """
     float_model = onnx.load(source)
+    metadata = {entry.key: entry.value for entry in float_model.metadata_props}
+    kept = json.loads(metadata.get('float32_nodes', '[]'))
     with tempfile.TemporaryDirectory() as folder:
         inferred = Path(folder) / 'inferred.onnx'
         quant_pre_process(str(source), str(inferred), skip_symbolic_shape=True)
@@ -79,11 +82,11 @@ def quantize(source: Path, target: Path, paths: Sequence[Path], reduce_range: bo
             str(target),
             FrameReader(paths),
             op_types_to_quantize=list(QUANTIZED),
+            nodes_to_exclude=kept,
             per_channel=True,
             reduce_range=reduce_range,
         )
     model = onnx.load(target)
-    metadata = {entry.key: entry.value for entry in float_model.metadata_props}
     metadata['name'] = f'{metadata.get("name") or source.stem}-int8'
     metadata['quantization'] = json.dumps(
         {
@@ -91,6 +94,7 @@ def quantize(source: Path, target: Path, paths: Sequence[Path], reduce_range: bo
             'activations': 'uint8',
             'weights': 'int8 per channel',
             'reduce_range': reduce_range,
+            'in_float': len(kept),
             'frames': len(paths),
         }
     )

@@ -50,6 +50,23 @@ def _load_onnx(model_path: Path, providers: Sequence[str] | None, threads: int) 
     return OnnxBackend(model_path, providers=providers, threads=threads)
 
 
+def _load_openvino(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
+    if providers:
+        raise ModelError(
+            f'providers {", ".join(providers)} are of onnxruntime; the backend openvino has none'
+        )
+    try:
+        from lunar_stereo_recon.backends.openvino_backend import OpenVinoBackend
+    except ModuleNotFoundError as error:
+        if error.name != 'openvino':
+            raise
+        raise ModelError(
+            'the backend openvino needs the package openvino: '
+            "pip install 'lunar_stereo_recon[openvino]'"
+        ) from error
+    return OpenVinoBackend(model_path, threads)
+
+
 def _load_classical(method: str) -> Loader:
     def load(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
         from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
@@ -59,8 +76,11 @@ def _load_classical(method: str) -> Loader:
     return load
 
 
+# What runs a student's file.
+STUDENT_BACKENDS = ('onnx', 'openvino')
 BACKENDS: dict[str, Loader] = {
     'onnx': _load_onnx,
+    'openvino': _load_openvino,
     'sgbm': _load_classical('sgbm'),
     'sgbm_hh': _load_classical('sgbm_hh'),
     'bm': _load_classical('bm'),

@@ -8,25 +8,28 @@ import json
 import logging
 from pathlib import Path
 import tempfile
-from typing import Any
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
+from lunar_stereo_recon.backends.student_file import (
+    batched,
+    described,
+    GraphInput,
+    input_channels,
+    OUTPUTS,
+    SIZE_MULTIPLE,
+)
 from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage
-from lunar_stereo_recon.errors import InputError, ModelError
+from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.preprocess import NETWORK_WIDTH
 
 RUNTIME_VERSION = onnxruntime.__version__
-FORMAT_VERSION = '1'
-INPUTS = ('left', 'right')
-OUTPUTS = ('disparity', 'confidence')
 PROVIDERS = {
     'cpu': 'CPUExecutionProvider',
     'cuda': 'CUDAExecutionProvider',
     'tensorrt': 'TensorrtExecutionProvider',
-    'openvino': 'OpenVINOExecutionProvider',
 }
 
 # onnxruntime's own errors have no common base short of Exception.
@@ -74,7 +77,7 @@ class OnnxBackend:
             name is unknown.
     """
 
-    size_multiple = 32
+    size_multiple = SIZE_MULTIPLE
     max_width_px: int | None = NETWORK_WIDTH
 
     def __init__(
@@ -88,28 +91,18 @@ class OnnxBackend:
         self.provider_fallback = _fallback_reason(wanted, self.provider)
         if self.provider_fallback:
             logger.warning('%s', self.provider_fallback)
-        self._channels = _check_graph(self._session, model_path)
+        self._channels = _channels(self._session, model_path)
         self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
-        _check_format_version(self.metadata, model_path)
-        self.name = self.metadata.get('name') or model_path.stem
-        self.confidence_calibration = _json_entry(
-            self.metadata, 'confidence_calibration', model_path
-        )
-        self.max_disparity_px = _positive_number(self.metadata, 'max_disparity_px', model_path)
+        facts = described(self.metadata, model_path)
+        self.name = facts.name
+        self.confidence_calibration = facts.confidence_calibration
+        self.max_disparity_px = facts.max_disparity_px
 
     def predict(self, left: FloatImage, right: FloatImage) -> DisparityPrediction:
         """Match two images (H, W) float32 in [0, 1], H and W multiples of 32."""
-        if left.shape != right.shape or any(size % self.size_multiple for size in left.shape):
-            raise InputError(
-                f'images have shapes {left.shape} and {right.shape}; the network needs equal '
-                f'heights and widths that are multiples of {self.size_multiple}'
-            )
-        feeds = {'left': self._batched(left), 'right': self._batched(right)}
+        feeds = batched(left, right, self._channels)
         disparity, confidence = self._session.run(list(OUTPUTS), feeds)
         return DisparityPrediction(disparity[0], confidence[0])
-
-    def _batched(self, image: FloatImage) -> np.ndarray:
-        return np.broadcast_to(image, (1, self._channels, *image.shape))
 
 
 def node_shapes(model_path: Path, height: int, width: int) -> list[NodeShapes]:
@@ -129,9 +122,8 @@ def node_shapes(model_path: Path, height: int, width: int) -> list[NodeShapes]:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / 'nodes')
         session = _new_session(model_path, options, [PROVIDERS['cpu']])
-        channels = _check_graph(session, model_path)
-        image = np.full((1, channels, height, width), 0.5, np.float32)
-        session.run(None, {'left': image, 'right': image})
+        image = np.full((height, width), 0.5, np.float32)
+        session.run(None, batched(image, image, _channels(session, model_path)))
         events = json.loads(Path(session.end_profiling()).read_text(encoding='utf-8'))
     return [
         NodeShapes(
@@ -187,56 +179,9 @@ def _fallback_reason(wanted: list[str], used: str) -> str:
     return f'execution provider {wanted[0]} is not in use; running on {used} (here: {available})'
 
 
-def _check_graph(session: onnxruntime.InferenceSession, model_path: Path) -> int:
-    """Return the number of input channels of a graph that has the names and ranks of format 1."""
-    inputs = {node.name: node for node in session.get_inputs()}
-    outputs = {node.name for node in session.get_outputs()}
-    if set(inputs) != set(INPUTS):
-        raise ModelError(
-            f'{model_path} has the inputs {", ".join(sorted(inputs)) or "none"}; '
-            f'{" and ".join(INPUTS)} are needed'
-        )
-    missing = [name for name in OUTPUTS if name not in outputs]
-    if missing:
-        raise ModelError(
-            f'{model_path} lacks the outputs {", ".join(missing)}; '
-            f'it has {", ".join(sorted(outputs))}'
-        )
-    for name, node in inputs.items():
-        if len(node.shape) != 4 or node.shape[1] not in (1, 3) or node.type != 'tensor(float)':
-            raise ModelError(
-                f'{model_path} input {name} is {node.type} of shape {node.shape}; '
-                'float (B, 1 or 3, H, W) is needed'
-            )
-    return int(inputs['left'].shape[1])
-
-
-def _check_format_version(metadata: dict[str, str], model_path: Path) -> None:
-    version = metadata.get('format_version')
-    if version != FORMAT_VERSION:
-        raise ModelError(
-            f"{model_path} has format_version {version!r}; this package runs '{FORMAT_VERSION}'"
-        )
-
-
-def _json_entry(metadata: dict[str, str], key: str, model_path: Path) -> dict[str, Any] | None:
-    if not metadata.get(key):
-        return None
-    try:
-        value = json.loads(metadata[key])
-    except json.JSONDecodeError as error:
-        raise ModelError(f'{model_path} metadata {key} is not JSON: {error}') from error
-    if value is not None and not isinstance(value, dict):
-        raise ModelError(f'{model_path} metadata {key} is {value!r}; a JSON object is needed')
-    return value or None
-
-
-def _positive_number(metadata: dict[str, str], key: str, model_path: Path) -> float:
-    text = metadata.get(key, '')
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise ModelError(f"{model_path} metadata {key} is '{text}'; pixels are needed") from error
-    if not value > 0:
-        raise ModelError(f'{model_path} metadata {key} is {value}; it must be positive')
-    return value
+def _channels(session: onnxruntime.InferenceSession, model_path: Path) -> int:
+    inputs = {
+        node.name: GraphInput(node.type == 'tensor(float)', tuple(node.shape))
+        for node in session.get_inputs()
+    }
+    return input_channels(inputs, {node.name for node in session.get_outputs()}, model_path)

@@ -17,16 +17,21 @@ from lunar_stereo_recon.geometry.disparity import fill_from_background
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
 FILL = ' + fill'
+# What runs a student; the bench may be asked for another.
+STUDENT_BACKEND = 'onnx'
 # Which backend, and the pipeline's options that follow; None: the matcher alone.
 RUNS: dict[str, tuple[str, ReconstructionOptions | None]] = {
     'SGBM 3WAY': ('sgbm', None),
     'SGBM HH': ('sgbm_hh', None),
     'BM': ('bm', None),
     'BM padded': ('bm_padded', None),
-    'student': ('onnx', ReconstructionOptions(dense=True, refine=False, align_rows=False)),
-    'student + refinement': ('onnx', ReconstructionOptions(dense=True, align_rows=False)),
+    'student': (
+        STUDENT_BACKEND,
+        ReconstructionOptions(dense=True, refine=False, align_rows=False),
+    ),
+    'student + refinement': (STUDENT_BACKEND, ReconstructionOptions(dense=True, align_rows=False)),
     # What users get.
-    'student + rows + refinement': ('onnx', ReconstructionOptions(dense=True)),
+    'student + rows + refinement': (STUDENT_BACKEND, ReconstructionOptions(dense=True)),
 }
 METHODS = tuple(
     column
@@ -73,13 +78,23 @@ def runs_of(methods: Sequence[str]) -> list[str]:
     return [name for name in RUNS if name in wanted]
 
 
-def load_estimator(name: str, model: Path | None, threads: int) -> Estimator:
+def load_estimator(
+    name: str, model: Path | None, threads: int, student: str = STUDENT_BACKEND
+) -> Estimator:
     """Return one of `RUNS`, ready.
 
+    Args:
+        name: Which.
+        model: The student's file; None is the shipped one.
+        threads: Of the matcher.
+        student: Backend that runs the student.
+
     Raises:
-        ModelError: The student's file is missing or is not a model.
+        ModelError: The student's file is missing or is not a model, or its backend is not there.
     """
     backend_name, options = RUNS[name]
+    if backend_name == STUDENT_BACKEND:
+        backend_name = student
     backend = load_backend(backend_name, model, threads=threads)
     if options is None:
 
@@ -165,17 +180,25 @@ def _score(
     )
 
 
-def peak_memory_mb(name: str, model: Path | None, threads: int, pair: StereoPair) -> float:
+def peak_memory_mb(
+    name: str,
+    model: Path | None,
+    threads: int,
+    pair: StereoPair,
+    student: str = STUDENT_BACKEND,
+) -> float:
     """Return the largest resident size of a fresh process that runs one of `RUNS`, 1e6 bytes."""
     with multiprocessing.get_context('spawn').Pool(1) as pool:
-        return pool.apply(_run_and_measure, (name, model, threads, pair))
+        return pool.apply(_run_and_measure, (name, model, threads, pair, student))
 
 
-def _run_and_measure(name: str, model: Path | None, threads: int, pair: StereoPair) -> float:
+def _run_and_measure(
+    name: str, model: Path | None, threads: int, pair: StereoPair, student: str
+) -> float:
     import cv2
 
     cv2.setNumThreads(threads)
-    estimate = load_estimator(name, model, threads)
+    estimate = load_estimator(name, model, threads, student)
     for _ in range(WARM_UPS):
         estimate(pair)
     # Not getrusage: its maximum survives exec and so counts what the parent process held.

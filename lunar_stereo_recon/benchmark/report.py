@@ -250,6 +250,6 @@ def _setting_text(setting: Mapping[str, Any], pairs: int, strata: Sequence[str])
     if model:
         lines.append(
             f'Model {model["name"]} ({model["megabytes"]:.1f} MB, weights '
-            f'{model["weights_sha256"][:12]}).'
+            f'{model["weights_sha256"][:12]}) on {model["runs on"]}.'
         )
     return '\n'.join(lines)

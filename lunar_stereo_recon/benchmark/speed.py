@@ -16,6 +16,7 @@ from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.backends.onnx_backend import node_shapes, NodeShapes
 from lunar_stereo_recon.benchmark.matrix_product import gflops_reached
+from lunar_stereo_recon.benchmark.methods import STUDENT_BACKEND
 from lunar_stereo_recon.datatypes import StereoPair
 from lunar_stereo_recon.errors import InputError
 
@@ -87,10 +88,14 @@ class TeacherRatio:
 
 
 def measure_speed(
-    model: Path, threads: int, pair: StereoPair, sizes: Sequence[tuple[int, int]] = SIZES
+    model: Path,
+    threads: int,
+    pair: StereoPair,
+    student: str = STUDENT_BACKEND,
+    sizes: Sequence[tuple[int, int]] = SIZES,
 ) -> tuple[Throughput, Roofline]:
     """Return throughput and roofline of a model file on a pair resized to several sizes."""
-    backend = load_backend('onnx', model, threads=threads)
+    backend = load_backend(student, model, threads=threads)
     times = [median_ms(backend, pair, size) for size in sizes]
     width, height = ROOFLINE_SIZE
     usual = dict(zip(sizes, times, strict=True)).get(ROOFLINE_SIZE)
@@ -109,7 +114,11 @@ def measure_speed(
 
 
 def measure_teacher(
-    model: Path, threads: int, pair: StereoPair, size: tuple[int, int] = TEACHER_SIZE
+    model: Path,
+    threads: int,
+    pair: StereoPair,
+    student: str = STUDENT_BACKEND,
+    size: tuple[int, int] = TEACHER_SIZE,
 ) -> TeacherRatio:
     """Time the full-size teacher against a model file in this run.
 
@@ -120,7 +129,7 @@ def measure_teacher(
         from lunar_stereo_recon.models.timing import teacher_time
     except ModuleNotFoundError as error:
         raise InputError(f'timing the teacher needs {error.name}: the extra [sim]') from error
-    student_ms = median_ms(load_backend('onnx', model, threads=threads), pair, size)
+    student_ms = median_ms(load_backend(student, model, threads=threads), pair, size)
     teacher = teacher_time(*size, threads)
     return TeacherRatio(
         *size,

@@ -29,6 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('--pairs', type=int, help='only so many pairs of each stratum')
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
+    parser.add_argument(
+        '--backend', default='onnx', help="what runs the student: 'onnx' or 'openvino'"
+    )
     parser.add_argument('--threads', type=int, default=2, help='CPU threads for every method')
     parser.add_argument(
         '--method', action='append', metavar='NAME', help='only this one; may be repeated'
@@ -62,15 +65,18 @@ def run(args: argparse.Namespace) -> int:
 
     import cv2
 
+    from lunar_stereo_recon.backends import STUDENT_BACKENDS
     from lunar_stereo_recon.benchmark.methods import load_estimator, METHODS, runs_of
     from lunar_stereo_recon.benchmark.report import BenchmarkRun
 
+    _chosen('backend', [args.backend], STUDENT_BACKENDS)
     methods = _chosen('method', args.method or list(METHODS), METHODS)
     variants = _variants(args.degrade)
     _check_positive(args)
     cv2.setNumThreads(args.threads)
     estimators = {
-        name: load_estimator(name, args.model, args.threads) for name in runs_of(methods)
+        name: load_estimator(name, args.model, args.threads, args.backend)
+        for name in runs_of(methods)
     }
     pairs = _pairs(args)
     result = BenchmarkRun(
@@ -166,9 +172,10 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
     from lunar_stereo_recon.backends import load_backend, model_file
 
     path = model_file(args.model)
-    backend = load_backend('onnx', path, threads=args.threads)
+    backend = load_backend(args.backend, path, threads=args.threads)
     return {
         'name': backend.name,
+        'runs on': backend.provider,
         'megabytes': path.stat().st_size / 1e6,
         'weights_sha256': backend.metadata.get('weights_sha256', ''),
         'recipe': backend.metadata.get('recipe', ''),
@@ -202,7 +209,8 @@ def _memory_mb(
 
     images, _ = pair.load()
     by_run = {
-        name: peak_memory_mb(name, args.model, args.threads, images) for name in runs_of(methods)
+        name: peak_memory_mb(name, args.model, args.threads, images, args.backend)
+        for name in runs_of(methods)
     }
     return {method: by_run[method.removesuffix(FILL)] for method in methods}
 
@@ -213,9 +221,9 @@ def _measure_speed(args: argparse.Namespace, result: BenchmarkRun) -> None:
 
     model, pair = model_file(args.model), result.pairs[0].load()[0]
     if args.speed:
-        result.speed = measure_speed(model, args.threads, pair)
+        result.speed = measure_speed(model, args.threads, pair, args.backend)
     if args.teacher:
-        result.teacher = measure_teacher(model, args.threads, pair)
+        result.teacher = measure_teacher(model, args.threads, pair, args.backend)
 
 
 def _write_pictures(

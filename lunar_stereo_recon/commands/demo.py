@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('--bag', type=Path, default=DEMO_BAG, help='another recording')
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder for results')
-    parser.add_argument('--backend', default='onnx', help='onnx, sgbm, sgbm_hh or bm')
+    parser.add_argument('--backend', default='onnx', help='onnx, openvino, sgbm, sgbm_hh or bm')
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
     parser.add_argument(
         '--rate',

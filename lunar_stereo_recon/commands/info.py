@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 from pathlib import Path
 
 
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         'numpy': numpy.__version__,
         'opencv': cv2.__version__,
         'onnxruntime': onnxruntime.__version__,
+        'openvino': _installed('openvino'),
         'cpu cores': str(os.cpu_count()),
         'providers': ', '.join(onnxruntime.get_available_providers()),
         'model': f'{path} ({path.stat().st_size / 1e6:.2f} MB)' if path.is_file() else str(path),
@@ -44,3 +46,10 @@ def run(args: argparse.Namespace) -> int:
     for key, value in sorted(backend.metadata.items()):
         print(f'{key:20s} {value}')
     return 0
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return f'not installed (extra [{distribution}])'

@@ -48,12 +48,13 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments from which `reconstructor` builds; for every command that has one."""
     group = parser.add_argument_group('reconstruction')
     group.add_argument(
-        '--backend', default='onnx', help='onnx, or a classical one: sgbm, sgbm_hh, bm, bm_padded'
+        '--backend',
+        default='onnx',
+        help='the student by onnx or openvino (faster on CPUs with AVX512-BF16 or AMX), or a '
+        'classical matcher: sgbm, sgbm_hh, bm, bm_padded',
     )
     group.add_argument('--model', type=Path, help='model file (default: the shipped student)')
-    group.add_argument(
-        '--provider', action='append', help='cpu, cuda, tensorrt, openvino; in turn'
-    )
+    group.add_argument('--provider', action='append', help='of onnx: cpu, cuda, tensorrt; in turn')
     group.add_argument('--threads', type=int, default=0, help='0 leaves it to the runtime')
     group.add_argument('--dense', action='store_true', help='keep estimates of any confidence')
     group.add_argument('--confidence', type=float, default=0.5, help='threshold in [0, 1]')
@@ -73,15 +74,18 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
 
 def reconstructor(args: argparse.Namespace):
     """Return the StereoReconstructor that the arguments describe."""
-    from lunar_stereo_recon.backends import load_backend
+    from lunar_stereo_recon.backends import load_backend, STUDENT_BACKENDS
     from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
     if args.threads < 0:
         raise InputError(f'--threads is {args.threads}; 0 or more is needed')
-    if args.backend != 'onnx' and (args.model or args.provider):
+    if args.model and args.backend not in STUDENT_BACKENDS:
         raise InputError(
-            f'--model and --provider are of the backend onnx; --backend is {args.backend}'
+            f'--model is of the backends {" and ".join(STUDENT_BACKENDS)}; '
+            f'--backend is {args.backend}'
         )
+    if args.provider and args.backend != 'onnx':
+        raise InputError(f'--provider is of the backend onnx; --backend is {args.backend}')
     if args.threads > 0:
         import cv2
 

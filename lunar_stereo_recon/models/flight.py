@@ -477,15 +477,21 @@ def convex_upsample2(x: Tensor, weights: Tensor) -> Tensor:
     return F.pixel_shuffle(values / reduce(torch.add, shares), 2)
 
 
-def bilinear_upsample2(x: Tensor) -> Tensor:
-    """Return what `upsample2` does of x (B, 1, H, W), by a convolution.
+class BilinearUpsample2(nn.Module):
+    """What `upsample2` does, of a single channel: runtimes resize one slowly and convolve fast."""
 
-    Runtimes resize a single channel slowly.
-    """
-    taps = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.75, 0.25]], dtype=x.dtype, device=x.device)
-    kernels = (taps[:, None, :, None] * taps[None, :, None, :]).reshape(4, 1, 3, 3)
-    padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
-    return F.pixel_shuffle(in_float32(F.conv2d, padded, kernels), 2)
+    kernels: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        taps = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.75, 0.25]])
+        kernels = taps[:, None, :, None] * taps[None, :, None, :]
+        self.register_buffer('kernels', kernels.reshape(4, 1, 3, 3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 1, 2H, 2W) float32 of (B, 1, H, W)."""
+        padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
+        return F.pixel_shuffle(in_float32(F.conv2d, padded, self.kernels), 2)
 
 
 def confidence_logit(log_scale: Tensor) -> Tensor:
@@ -510,6 +516,7 @@ class FlightStudent(nn.Module):
         self.aggregation = Aggregation(config)
         self.coarse = CoarseRefinement(config)
         self.fine = FineRefinement(config)
+        self.enlarge = BilinearUpsample2()
         # Descriptors have unit length: their products need a learned sharpness.
         self.log_temperature = nn.Parameter(torch.tensor(2.3))
 
@@ -543,7 +550,7 @@ class FlightStudent(nn.Module):
         first, coarse, context, weights = self.coarse(correlation, logits, context)
         upsampled = convex_upsample2(coarse, weights)
         fine, log_scale, weights, match = self.fine(upsampled, f2[:batch], f2[batch:], context)
-        log_scale = bilinear_upsample2(log_scale)[:, 0]
+        log_scale = self.enlarge(log_scale)[:, 0]
         return {
             'disparity': convex_upsample2(fine, weights)[:, 0],
             'confidence_logit': confidence_logit(log_scale),

@@ -80,7 +80,7 @@ class ReconstructionParameters:
     backend: str = parameter(
         'onnx',
         'Matcher to use; ~/set_model makes a change act',
-        choices=('onnx', 'sgbm', 'sgbm_hh', 'bm'),
+        choices=('onnx', 'openvino', 'sgbm', 'sgbm_hh', 'bm'),
         dynamic=True,
     )
     model: str = parameter(
@@ -91,7 +91,7 @@ class ReconstructionParameters:
     )
     providers: list[str] = parameter(
         [''],
-        'Execution providers of onnxruntime in order of preference; empty is the CPU; '
+        'Execution providers of the backend onnx in order of preference; empty is the CPU; '
         '~/set_model makes a change act',
         dynamic=True,
     )

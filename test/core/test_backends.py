@@ -1,5 +1,6 @@
 import logging
 from pathlib import Path
+import sys
 
 import cv2
 import numpy as np
@@ -10,15 +11,24 @@ from lunar_stereo_recon.backends import (
     DEFAULT_MODEL,
     load_backend,
     model_file,
+    STUDENT_BACKENDS,
 )
 from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
 from lunar_stereo_recon.errors import InputError, ModelError
 
 
-def test_onnx_model_runs_at_several_sizes(model_maker):
-    backend = load_backend('onnx', model_maker(), threads=1)
+@pytest.fixture(params=STUDENT_BACKENDS)
+def runtime(request):
+    """Return the name of each backend that runs a student's file."""
+    if request.param == 'openvino':
+        pytest.importorskip('openvino')
+    return request.param
+
+
+def test_model_runs_at_several_sizes(runtime, model_maker):
+    backend = load_backend(runtime, model_maker(), threads=1)
     assert backend.name == 'tiny'
-    assert backend.provider == 'CPUExecutionProvider' and backend.provider_fallback == ''
+    assert backend.provider_fallback == ''
     assert backend.max_disparity_px == 8.0
     assert backend.confidence_calibration == {'weights': {'prior_logit': 1.0}, 'bias': 0.0}
     rng = np.random.default_rng(0)
@@ -29,18 +39,49 @@ def test_onnx_model_runs_at_several_sizes(model_maker):
         np.testing.assert_allclose(prediction.confidence, right, rtol=1e-6)
 
 
-def test_grey_views_are_repeated_for_a_colour_network(model_maker):
-    backend = load_backend('onnx', model_maker(channels=3))
+def test_a_result_outlives_the_next_pair(runtime, model_maker):
+    backend = load_backend(runtime, model_maker())
+    left = np.full((32, 32), 0.5, np.float32)
+    first = backend.predict(left, left).disparity
+    backend.predict(0.5 * left, left)
+    np.testing.assert_allclose(first, 4.0, rtol=1e-6)
+
+
+def test_provider_names_runtime_and_precision(model_maker):
+    assert load_backend('onnx', model_maker()).provider == 'CPUExecutionProvider'
+    openvino = pytest.importorskip('openvino')
+    provider = load_backend('openvino', model_maker()).provider
+    # The file does not say what must not be rounded, so nothing is.
+    assert provider == f'OpenVINO {openvino.__version__.split("-")[0]} CPU, float32'
+
+
+def test_openvino_that_is_not_installed_is_named_with_its_extra(model_maker, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    monkeypatch.delitem(sys.modules, 'lunar_stereo_recon.backends.openvino_backend', raising=False)
+    with pytest.raises(ModelError, match=r'pip install .*\[openvino\]'):
+        load_backend('openvino', model_maker())
+
+
+def test_openvino_refuses_what_it_would_do_badly_or_not_at_all(model_maker):
+    pytest.importorskip('openvino')
+    with pytest.raises(ModelError, match='quantized'):
+        load_backend('openvino', model_maker(metadata={'quantization': '{}'}))
+    with pytest.raises(ModelError, match='cuda are of onnxruntime'):
+        load_backend('openvino', model_maker(), providers=['cuda'])
+
+
+def test_grey_views_are_repeated_for_a_colour_network(runtime, model_maker):
+    backend = load_backend(runtime, model_maker(channels=3))
     left = np.random.default_rng(0).random((32, 32), dtype=np.float32)
     np.testing.assert_allclose(backend.predict(left, left).disparity, 8 * left, rtol=1e-5)
 
 
-def test_missing_model_names_its_path(tmp_path):
+def test_missing_model_names_its_path(runtime, tmp_path):
     with pytest.raises(ModelError, match='none.onnx'):
-        load_backend('onnx', tmp_path / 'none.onnx')
+        load_backend(runtime, tmp_path / 'none.onnx')
 
 
-def test_corrupted_model_names_its_path(tmp_path, model_maker):
+def test_corrupted_model_names_its_path(runtime, tmp_path, model_maker):
     whole = model_maker().read_bytes()
     for name, content in (
         ('noise.onnx', bytes(range(256)) * 4),
@@ -49,7 +90,7 @@ def test_corrupted_model_names_its_path(tmp_path, model_maker):
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ModelError, match=name):
-            load_backend('onnx', tmp_path / name)
+            load_backend(runtime, tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -66,17 +107,17 @@ def test_corrupted_model_names_its_path(tmp_path, model_maker):
         ({'metadata': {'confidence_calibration': '[1]'}}, 'JSON object'),
     ],
 )
-def test_model_of_another_form_is_refused(model_maker, change, message):
+def test_model_of_another_form_is_refused(runtime, model_maker, change, message):
     with pytest.raises(ModelError, match=message):
-        load_backend('onnx', model_maker(**change))
+        load_backend(runtime, model_maker(**change))
 
 
-def test_model_without_calibration_is_accepted(model_maker):
-    assert load_backend('onnx', model_maker(omit=('confidence_calibration',))).name == 'tiny'
+def test_model_without_calibration_is_accepted(runtime, model_maker):
+    assert load_backend(runtime, model_maker(omit=('confidence_calibration',))).name == 'tiny'
 
 
-def test_size_that_is_no_multiple_is_refused(model_maker):
-    backend = load_backend('onnx', model_maker())
+def test_size_that_is_no_multiple_is_refused(runtime, model_maker):
+    backend = load_backend(runtime, model_maker())
     image = np.zeros((30, 64), np.float32)
     with pytest.raises(InputError, match='multiples of 32'):
         backend.predict(image, image)
@@ -92,7 +133,7 @@ def test_falling_back_to_the_cpu_is_said(model_maker, caplog):
 
 
 def test_unknown_names_list_the_known(model_maker):
-    with pytest.raises(ModelError, match='onnx, sgbm'):
+    with pytest.raises(ModelError, match='onnx, openvino, sgbm'):
         load_backend('magic')
     with pytest.raises(ModelError, match='cpu, cuda'):
         load_backend('onnx', model_maker(), providers=['abacus'])

@@ -165,11 +165,21 @@ def test_bench_of_a_student(samples, model_maker, capsys):
     assert (samples.parent / 'out' / 'reliability.png').is_file()
 
 
+def test_bench_of_a_student_in_another_runtime(samples, model_maker, capsys):
+    pytest.importorskip('openvino')
+    model = str(model_maker(metadata={'max_disparity_px': '16'}))
+    options = ('--method', 'student', '--model', model, '--backend', 'openvino', '--pairs', '1')
+    document = bench(samples, *options)
+    assert document['setting']['model']['runs on'].startswith('OpenVINO')
+    assert document['setting']['model']['runs on'] in capsys.readouterr().out
+    assert document['results']['none']['student']['overall']['all']['density'] == 1.0
+
+
 def test_speed_of_a_student(samples, model_maker, monkeypatch, capsys):
     from lunar_stereo_recon.benchmark import matrix_product, speed
 
     monkeypatch.setattr(speed, 'ROOFLINE_SIZE', (64, 32))
-    monkeypatch.setattr(speed.measure_speed, '__defaults__', (((64, 32), (128, 64)),))
+    monkeypatch.setattr(speed.measure_speed, '__defaults__', ('onnx', ((64, 32), (128, 64))))
     monkeypatch.setattr(matrix_product.gflops_reached, '__defaults__', (64,))
     document = bench(samples, '--method', 'student', '--model', str(model_maker()), '--speed')
     assert document['throughput']['sizes'] == [[64, 32], [128, 64]]
@@ -188,7 +198,7 @@ def test_teacher_beside_the_student(samples, model_maker, monkeypatch, capsys):
 
     small = Mast3rConfig(32, 1, 2, 24, 12, 2)
     monkeypatch.setattr(timing.teacher_time, '__defaults__', (small,))
-    monkeypatch.setattr(speed.measure_teacher, '__defaults__', ((64, 32),))
+    monkeypatch.setattr(speed.measure_teacher, '__defaults__', ('onnx', (64, 32)))
     found = bench(samples, '--method', 'student', '--model', str(model_maker()), '--teacher')
     found = found['teacher']
     weights = sum(weight.numel() for weight in Mast3r(small).parameters())

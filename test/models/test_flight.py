@@ -12,7 +12,7 @@ torch = pytest.importorskip('torch')
 import torch.nn.functional as F  # noqa: E402
 
 from lunar_stereo_recon.models.flight import (  # noqa: E402
-    bilinear_upsample2,
+    BilinearUpsample2,
     box_mean,
     convex_upsample2,
     FlightConfig,
@@ -83,7 +83,7 @@ def test_box_mean_counts_what_is_inside_the_image(radius):
 
 def test_bilinear_upsampling_by_convolution_is_that_by_interpolation():
     x = torch.randn(2, 1, 5, 7, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(bilinear_upsample2(x), upsample2(x))
+    torch.testing.assert_close(BilinearUpsample2()(x), upsample2(x))
 
 
 def test_convex_upsampling_weighs_the_nine_neighbours():
@@ -199,6 +199,46 @@ def test_exported_metadata_describes_the_model(student, tmp_path):
     assert properties['max_disparity_px'] == '44'
     assert json.loads(properties['config'])['disparity_bins'] == 12
     assert len(properties['weights_sha256']) == 64
+    kept = json.loads(properties['float32_nodes'])
+    assert {'/student/fine/out/Conv', '/student/enlarge/Conv'} < set(kept) and len(kept) == 6
+
+
+def test_openvino_rounds_layers_but_not_what_becomes_pixels(student, tmp_path):
+    openvino = pytest.importorskip('openvino')
+    pytest.importorskip('onnx')
+    from lunar_stereo_recon.backends import load_backend
+    from lunar_stereo_recon.backends.openvino_backend import round_layers
+    from training.export import export_onnx, metadata_of
+
+    content = {'recipe': {'name': 'tiny'}, 'step': 3, 'seconds': 1.0, 'git_commit': ''}
+    path = tmp_path / 'tiny.onnx'
+    export_onnx(student.eval(), path, metadata_of(student, content, None))
+    exact, fast = (load_backend(name, path, threads=1) for name in ('onnx', 'openvino'))
+    kept = json.loads(fast.metadata['float32_nodes'])
+
+    model = openvino.Core().read_model(path)
+    model.reshape({'left': [1, 1, 64, 160], 'right': [1, 1, 64, 160]})
+    round_layers(model, kept)
+    types = {
+        node.get_friendly_name().removesuffix('/WithoutBiases'): (
+            node.get_output_element_type(0).get_type_name()
+        )
+        for node in model.get_ops()
+        if node.get_type_name() == 'Convolution'
+    }
+    assert {name for name, kind in types.items() if kind == 'f32'} == set(kept)
+    assert len(types) > 30 and set(types.values()) == {'f32', 'bf16'}
+    assert all(port.get_element_type() == openvino.Type.f32 for port in model.outputs)
+
+    rng = np.random.default_rng(0)
+    texture = rng.random((64, 172), np.float32)
+    left, right = texture[:, :160], np.ascontiguousarray(texture[:, 12:])
+    found = [backend.predict(left, right).disparity for backend in (exact, fast)]
+    difference = np.median(np.abs(found[0] - found[1]))
+    if 'bfloat16' in fast.provider:
+        assert 0 < difference < 0.02
+    else:
+        assert difference < 1e-4
 
 
 def test_overfits_one_shifted_texture():
