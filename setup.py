@@ -50,8 +50,8 @@ EXTRAS = {
         'ros-jazzy-std-srvs>=5.3,<6',
         'ros-jazzy-stereo-msgs>=5.3,<6',
     ],
-    # Runs the student faster than onnxruntime on CPUs that multiply bfloat16. From the release that
-    # it was measured with: each changes what its compiler does.
+    # Runs the student faster than onnxruntime on CPUs that multiply bfloat16. From the release
+    # that it was measured with: each changes what its compiler does.
     'openvino': ['openvino>=2026.4,<2027'],
     'sim': SIMULATION,
     # What renders on a GPU beside [sim]: NVIDIA's CUDA target of numba (the one inside numba is

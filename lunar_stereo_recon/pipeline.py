@@ -227,10 +227,7 @@ class StereoReconstructor:
         if not self.options.align_rows or not self._rows.due():
             return aligned
         before = self._rows.alignment
-        settled = self._rows.settled
-        self._rows.update(
-            estimate_row_alignment(given.left, given.right, disparity, before, settled)
-        )
+        self._rows.update(estimate_row_alignment(given.left, given.right, disparity, before))
         change = self._rows.alignment.minus(before)
         # What the network matched will do for the refinement unless the rows were unknown so far.
         if change.largest_px(given.calibration.width) < ROW_CHANGE_PX:

@@ -127,44 +127,60 @@ def confidence_features(
         refinement: What matching found.
     """
     features = np.empty((len(FEATURES), *left.shape), np.float32)
-    certainty = np.clip(
-        np.nan_to_num(prior_confidence, nan=0.0), 1 - LARGEST_CERTAINTY, LARGEST_CERTAINTY
-    )
+    logit, agreement, deviation, shift, edge, occluded, outside, dark, saturated = features
+    # fmax takes the other number where one is NaN.
+    certainty = np.fmax(prior_confidence, np.float32(1 - LARGEST_CERTAINTY), out=logit)
+    np.minimum(certainty, np.float32(LARGEST_CERTAINTY), out=certainty)
+    certainty /= 1 - certainty
+    cv2.log(certainty, dst=logit)
+    agreement[:] = refinement.agreement
+    _decimal_logarithm(refinement.deviation_px, 1e-3, deviation)
+    disparity = refinement.disparity
+    np.subtract(disparity, prior, out=shift)
+    np.abs(shift, out=shift)
+    np.fmin(shift, np.float32(MAX_SHIFT_PX), out=shift)
+    missing = np.isnan(prior)
+    if missing.any():
+        disparity = np.where(missing, np.float32(0), disparity)
+    _decimal_logarithm(_departure_from_plane(disparity), 0.1, edge)
+    occluded[:] = refinement.occluded
+    outside[:] = refinement.outside
     brightness = cv2.blur(left, (WINDOW_PX, WINDOW_PX))
-    missing = ~np.isfinite(prior)
-    known_prior = np.where(missing, np.float32(0), prior)
-    disparity = np.where(missing, np.float32(0), refinement.disparity)
-    features[0] = cv2.log(certainty / (1 - certainty))
-    features[1] = refinement.agreement
-    features[2] = cv2.log(refinement.deviation_px + np.float32(1e-3)) / np.log(10)
-    features[3] = np.minimum(np.abs(disparity - known_prior), MAX_SHIFT_PX)
-    features[3][missing] = MAX_SHIFT_PX
-    features[4] = cv2.log(_departure_from_plane(disparity) + np.float32(0.1)) / np.log(10)
-    features[5] = refinement.occluded
-    features[6] = refinement.outside
-    features[7] = np.clip(1 - brightness / DARK_LEVEL, 0, 1)
-    features[8] = np.clip((brightness - SATURATED_LEVEL) / (0.99 - SATURATED_LEVEL), 0, 1)
+    np.multiply(brightness, np.float32(-1 / DARK_LEVEL), out=dark)
+    dark += 1
+    np.clip(dark, 0, 1, out=dark)
+    np.subtract(brightness, np.float32(SATURATED_LEVEL), out=saturated)
+    saturated *= np.float32(1 / (0.99 - SATURATED_LEVEL))
+    np.clip(saturated, 0, 1, out=saturated)
     return features
+
+
+def _decimal_logarithm(values: FloatImage, offset: float, out: FloatImage) -> None:
+    """Write log10(values + offset); the offset keeps it finite."""
+    np.add(values, np.float32(offset), out=out)
+    cv2.log(out, dst=out)
+    out *= np.float32(1 / np.log(10))
 
 
 def calibrated_confidence(
     features: FloatImage, calibration: ConfidenceCalibration
 ) -> NDArray[np.float32]:
     """Return float32 in [0, 1] of any shape S from features (K, *S)."""
-    logit = np.full(features.shape[1:], np.float32(calibration.bias))
-    for name, plane in zip(FEATURES, features, strict=True):
-        weight = calibration.weights.get(name, 0.0)
-        if weight:
-            logit += np.float32(weight) * plane
+    weights = np.array([calibration.weights.get(name, 0.0) for name in FEATURES], np.float32)
+    logit = np.asarray(np.tensordot(weights, features, 1), np.float32)
+    logit += np.float32(calibration.bias)
     np.clip(logit, -LARGEST_LOGIT, LARGEST_LOGIT, out=logit)
     if not calibration.curve:
-        return 1 / (1 + np.exp(-logit))
+        return np.float32(1) / (np.float32(1) + np.exp(-logit))
     knots = np.array(calibration.curve)
     # A table: interpolating in every pixel would take longer than all the rest.
     levels = np.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, CURVE_LEVELS)
     table = np.interp(levels, _log_odds(knots[:, 0]), knots[:, 1]).astype(np.float32)
     steps_a_unit = (CURVE_LEVELS - 1) / (2 * LARGEST_LOGIT)
-    return table[((logit + np.float32(LARGEST_LOGIT)) * steps_a_unit + 0.5).astype(np.int32)]
+    logit += np.float32(LARGEST_LOGIT)
+    logit *= np.float32(steps_a_unit)
+    logit += np.float32(0.5)
+    return table.take(logit.astype(np.int32))
 
 
 def _log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:

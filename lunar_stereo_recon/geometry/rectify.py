@@ -22,7 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, RowAlignment, StereoPair
-from lunar_stereo_recon.geometry.refine import occluded_in_right, outside_right, photometric_match
+from lunar_stereo_recon.geometry.refine import (
+    occluded_in_right,
+    OCCLUSION_TOLERANCE_PX,
+    outside_right,
+    photometric_match,
+)
 
 # Half size is enough for hundredths of a pixel over a whole image, and sees twice as far.
 REDUCTION = 2
@@ -32,7 +37,7 @@ WINDOW_PX = 8
 BLURS_PX = (2.0, 1.0, 0.0)
 # A rig whose rows are known is looked at without the reach, in a third of the time, unless it
 # seems to have moved by more than this since, pixels at the side borders.
-SETTLED_CHANGE_PX = 0.4
+NEARBY_CHANGE_PX = 0.4
 # Standard deviation of a window's disparity error, pixels of the halved image.
 DISPARITY_ERROR_PX = 1.0
 NOISE = 0.01
@@ -101,15 +106,13 @@ def estimate_row_alignment(
     right: FloatImage,
     disparity: FloatImage,
     start: RowAlignment | None = None,
-    settled: bool = False,
 ) -> RowAlignment:
     """Return the row alignment of one frame.
 
     Args:
         left, right: (H, W) float32 in [0, 1], as they came.
         disparity: (H, W) float32, pixels, column left minus column right. NaN is left out.
-        start: A first guess; it widens the reach, which is about two pixels around it.
-        settled: Whether the guess is of many frames: then nearby is looked first.
+        start: A first guess: nearby is looked first, then about two pixels around it.
 
     Returns:
         Not known where the images have too little texture.
@@ -120,19 +123,18 @@ def estimate_row_alignment(
     small_left, small_right = (
         cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (left, right)
     )
-    known = np.isfinite(disparity)
-    start_disparity = np.where(known, disparity, np.float32(0))
-    seen = known & ~outside_right(start_disparity) & ~occluded_in_right(start_disparity)
-    shifts = cv2.resize(start_disparity, size, interpolation=cv2.INTER_NEAREST) / REDUCTION
-    weight = cv2.resize(seen.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    weight = (weight > 0.99).astype(np.float32)
-    guess = start if start is not None and start.known else RowAlignment(0.0, 0.0)
+    shifts = cv2.resize(disparity, size, interpolation=cv2.INTER_NEAREST) / REDUCTION
+    known = np.isfinite(shifts)
+    shifts[~known] = 0
+    hidden = outside_right(shifts) | occluded_in_right(shifts, OCCLUSION_TOLERANCE_PX / REDUCTION)
+    weight = (known & ~hidden).astype(np.float32)
     images = small_left, small_right, shifts, weight
-    if settled:
-        found = _descend(BLURS_PX[-1:], *images, guess)
-        if found.known and found.minus(guess).largest_px(left.shape[1]) < SETTLED_CHANGE_PX:
-            return found
-    return _descend(BLURS_PX, *images, guess)
+    if start is None or not start.known:
+        return _descend(BLURS_PX, *images, RowAlignment(0.0, 0.0))
+    found = _descend(BLURS_PX[-1:], *images, start)
+    if found.known and found.minus(start).largest_px(left.shape[1]) < NEARBY_CHANGE_PX:
+        return found
+    return _descend(BLURS_PX, *images, start)
 
 
 def _descend(

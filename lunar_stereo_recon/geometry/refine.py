@@ -213,12 +213,17 @@ def _offset(
     residual = left - warped
     # Both views' gradient: the noise of one alone would bias the offset towards zero.
     gradient = cv2.filter2D(left + warped, cv2.CV_32F, GRADIENT_KERNEL)
-    noise = _local_mean(residual * residual) + np.float32(options.noise**2)
+    square = residual * residual
+    noise = _local_mean(square)
+    noise += np.float32(options.noise**2)
     # The robust weight seen / (1 + r^2 / (k^2 noise)), in one division.
-    tolerance = noise * np.float32(ROBUST_DEVIATIONS**2)
-    weighted = gradient * (seen * tolerance / (residual * residual + tolerance))
-    pull = weighted * residual
-    information = weighted * gradient
+    weighted = noise * np.float32(ROBUST_DEVIATIONS**2)
+    square += weighted
+    weighted *= seen
+    weighted /= square
+    weighted *= gradient
+    pull = np.multiply(weighted, residual, out=square)
+    information = np.multiply(weighted, gradient, out=weighted)
     offset = to_prior
     for window, size in zip(options.windows_px, options.offsets_px, strict=True):
         # Posterior mean: the wider window's offset counts as much as `stiffness` of information.
@@ -226,8 +231,11 @@ def _offset(
         seen_information = cv2.blur(information, (window, window))
         offset *= stiffness
         offset -= cv2.blur(pull, (window, window))
-        offset /= seen_information + stiffness
-    deviation = cv2.sqrt(noise / (seen_information + np.float32(1e-9)))
+        stiffness += seen_information
+        offset /= stiffness
+    seen_information += np.float32(1e-9)
+    noise /= seen_information
+    deviation = cv2.sqrt(noise, dst=noise)
     deviation *= np.float32(1 / window)
     limit = np.float32(options.max_step_px)
     np.clip(offset, -limit, limit, out=offset)

@@ -63,12 +63,10 @@ def test_offset_and_roll_are_found(low_px, clockwise_deg):
 
 
 @pytest.mark.parametrize('moved_px', [0.0, 0.2, -0.6, 1.5])
-def test_a_settled_rig_is_found_again_wherever_it_moved(moved_px):
+def test_a_known_rig_is_found_again_wherever_it_moved(moved_px):
     left, right, disparity = scene()
     before = RowAlignment(0.5, 0.0, 0.01)
-    found = estimate_row_alignment(
-        left, misaligned(right, 0.5 + moved_px, 0), disparity, before, settled=True
-    )
+    found = estimate_row_alignment(left, misaligned(right, 0.5 + moved_px, 0), disparity, before)
     assert found.offset_px == pytest.approx(0.5 + moved_px, abs=0.03)
     assert found.roll_deg == pytest.approx(0.0, abs=0.02)
 
