@@ -367,7 +367,7 @@ def render(
             f'{lighting.sun_elevation_deg:g} and {lighting.sun_azimuth_deg:g}'
         )
     shape = (view.height, view.width)
-    place = tuple(view.position_m.tolist())
+    place = tuple(view.position_m.cpu().tolist())
     camera = (*place, float(view.fx), float(view.fy), float(view.cx), float(view.cy))
     bending = tuple(float(v) for v in view.distortion or (0.0,) * 5)
     sun = torch.tensor(lighting.direction())

@@ -47,8 +47,6 @@ def assert_alike(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> None
     for name, expected in one.items():
         got = two[name]
         assert (got.shape, got.dtype) == (expected.shape, expected.dtype), name
-        if name.endswith('_operations'):
-            continue
         if name.endswith('depth'):
             np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected), name)
             known = np.isfinite(expected)
@@ -78,9 +76,9 @@ def test_kernels_give_the_pictures_of_the_loops(on_cpu, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     with np.load(out) as pictures:
-        assert_alike(on_cpu, dict(pictures))
-        # Each costs some microseconds, whatever the image's size.
-        assert max(int(v) for name, v in pictures.items() if 'operations' in name) < 300
+        assert_alike(on_cpu, {name: pictures[name] for name in pictures if name != 'operations'})
+        # Of torch on the device, for a pair: each costs some microseconds, at any size.
+        assert int(pictures['operations']) < 40, result.stdout
     assert 0.05 < on_cpu['four_rays_shadow'].mean() < 0.95
     states = np.concatenate([on_cpu[f'sunlit_{k}'] for k in range(3)])
     assert all((states == state).sum() > 20 for state in (DARK, LIT, MIXED))
