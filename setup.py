@@ -21,7 +21,6 @@ RUNTIME = [
     'onnxruntime>=1.17,<2',
     'pyyaml>=6.0,<7',
     'rosbags>=0.10.10,<0.12',  # 0.10.9 gives no message of the mcap bags written here
-    'rosbags-image>=0.10,<0.12',
     'tqdm>=4.66,<5',
 ]
 
@@ -77,6 +76,7 @@ EXTRAS = {
         'mypy>=1.11,<3',
         'onnx>=1.16,<2',
         'pytest>=8,<10',
+        'rosbags-image>=0.10,<0.12',  # a second reader of image messages, to compare with
         'ruff>=0.17,<0.18',  # one release line formats alike
         'types-PyYAML>=6.0,<7',
         'types-tqdm>=4.66,<5',
