@@ -12,7 +12,8 @@ import numpy as np
 from lunar_stereo_recon.visualize import draw_text, INK_COLOR, PAPER_COLOR, RgbImage
 
 SIZE = (640, 440)
-LEFT, RIGHT, TOP, BOTTOM = 70, 24, 44, 56
+LEFT, RIGHT, TOP, BOTTOM = 70, 24, 58, 56
+LEGEND_LINE = 20
 GRID_COLOR = (222, 222, 224)
 COLORS = ((31, 98, 176), (196, 78, 42), (60, 140, 70), (120, 90, 160))
 
@@ -37,7 +38,9 @@ def draw_plot(
     title: str, x_label: str, y_label: str, series: Sequence[Series], least: float = 0.0
 ) -> RgbImage:
     """Return a plot with axes from `least` up to a round number above the largest value."""
-    width, height = SIZE
+    # The legend stands above the axes: nowhere in them is there always room.
+    top = TOP + LEGEND_LINE * len(series)
+    width, height = SIZE[0], SIZE[1] + top
     image = np.full((height, width, 3), PAPER_COLOR, np.uint8)
     x_ticks = _ticks(least, max(max(line.x) for line in series))
     y_ticks = _ticks(least, max(max(line.y) for line in series))
@@ -47,7 +50,7 @@ def draw_plot(
         up = (y - least) / (y_ticks[-1] - least)
         return (
             round(LEFT + across * (width - LEFT - RIGHT)),
-            round(height - BOTTOM - up * (height - TOP - BOTTOM)),
+            round(height - BOTTOM - up * (height - top - BOTTOM)),
         )
 
     for tick in x_ticks:
@@ -66,14 +69,14 @@ def draw_plot(
         else:
             for point in points:
                 cv2.circle(image, point, 4, color, -1, cv2.LINE_AA)
-        legend = (LEFT + 14, TOP + 16 + 20 * number)
+        legend = (26, 46 + LEGEND_LINE * number)
         cv2.circle(image, (legend[0] - 8, legend[1] - 4), 4, color, -1, cv2.LINE_AA)
         draw_text(image, line.label, (legend[0] + 4, legend[1]), 0.42)
     origin = place(least, least)
     cv2.line(image, origin, place(x_ticks[-1], least), INK_COLOR, 1)
     cv2.line(image, origin, place(least, y_ticks[-1]), INK_COLOR, 1)
     draw_text(image, title, (14, 24), 0.52)
-    draw_text(image, y_label, (14, TOP - 4), 0.4)
+    draw_text(image, y_label, (14, top - 8), 0.4)
     draw_text(image, x_label, (width // 2 - 60, height - 14), 0.42)
     return image
 
