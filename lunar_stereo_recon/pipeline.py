@@ -30,6 +30,7 @@ from lunar_stereo_recon.geometry.confidence import (
     confidence_features,
     ConfidenceCalibration,
     DEFAULT_CALIBRATION,
+    FEATURES,
 )
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity, disparity_from_columns
 from lunar_stereo_recon.geometry.fill import follow_surroundings
@@ -143,7 +144,12 @@ class StereoReconstructor:
             confidence = calibrated_confidence(matched.features, self._calibration)
             confidence = confidence_where_seen(confidence, matched.disparity, pair)
         with stages('fill'):
-            dense = follow_surroundings(matched.disparity, confidence)
+            dense = follow_surroundings(
+                matched.disparity,
+                confidence,
+                matched.features[FEATURES.index('outside')],
+                matched.features[FEATURES.index('dark')],
+            )
         with stages('geometry'):
             disparity = self._accepted(dense, confidence, pair)
             if region is not None:

@@ -16,6 +16,11 @@ from lunar_stereo_recon.datatypes import FloatImage
 REDUCTION = 8
 # Confidence from which a pixel keeps its disparity, and at which it loses it.
 KEPT, LOST = 0.9, 0.4
+# Where matching was blind the surroundings know better than the confidence alone tells: found on
+# frames of split `calibration`. Share that they get outside of the right camera's view, and log
+# odds that the dark takes from the confidence.
+OUTSIDE_SHARE = 0.75
+DARK_LOGIT = 2.0
 # Pixels less sure than this say nothing about their surroundings.
 LEAST_CONFIDENCE = 0.5
 # A cell with less than this share of sure pixels takes no part in the plane.
@@ -26,7 +31,12 @@ DEVIATIONS, DEPARTURE_PX = 0.75, 0.3
 ITERATIONS = 4
 
 
-def follow_surroundings(disparity: FloatImage, confidence: FloatImage) -> FloatImage:
+def follow_surroundings(
+    disparity: FloatImage,
+    confidence: FloatImage,
+    outside: FloatImage | None = None,
+    dark: FloatImage | None = None,
+) -> FloatImage:
     """Return the disparity with its unsure pixels replaced by what surrounds them.
 
     In between, a pixel goes over by its confidence. Where hardly anything is sure, nothing is
@@ -35,8 +45,15 @@ def follow_surroundings(disparity: FloatImage, confidence: FloatImage) -> FloatI
     Args:
         disparity: (H, W) float32, pixels. NaN stays NaN and says nothing.
         confidence: (H, W) float32 in [0, 1].
+        outside, dark: (H, W) float32 in [0, 1], 1 where the right camera does not see the place,
+            and where the image is black (see `geometry.confidence.FEATURES`); None for nowhere.
     """
+    if dark is not None:
+        odds = np.exp(-np.float32(DARK_LOGIT) * dark)
+        confidence = confidence * odds / (confidence * odds + (1 - confidence))
     share = np.clip((KEPT - confidence) / (KEPT - LOST), 0, 1)
+    if outside is not None:
+        np.maximum(share, np.float32(OUTSIDE_SHARE) * outside, out=share)
     if not share.any():
         return disparity
     around = _surroundings(disparity, confidence)

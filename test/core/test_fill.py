@@ -64,6 +64,28 @@ def test_half_a_doubt_goes_part_of_the_way(ground):
     assert (follow_surroundings(wrong, doubt(SHADOW)) - ground)[90, 120] < 0.3
 
 
+def test_where_matching_was_blind_the_surroundings_count_more(ground):
+    wrong = ground.copy()
+    wrong[SHADOW] += 4
+    fairly_sure = np.full((HEIGHT, WIDTH), 0.95, np.float32)
+    blind = np.zeros((HEIGHT, WIDTH), np.float32)
+    blind[SHADOW] = 1
+    fairly_sure[SHADOW] = 0.8
+    seen = follow_surroundings(wrong, fairly_sure) - ground
+    dark = follow_surroundings(wrong, fairly_sure, dark=blind) - ground
+    assert seen[90, 120] > 2.5
+    assert dark[90, 120] < seen[90, 120] - 0.5
+    # Outside of the right view a quarter is left of what departs from all around.
+    striped = ground.copy()
+    striped[SHADOW] += np.where(np.arange(70) % 2, 4, -4)
+    sure = np.ones((HEIGHT, WIDTH), np.float32)
+    outside = follow_surroundings(striped, sure, outside=blind) - ground
+    np.testing.assert_allclose(np.abs(outside[85:110, 100:150]), 1.0, atol=0.3)
+    # The dark is no doubt about what certainly is right; outside nothing is certain.
+    certain = np.ones((HEIGHT, WIDTH), np.float32)
+    assert (follow_surroundings(wrong, certain, dark=blind) - ground)[90, 120] == 4
+
+
 def test_sure_pixels_holes_and_hopeless_images_stay(ground):
     sure = np.ones((HEIGHT, WIDTH), np.float32)
     assert follow_surroundings(ground, sure) is ground
