@@ -276,7 +276,7 @@ def _write_records(path: Path, records: dict[str, Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix('.partial')
     steps = {
-        text: {'seconds': round(record.seconds, 1), 'done': record.done}
+        text: {'seconds': round(record.seconds, 3), 'done': record.done}
         for text, record in records.items()
     }
     partial.write_text(json.dumps({'steps': steps}, indent=1) + '\n', encoding='utf-8')
