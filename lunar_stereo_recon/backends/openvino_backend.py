@@ -29,7 +29,7 @@ from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.preprocess import NETWORK_WIDTH
 
 DEVICE = 'CPU'
-FLOAT32, BFLOAT16 = openvino.Type.f32, openvino.Type.bf16
+FLOAT32 = openvino.Type.f32
 # Where the work is: these are rounded unless the model forbids it ...
 LAYERS = ('Convolution', 'MatMul')
 # ... and what comes after them stays rounded through these, as in training with mixed precision.
