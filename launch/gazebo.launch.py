@@ -23,7 +23,7 @@ from launch.substitutions import PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import ExecutableInPackage, FindPackageShare
 
-from lunar_stereo_recon.rig import FrameTransform
+from lunar_stereo_recon.files.rigs import FrameTransform
 from lunar_stereo_recon.ros.launch_actions import static_transform
 from lunar_stereo_recon.ros.launch_arguments import (
     argument,

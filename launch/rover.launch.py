@@ -10,7 +10,7 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
-from lunar_stereo_recon.rig import FrameTransform, read_rig_frames
+from lunar_stereo_recon.files.rigs import FrameTransform, read_rig_frames
 from lunar_stereo_recon.ros.launch_actions import static_transform, views
 from lunar_stereo_recon.ros.launch_arguments import (
     argument,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
-from lunar_stereo_recon.geometry.undistort import RawCamera, rectified_image, seen_mask
+from lunar_stereo_recon.geometry.rectify import RawCamera, rectified_image, seen_mask
 from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
 
 # Encoding: (type of one value, channels, OpenCV conversion to RGB or None where the channels are

@@ -34,13 +34,13 @@ from lunar_stereo_recon.geometry.confidence import (
 )
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity, disparity_from_columns
 from lunar_stereo_recon.geometry.fill import follow_surroundings
-from lunar_stereo_recon.geometry.rectify import (
+from lunar_stereo_recon.geometry.rectify import confidence_where_seen
+from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
+from lunar_stereo_recon.geometry.row_alignment import (
     estimate_row_alignment,
     RowMonitor,
     with_rows_aligned,
 )
-from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
-from lunar_stereo_recon.geometry.undistort import confidence_where_seen
 from lunar_stereo_recon.network_width import widest_within
 from lunar_stereo_recon.preprocess import (
     aligned_principal_points,

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, Region, StereoCalibration
+from lunar_stereo_recon.files.results import depth_millimetres
 from lunar_stereo_recon.geometry.hazard import GridLayout
 from lunar_stereo_recon.geometry.voxel import voxel_means
-from lunar_stereo_recon.outputs import depth_millimetres
 
 # x y z rgb confidence, float32 each, without padding: 20 bytes a point. PCL's 32-byte layout
 # (x y z pad rgb pad pad pad) would be 60 % larger, 9.8 instead of 6.1 MB at 640x480, which costs

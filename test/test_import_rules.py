@@ -26,7 +26,7 @@ ROS = ('rclpy', 'sensor_msgs', 'stereo_msgs', 'message_filters', 'cv_bridge', 'r
 CORE = [
     'lunar_stereo_recon.pipeline',
     'lunar_stereo_recon.preprocess',
-    'lunar_stereo_recon.evaluation',
+    'lunar_stereo_recon.evaluation.scores',
     'lunar_stereo_recon.geometry.camera',
     'lunar_stereo_recon.geometry.disparity',
     'lunar_stereo_recon.geometry.metric_scale',
@@ -57,7 +57,9 @@ def test_pipeline_knows_no_network_runtime():
 
 
 def test_types_errors_and_scores_need_numpy_alone():
-    modules = ', '.join(f'lunar_stereo_recon.{n}' for n in ('datatypes', 'errors', 'evaluation'))
+    modules = ', '.join(
+        f'lunar_stereo_recon.{n}' for n in ('datatypes', 'errors', 'evaluation.scores')
+    )
     result = import_with_blocked(modules, ('cv2', 'scipy', 'onnxruntime', 'torch', 'yaml'))
     assert result.returncode == 0, result.stderr
 

@@ -18,7 +18,7 @@ import onnx
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.evaluation import ause, expected_calibration_error
+from lunar_stereo_recon.evaluation.scores import ause, expected_calibration_error
 from lunar_stereo_recon.geometry.confidence import (
     calibrated_confidence,
     ConfidenceCalibration,

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 import OpenEXR
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.image_io import read_image
-from lunar_stereo_recon.simulation.folders import PAIR_INDEX
+from lunar_stereo_recon.files.images import read_image
+from lunar_stereo_recon.simulation.dataset_forms import PAIR_INDEX
 from training.data import drawn_matches, StepBatches, UnsuitablePairError, vary_light
 from training.recipe import DataRecipe
 

@@ -17,20 +17,20 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from lunar_stereo_recon.calibration_io import load_calibration
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.calibrations import load_calibration
+from lunar_stereo_recon.files.images import read_image
+from lunar_stereo_recon.files.results import write_reconstruction
 from lunar_stereo_recon.geometry.pointmap import (
     calibration_from_pointmap,
     metric_scale,
     PointmapPrediction,
     reconstruct_pointmap,
 )
-from lunar_stereo_recon.image_io import read_image
 from lunar_stereo_recon.models.checkpoints import load_pointmap_model
 from lunar_stereo_recon.models.heads import PATCH_SIZE
 from lunar_stereo_recon.models.mast3r import Mast3r
-from lunar_stereo_recon.outputs import write_reconstruction
 
 LONG_SIDE = 512
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lunar_stereo_recon.evaluation import calibration_error_of, PairScore, pooled_ratios
+from lunar_stereo_recon.evaluation.scores import calibration_error_of, PairScore, pooled_ratios
 
 DRAWS = 1000
 PERCENTILES = (2.5, 97.5)
@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 
 
 def intervals(scores: Sequence[PairScore], draws: int = DRAWS) -> dict:
-    """Return 95 % intervals of the figures that `evaluation.summarise` gives for one group.
+    """Return 95 % intervals of the figures that `scores.summarise` gives for one group.
 
     As there, a dict for each subset (only subsets with pixels), and `ause`, `ece`, `slope_deg`;
     each figure a pair (low, high). Empty for fewer than two pairs, which say nothing of spread.

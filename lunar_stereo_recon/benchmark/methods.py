@@ -12,7 +12,12 @@ from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.benchmark.degradations import degrade
 from lunar_stereo_recon.benchmark.pairs import BenchmarkPair
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
-from lunar_stereo_recon.evaluation import DETAILED_SUBSETS, GroundTruth, PairScore, score_pair
+from lunar_stereo_recon.evaluation.scores import (
+    DETAILED_SUBSETS,
+    GroundTruth,
+    PairScore,
+    score_pair,
+)
 from lunar_stereo_recon.geometry.disparity import fill_from_background
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.evaluation import GroundTruth, load_ground_truth
-from lunar_stereo_recon.manifest import load_manifest, ManifestEntry
+from lunar_stereo_recon.evaluation.scores import GroundTruth, load_ground_truth
+from lunar_stereo_recon.files.manifests import load_manifest, ManifestEntry
 from lunar_stereo_recon.preprocess import grey_from_array
 
 DEFINITION = Path(__file__).resolve().parent.parent / 'data' / 'benchmark.json'

@@ -14,7 +14,7 @@ from lunar_stereo_recon.benchmark.methods import Estimator, FILL, filled, Method
 from lunar_stereo_recon.benchmark.pairs import BenchmarkPair
 from lunar_stereo_recon.benchmark.plots import draw_plot, Series
 from lunar_stereo_recon.benchmark.speed import Roofline, TeacherRatio, Throughput
-from lunar_stereo_recon.evaluation import PairScore, subset_figures, summarise
+from lunar_stereo_recon.evaluation.scores import PairScore, subset_figures, summarise
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity
 from lunar_stereo_recon.visualize import contact_sheet, RgbImage, SheetRow
 

@@ -150,7 +150,7 @@ def _setting(
     from lunar_stereo_recon import __version__
     from lunar_stereo_recon.backends.onnx_backend import RUNTIME_VERSION
     from lunar_stereo_recon.benchmark.pairs import load_definition
-    from lunar_stereo_recon.machine import describe_machine
+    from lunar_stereo_recon.evaluation.machine import describe_machine
 
     version = load_definition().version
     return {
@@ -231,7 +231,7 @@ def _write_pictures(
 ) -> None:
     from lunar_stereo_recon.benchmark.methods import FILL
     from lunar_stereo_recon.benchmark.report import contact_sheets, UNDISTURBED
-    from lunar_stereo_recon.outputs import write_png
+    from lunar_stereo_recon.files.results import write_png
 
     scores = result.scores[UNDISTURBED][method].pairs
     estimator = estimators[method.removesuffix(FILL)]

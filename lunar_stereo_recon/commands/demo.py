@@ -50,8 +50,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the nodes, write the results, print the table."""
     from lunar_stereo_recon.bags.reader import StereoBagReader
-    from lunar_stereo_recon.machine import describe_machine
-    from lunar_stereo_recon.report import ReportSettings, write_report
+    from lunar_stereo_recon.evaluation.machine import describe_machine
+    from lunar_stereo_recon.evaluation.recordings import ReportSettings, write_report
 
     check_ros()
     with StereoBagReader(args.bag) as reader:

@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from lunar_stereo_recon.errors import InputError
-    from lunar_stereo_recon.evaluation import format_table, summarise
-    from lunar_stereo_recon.manifest import load_manifest
+    from lunar_stereo_recon.evaluation.scores import format_table, summarise
+    from lunar_stereo_recon.files.manifests import load_manifest
 
     entries = [entry for entry in load_manifest(args.manifest) if entry.ground_truth is not None]
     if not entries:
@@ -50,7 +50,7 @@ def _scores(directory: Path, entries: list, filled: bool) -> list:
     import numpy as np
 
     from lunar_stereo_recon.errors import InputError
-    from lunar_stereo_recon.evaluation import load_arrays, load_ground_truth
+    from lunar_stereo_recon.evaluation.scores import load_arrays, load_ground_truth
 
     if not directory.is_dir():
         raise InputError(f'no folder {directory}')
@@ -80,7 +80,7 @@ def _scores(directory: Path, entries: list, filled: bool) -> list:
 
 
 def _score(arrays: dict, truth, entry, filled: bool):
-    from lunar_stereo_recon.evaluation import score_pair
+    from lunar_stereo_recon.evaluation.scores import score_pair
     from lunar_stereo_recon.geometry.disparity import fill_from_background
 
     disparity = arrays['disparity']

@@ -213,7 +213,7 @@ def _summary(
     """Return the summary in the demo's form."""
     import numpy as np
 
-    from lunar_stereo_recon.machine import describe_machine
+    from lunar_stereo_recon.evaluation.machine import describe_machine
 
     p50, p95 = np.percentile(counts.latencies_ms, [50, 95])
     return {
@@ -239,7 +239,7 @@ def _summary(
 def _report(args: argparse.Namespace, topics: StereoTopics | None, frames: int) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from lunar_stereo_recon.report import ReportSettings, write_report
+    from lunar_stereo_recon.evaluation.recordings import ReportSettings, write_report
 
     settings = ReportSettings(
         max_range_m=args.fusion_range,

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     """Reconstruct, write the files, print a summary."""
     from tqdm import tqdm
 
-    from lunar_stereo_recon.outputs import write_arrays, write_reconstruction
+    from lunar_stereo_recon.files.results import write_arrays, write_reconstruction
 
     pairs, count = _pairs(args)
     engine = reconstructor(args)
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _pairs(args: argparse.Namespace) -> tuple[Iterator[tuple[str, StereoPair]], int]:
     """Return (name, pair) one after the other and how many there are."""
-    from lunar_stereo_recon.manifest import load_manifest
+    from lunar_stereo_recon.files.manifests import load_manifest
 
     if args.manifest is not None:
         if args.left is not None or args.calibration:
@@ -140,8 +140,8 @@ def _pairs(args: argparse.Namespace) -> tuple[Iterator[tuple[str, StereoPair]], 
 
 
 def _single_pair(args: argparse.Namespace) -> StereoPair:
-    from lunar_stereo_recon.calibration_io import load_calibration
-    from lunar_stereo_recon.image_io import pair_from_images, read_image
+    from lunar_stereo_recon.files.calibrations import load_calibration
+    from lunar_stereo_recon.files.images import pair_from_images, read_image
 
     left, right = read_image(args.left), read_image(args.right)
     height, width = left.shape[:2]

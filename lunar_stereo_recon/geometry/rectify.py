@@ -1,231 +1,188 @@
-"""Row-alignment monitor: how far the rows of a rectified pair are off, from the images themselves.
+"""Raw images to rectified ones: distortion and rotation taken out by ROS's D, K, R and P.
 
-Cameras on the Moon move with temperature, and a calibration made on Earth no longer holds: the
-right view ends up some tenths of a pixel too low, or turned about its axis. Matching along rows
-then loses accuracy without a word. With the disparity known, the right image can be laid over the
-left one, and what is left to explain is vertical.
-
-The offset and the roll follow from least squares on the image gradients (Lucas and Kanade 1981),
-with one unknown error of the disparity in every small window eliminated (Schur complement): where
-texture runs obliquely a vertical shift looks like a disparity, and the disparity has taken up a
-part of it already.
+The maps follow from the calibration alone and are kept, two cameras of two rigs at most.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass
+import functools
 import math
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lunar_stereo_recon.datatypes import FloatImage, RowAlignment, StereoPair
-from lunar_stereo_recon.geometry.refine import (
-    occluded_in_right,
-    OCCLUSION_TOLERANCE_PX,
-    outside_right,
-    photometric_match,
-)
+from lunar_stereo_recon.datatypes import FloatImage, StereoPair
+from lunar_stereo_recon.errors import CalibrationError
 
-# Half size is enough for hundredths of a pixel over a whole image, and sees twice as far.
-REDUCTION = 2
-# Of the halved image, with one error of the disparity each.
-WINDOW_PX = 8
-# Blurred first, for the reach; standard deviations of each step, pixels of the halved image.
-BLURS_PX = (2.0, 1.0, 0.0)
-# A rig whose rows are known is looked at without the reach, in a third of the time, unless it
-# seems to have moved by more than this since, pixels at the side borders.
-NEARBY_CHANGE_PX = 0.4
-# Standard deviation of a window's disparity error, pixels of the halved image.
-DISPARITY_ERROR_PX = 1.0
-NOISE = 0.01
-# A frame counts when it knows offset and roll (at the side borders) to this, pixels.
-MAX_DEVIATION_PX = 0.05
-FRAMES = 15
-SKIP = 5
-# Below this the images are left as they are: warping would blur more than it mends.
-TOLERANCE_PX = 0.07
+# Distortion model: numbers of coefficients it may have. Names of sensor_msgs/distortion_models.hpp
+# and of the drivers that write 'fisheye' for the same. OpenCV tells the polynomials apart by their
+# number of coefficients: 4 and 5 plumb bob, 8 rational, 12 thin prism, 14 tilted sensor.
+COEFFICIENTS = {
+    '': (0,),
+    'plumb_bob': (0, 4, 5),
+    'rational_polynomial': (8, 12, 14),
+    'equidistant': (4,),
+    'fisheye': (4,),
+}
+FISHEYE = ('equidistant', 'fisheye')
+MAPS_KEPT = 4
+ROTATION_TOLERANCE = 1e-3
+
+ImageMap = tuple[NDArray[np.int16], NDArray[np.uint16]]
 
 
-class RowMonitor:
-    """The alignment over the last frames of a rig: the median of what single frames say."""
+@dataclass(frozen=True)
+class RawCamera:
+    """A camera with its distortion, and the rectified image that is wanted of it.
 
-    def __init__(self) -> None:
-        self._frames: deque[RowAlignment] = deque(maxlen=FRAMES)
-        self._skipped = 0
+    Attributes:
+        width, height: Size of both images, pixels.
+        intrinsics: fx, fy, cx, cy of the raw image (K), pixels.
+        distortion_model: One of `COEFFICIENTS`.
+        distortion: Its coefficients in the order of OpenCV and ROS.
+        rotation: 9 numbers by rows (R): rectified from raw camera axes.
+        rectified: fx, fy, cx, cy of the rectified image (P), pixels.
 
-    def due(self) -> bool:
-        """Say whether this frame is worth the time: each at first, then one in `SKIP`."""
-        self._skipped += 1
-        return not self.settled or self._skipped >= SKIP
-
-    @property
-    def settled(self) -> bool:
-        """Say whether enough frames agree on the rig that small changes are to be expected."""
-        return len(self._frames) == FRAMES
-
-    @property
-    def alignment(self) -> RowAlignment:
-        """Return the median over the last frames; not known before the first good one."""
-        if not self._frames:
-            return RowAlignment()
-        offsets, rolls, deviations = (
-            [getattr(frame, name) for frame in self._frames]
-            for name in ('offset_px', 'roll_deg', 'deviation_px')
-        )
-        return RowAlignment(
-            float(np.median(offsets)), float(np.median(rolls)), float(np.median(deviations))
-        )
-
-    def update(self, frame: RowAlignment) -> None:
-        """Take a frame's estimate into account where it is sure enough."""
-        self._skipped = 0
-        if frame.deviation_px <= MAX_DEVIATION_PX:
-            self._frames.append(frame)
-
-    def reset(self) -> None:
-        """Forget everything: another rig."""
-        self._frames.clear()
-
-
-def with_rows_aligned(pair: StereoPair, alignment: RowAlignment) -> StereoPair:
-    """Return the pair with its right image moved and turned onto the left rows.
-
-    As it is where the alignment is not known, below `TOLERANCE_PX` or beyond what is corrected.
+    Raises:
+        CalibrationError: Unknown model, another number of coefficients, a focal length that is
+            not positive, or R is no rotation.
     """
-    error_px = alignment.largest_px(pair.calibration.width)
-    if not alignment.known or not TOLERANCE_PX < error_px <= alignment.MAX_CORRECTION_PX:
-        return pair
-    return replace(pair, right=_moved(pair.right, alignment))
+
+    width: int
+    height: int
+    intrinsics: tuple[float, float, float, float]
+    distortion_model: str
+    distortion: tuple[float, ...]
+    rotation: tuple[float, ...]
+    rectified: tuple[float, float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.distortion_model not in COEFFICIENTS:
+            known = ', '.join(name for name in COEFFICIENTS if name)
+            raise CalibrationError(
+                f'distortion model is {self.distortion_model!r}; one of {known} is needed'
+            )
+        counts = COEFFICIENTS[self.distortion_model]
+        if len(self.distortion) not in counts:
+            wanted = ' or '.join(map(str, counts))
+            raise CalibrationError(
+                f'distortion model {self.distortion_model!r} has {len(self.distortion)} '
+                f'coefficients; {wanted} are needed'
+            )
+        numbers = (*self.intrinsics, *self.distortion, *self.rotation, *self.rectified)
+        if not all(math.isfinite(number) for number in numbers):
+            raise CalibrationError(f'calibration of the raw camera is not finite: {numbers}')
+        if min(*self.intrinsics[:2], *self.rectified[:2]) <= 0:
+            raise CalibrationError(
+                f'focal lengths in K are {self.intrinsics[0]:g} and {self.intrinsics[1]:g}; '
+                'positive ones are needed. Is the camera calibrated?'
+            )
+        rotation = self._rotation_matrix()
+        error = np.abs(rotation @ rotation.T - np.eye(3)).max()
+        if error > ROTATION_TOLERANCE or np.linalg.det(rotation) < 0:
+            raise CalibrationError(
+                f'R is {", ".join(f"{number:g}" for number in self.rotation)}; a rotation is '
+                'needed. Is the camera calibrated?'
+            )
+
+    def maps(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the raw column and row of each rectified pixel, (H, W) each."""
+        size = (self.width, self.height)
+        distortion = np.array(self.distortion, np.float64)
+        arguments = (
+            _matrix(self.intrinsics),
+            distortion if distortion.size else None,
+            self._rotation_matrix(),
+            _matrix(self.rectified),
+            size,
+            cv2.CV_32FC1,
+        )
+        if self.distortion_model in FISHEYE:
+            return cv2.fisheye.initUndistortRectifyMap(*arguments)
+        return cv2.initUndistortRectifyMap(*arguments)
+
+    def _rotation_matrix(self) -> NDArray[np.float64]:
+        return np.array(self.rotation, np.float64).reshape(3, 3)
 
 
-def estimate_row_alignment(
-    left: FloatImage,
-    right: FloatImage,
-    disparity: FloatImage,
-    start: RowAlignment | None = None,
-) -> RowAlignment:
-    """Return the row alignment of one frame.
+def rectified_image(raw: NDArray, camera: RawCamera) -> NDArray:
+    """Return the rectified image, of the raw one's size and type.
 
     Args:
-        left, right: (H, W) float32 in [0, 1], as they came.
-        disparity: (H, W) float32, pixels, column left minus column right. NaN is left out.
-        start: A first guess: nearby is looked first, then about two pixels around it.
+        raw: (H, W) or (H, W, 3), uint8, uint16 or float32.
+        camera: Its camera.
 
-    Returns:
-        Not known where the images have too little texture.
+    Raises:
+        CalibrationError: The calibration is for another size.
     """
-    size = tuple(side // REDUCTION for side in left.shape[::-1])
-    if min(size) < 2 * WINDOW_PX:
-        return RowAlignment()
-    small_left, small_right = (
-        cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (left, right)
-    )
-    shifts = cv2.resize(disparity, size, interpolation=cv2.INTER_NEAREST) / REDUCTION
-    known = np.isfinite(shifts)
-    shifts[~known] = 0
-    hidden = outside_right(shifts) | occluded_in_right(shifts, OCCLUSION_TOLERANCE_PX / REDUCTION)
-    weight = (known & ~hidden).astype(np.float32)
-    images = small_left, small_right, shifts, weight
-    if start is None or not start.known:
-        return _descend(BLURS_PX, *images, RowAlignment(0.0, 0.0))
-    found = _descend(BLURS_PX[-1:], *images, start)
-    if found.known and found.minus(start).largest_px(left.shape[1]) < NEARBY_CHANGE_PX:
-        return found
-    return _descend(BLURS_PX, *images, start)
-
-
-def _descend(
-    blurs_px: tuple[float, ...],
-    left: FloatImage,
-    right: FloatImage,
-    shifts: FloatImage,
-    weight: FloatImage,
-    guess: RowAlignment,
-) -> RowAlignment:
-    """Return the alignment found from blurred to sharp images, all (H, W) of the halved size."""
-    for blur_px in blurs_px:
-        views = _blurred(left, blur_px), _blurred(right, blur_px)
-        offset, slope, deviation = _step(*views, shifts, weight, guess)
-        guess = RowAlignment(
-            guess.offset_px + REDUCTION * offset,
-            guess.roll_deg + math.degrees(slope),
-            REDUCTION * deviation,
+    height, width = raw.shape[:2]
+    if (width, height) != (camera.width, camera.height):
+        raise CalibrationError(
+            f'raw image is {width}x{height}, its calibration for {camera.width}x{camera.height}'
         )
-        if not guess.known:
-            break
-    return guess
-
-
-def _blurred(image: FloatImage, sigma_px: float) -> FloatImage:
-    return cv2.GaussianBlur(image, (0, 0), sigma_px) if sigma_px else image
-
-
-def _step(
-    left: FloatImage,
-    right: FloatImage,
-    disparity: FloatImage,
-    weight: FloatImage,
-    guess: RowAlignment,
-) -> tuple[float, float, float]:
-    """Return offset, slope (rows a column) and the deviation of the former, in these pixels."""
-    height, width = left.shape
-    reduced = replace(guess, offset_px=guess.offset_px / REDUCTION)
-    columns = np.arange(width, dtype=np.float32) - disparity
-    warped = _moved(right, reduced, columns)
-    gain, bias = photometric_match(left, warped, weight)
-    warped = gain * warped + bias
-    residual = left - warped
-    both = 0.5 * (left + warped)
-    across = cv2.Sobel(both, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
-    down = cv2.Sobel(both, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
-    # Robust: a residual far above its surroundings' is an occlusion or a wrong disparity.
-    variance = cv2.blur(residual * residual, (31, 31)) + np.float32(NOISE**2)
-    inlier = weight * variance / (variance + 0.25 * residual * residual) / variance
-
-    def windows(image: FloatImage) -> NDArray[np.float64]:
-        """Return sums over windows, (H / 8, W / 8)."""
-        cut = image[: height // WINDOW_PX * WINDOW_PX, : width // WINDOW_PX * WINDOW_PX]
-        blocks = cut.reshape(height // WINDOW_PX, WINDOW_PX, width // WINDOW_PX, WINDOW_PX)
-        return blocks.sum(axis=(1, 3), dtype=np.float64)
-
-    # L - W = across * e + down * d, with e the window's error of the disparity (its sign does not
-    # matter: it is eliminated) and d how much lower the right rows are than guessed.
-    aa, ad = windows(inlier * across * across), windows(inlier * across * down)
-    dd, ar = windows(inlier * down * down), windows(inlier * across * residual)
-    dr = windows(inlier * down * residual)
-    eliminated = aa + 1 / DISPARITY_ERROR_PX**2
-    information = dd - ad * ad / eliminated
-    pull = dr - ad * ar / eliminated
-    # Each window's place in the right image: -1 and 1 are its side borders.
-    place = (windows(columns) / WINDOW_PX**2 - (width - 1) / 2) / (width / 2)
-    design = np.stack([np.ones_like(place), place])
-    normal = np.einsum('irc,jrc,rc->ij', design, design, information)
-    right_side = np.einsum('irc,rc->i', design, pull)
-    # Both numbers' deviations, pixels; the second is that at the side borders. A prior of 2 px.
-    covariance = np.linalg.inv(normal + np.eye(2) / 4)
-    offset, at_border = np.clip(covariance @ right_side, -1.0, 1.0)
-    deviation = math.sqrt(max(covariance[0, 0], covariance[1, 1]))
-    if deviation > 1.0:
-        return 0.0, 0.0, math.inf
-    return float(offset), float(at_border) / (width / 2), deviation
-
-
-def _moved(
-    right: FloatImage, alignment: RowAlignment, columns: NDArray[np.float32] | None = None
-) -> FloatImage:
-    """Return (H, W) the aligned right image at these columns (H, W); None takes all in order."""
-    height, width = right.shape
-    if columns is None:
-        columns = np.arange(width, dtype=np.float32)[None, :]
-    x = columns - np.float32((width - 1) / 2)
-    y = np.arange(height, dtype=np.float32)[:, None] - np.float32((height - 1) / 2)
-    angle = math.radians(alignment.roll_deg)
-    cosine, sine = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    from_columns = cosine * x - sine * y + np.float32((width - 1) / 2)
-    from_rows = sine * x + cosine * y + np.float32((height - 1) / 2 + alignment.offset_px)
+    # The border is continued: black beyond it would be an edge that the matcher follows. What is
+    # beyond is told by `seen_mask`.
     return cv2.remap(
-        right, from_columns, from_rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        raw, *_fixed_point_maps(camera), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )
+
+
+@functools.lru_cache(maxsize=MAPS_KEPT)
+def seen_mask(camera: RawCamera) -> NDArray[np.bool_]:
+    """Return (H, W) bool: rectified pixels that show something that the raw image holds.
+
+    A distortion polynomial is fitted to the raw image only; farther out it may bend back into it
+    and show it a second time, mirrored. Those pixels do not count.
+    """
+    columns, rows = camera.maps()
+    inside = (columns >= 0) & (columns <= camera.width - 1)
+    inside &= (rows >= 0) & (rows <= camera.height - 1)
+    across_columns, across_rows = np.gradient(columns, axis=1), np.gradient(rows, axis=1)
+    down_columns, down_rows = np.gradient(columns, axis=0), np.gradient(rows, axis=0)
+    inside &= across_columns * down_rows > down_columns * across_rows
+    _, regions = cv2.connectedComponents(inside.astype(np.uint8), connectivity=4)
+    known = regions[inside]
+    seen = (
+        regions == np.bincount(known).argmax() if known.size else np.zeros(inside.shape, np.bool_)
+    )
+    seen.setflags(write=False)
+    return seen
+
+
+def confidence_where_seen(
+    confidence: FloatImage, disparity: FloatImage, pair: StereoPair
+) -> FloatImage:
+    """Return the confidence with 0 where one of the views does not see the point.
+
+    Args:
+        confidence: (H, W) float32.
+        disparity: (H, W) float32, pixels, free of the principal points' offset.
+        pair: The pair they are of; without masks everything is seen.
+    """
+    if pair.left_mask is None or pair.right_mask is None:
+        return confidence
+    height, width = confidence.shape
+    columns = np.arange(width, dtype=np.float32) - disparity
+    columns -= np.float32(pair.calibration.disparity_offset_px)
+    rows = np.broadcast_to(np.arange(height, dtype=np.float32)[:, None], columns.shape)
+    seen_right = cv2.remap(
+        pair.right_mask.astype(np.uint8),
+        np.nan_to_num(columns, nan=-2.0),
+        np.ascontiguousarray(rows),
+        cv2.INTER_NEAREST,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return np.where(pair.left_mask & (seen_right > 0), confidence, np.float32(0))
+
+
+@functools.lru_cache(maxsize=MAPS_KEPT)
+def _fixed_point_maps(camera: RawCamera) -> ImageMap:
+    """Return the maps in the form that `cv2.remap` is fastest with; steps of 1/32 pixel."""
+    return cv2.convertMaps(*camera.maps(), cv2.CV_16SC2)
+
+
+def _matrix(intrinsics: tuple[float, float, float, float]) -> NDArray[np.float64]:
+    fx, fy, cx, cy = intrinsics
+    return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])

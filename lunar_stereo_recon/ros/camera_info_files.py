@@ -7,8 +7,8 @@ from urllib.parse import unquote, urlparse
 
 from ament_index_python.packages import get_package_share_directory, PackageNotFoundError
 
-from lunar_stereo_recon.calibration_io import CameraInfo, load_camera_info
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.files.calibrations import CameraInfo, load_camera_info
 from lunar_stereo_recon.pairing import Side
 
 

@@ -8,7 +8,7 @@ from launch import LaunchContext, LaunchDescriptionEntity
 from launch.actions import LogInfo
 from launch_ros.actions import Node
 
-from lunar_stereo_recon.rig import FrameTransform
+from lunar_stereo_recon.files.rigs import FrameTransform
 from lunar_stereo_recon.ros.launch_arguments import flag, shared_file, value
 
 

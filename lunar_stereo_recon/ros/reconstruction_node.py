@@ -37,11 +37,11 @@ from std_srvs.srv import SetBool, Trigger
 
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.backends.base import Backend
-from lunar_stereo_recon.calibration_io import CameraInfo
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
+from lunar_stereo_recon.files.calibrations import CameraInfo
+from lunar_stereo_recon.files.results import write_pcd, write_ply
 from lunar_stereo_recon.messages import baseline_of_camera_infos, pair_from_messages, StereoTopics
-from lunar_stereo_recon.outputs import write_pcd, write_ply
 from lunar_stereo_recon.pairing import OTHER, RESTART_NS, Side
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from lunar_stereo_recon.result_messages import (

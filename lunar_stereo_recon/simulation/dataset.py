@@ -30,7 +30,7 @@ from lunar_stereo_recon.simulation.camera import (
     Window,
 )
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults
-from lunar_stereo_recon.simulation.folders import (
+from lunar_stereo_recon.simulation.dataset_forms import (
     remove_unfinished,
     write_pair_files,
     write_pair_index,

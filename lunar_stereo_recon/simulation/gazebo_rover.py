@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.rigs import FrameTransform, optical_frame
 from lunar_stereo_recon.geometry.rotation import rotation_from_rpy
-from lunar_stereo_recon.rig import FrameTransform, optical_frame
 
 DESCRIPTION_FILE = 'world.json'
 START_HEIGHTS_FILE = 'start_heights.npz'

@@ -20,7 +20,7 @@ from lunar_stereo_recon.benchmark.pairs import (
 from lunar_stereo_recon.benchmark.speed import count_flops, fit_throughput
 from lunar_stereo_recon.cli import main
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.evaluation import PairScore, reliability, summarise
+from lunar_stereo_recon.evaluation.scores import PairScore, reliability, summarise
 
 HEIGHT, WIDTH = 64, 96
 CLASSICAL = ['--method', 'SGBM 3WAY', '--method', 'SGBM 3WAY + fill']

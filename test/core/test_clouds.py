@@ -9,13 +9,13 @@ import pytest
 from lunar_stereo_recon.bags.writer import make_message
 from lunar_stereo_recon.datatypes import Reconstruction, Region, StereoCalibration
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.results import write_pcd
 from lunar_stereo_recon.geometry.rotation import (
     quaternion_from_rotation,
     rotation_from_quaternion,
     rotation_from_rpy,
 )
 from lunar_stereo_recon.geometry.voxel import voxel_means
-from lunar_stereo_recon.outputs import write_pcd
 from lunar_stereo_recon.result_messages import (
     CloudForm,
     confidence_view_message,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lunar_stereo_recon.errors import InputError, ModelError
-from lunar_stereo_recon.evaluation import expected_calibration_error
+from lunar_stereo_recon.evaluation.scores import expected_calibration_error
 from lunar_stereo_recon.geometry.confidence import (
     calibrated_confidence,
     confidence_features,

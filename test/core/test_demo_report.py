@@ -19,16 +19,16 @@ from lunar_stereo_recon.commands.demo import (
 )
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.fusion import FusedCloud
-from lunar_stereo_recon.geometry.camera import points_from_depth
-from lunar_stereo_recon.geometry.disparity import disparity_from_depth
-from lunar_stereo_recon.report import (
+from lunar_stereo_recon.evaluation.fusion import FusedCloud
+from lunar_stereo_recon.evaluation.recordings import (
     cloud_picture,
     published_clouds,
     reconstruction_of_cloud,
     ReportSettings,
     write_report,
 )
+from lunar_stereo_recon.geometry.camera import points_from_depth
+from lunar_stereo_recon.geometry.disparity import disparity_from_depth
 from lunar_stereo_recon.result_messages import (
     camera_info_message,
     image_message,

@@ -3,7 +3,7 @@ import pytest
 
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.evaluation import (
+from lunar_stereo_recon.evaluation.scores import (
     ause,
     DETAILED_SUBSETS,
     expected_calibration_error,

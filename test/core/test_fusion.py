@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.fusion import VoxelFusion
+from lunar_stereo_recon.evaluation.fusion import VoxelFusion
 
 GREY = np.uint8([[100, 100, 100]])
 

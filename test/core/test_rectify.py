@@ -14,7 +14,7 @@ from lunar_stereo_recon.datatypes import (
     StereoCalibration,
     StereoPair,
 )
-from lunar_stereo_recon.geometry.rectify import (
+from lunar_stereo_recon.geometry.row_alignment import (
     estimate_row_alignment,
     FRAMES,
     RowMonitor,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.rig import read_rig_frames
+from lunar_stereo_recon.files.rigs import read_rig_frames
 from lunar_stereo_recon.simulation.gazebo_rover import read_rig
 
 ROOT = Path(__file__).resolve().parents[2]

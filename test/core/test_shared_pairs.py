@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
-from lunar_stereo_recon.evaluation import load_ground_truth, score_pair, summarise
+from lunar_stereo_recon.evaluation.scores import load_ground_truth, score_pair, summarise
+from lunar_stereo_recon.files.manifests import load_manifest
 from lunar_stereo_recon.geometry.disparity import fill_from_background
 from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
-from lunar_stereo_recon.manifest import load_manifest
 
 DATA = Path(__file__).resolve().parents[2].parent / 'shared' / 'data'
 MANIFEST = DATA / 'rover_dev' / 'manifest.json'

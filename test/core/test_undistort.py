@@ -8,7 +8,7 @@ import pytest
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError
-from lunar_stereo_recon.geometry.undistort import (
+from lunar_stereo_recon.geometry.rectify import (
     confidence_where_seen,
     RawCamera,
     rectified_image,

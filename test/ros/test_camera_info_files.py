@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lunar_stereo_recon.calibration_io import load_camera_info
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.files.calibrations import load_camera_info
 
 pytest.importorskip('rclpy')
 pytestmark = pytest.mark.ros

@@ -9,8 +9,8 @@ torch = pytest.importorskip('torch')
 
 from lunar_stereo_recon.backends import load_backend  # noqa: E402
 from lunar_stereo_recon.bags.writer import make_message  # noqa: E402
-from lunar_stereo_recon.calibration_io import CameraInfo, RegionOfInterest  # noqa: E402
 from lunar_stereo_recon.errors import CalibrationError  # noqa: E402
+from lunar_stereo_recon.files.calibrations import CameraInfo, RegionOfInterest  # noqa: E402
 from lunar_stereo_recon.messages import pair_from_messages  # noqa: E402
 from lunar_stereo_recon.pipeline import StereoReconstructor  # noqa: E402
 from lunar_stereo_recon.result_messages import image_message  # noqa: E402

@@ -17,9 +17,9 @@ import yaml
 pytest.importorskip('rclpy')
 pytestmark = pytest.mark.ros
 
-from lunar_stereo_recon.calibration_io import load_camera_info  # noqa: E402
 from lunar_stereo_recon.errors import InputError  # noqa: E402
-from lunar_stereo_recon.rig import read_rig_frames  # noqa: E402
+from lunar_stereo_recon.files.calibrations import load_camera_info  # noqa: E402
+from lunar_stereo_recon.files.rigs import read_rig_frames  # noqa: E402
 from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset  # noqa: E402
 from lunar_stereo_recon.ros.parameters import (  # noqa: E402
     ReconstructionParameters,

@@ -22,15 +22,15 @@ from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.bags.reader import BagFrame, StereoBagReader
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.evaluation import GroundTruth, PairScore, score_pair, summarise
-from lunar_stereo_recon.fusion import FusedCloud, VoxelFusion
+from lunar_stereo_recon.evaluation.fusion import FusedCloud, VoxelFusion
+from lunar_stereo_recon.evaluation.scores import GroundTruth, PairScore, score_pair, summarise
+from lunar_stereo_recon.files.results import write_ply_points, write_png
 from lunar_stereo_recon.geometry.disparity import (
     disparity_from_columns,
     disparity_from_depth,
     fill_from_background,
 )
 from lunar_stereo_recon.messages import stamp_ns, StereoTopics
-from lunar_stereo_recon.outputs import write_ply_points, write_png
 from lunar_stereo_recon.result_messages import CLOUD_FIELDS
 from lunar_stereo_recon.visualize import (
     contact_sheet,

@@ -14,7 +14,7 @@ from typing import Any
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
-from lunar_stereo_recon.image_io import pair_from_images, read_image
+from lunar_stereo_recon.files.images import pair_from_images, read_image
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ManifestEntry:
     calibration: StereoCalibration
 
     def load_pair(self, white_level: float | None = None) -> StereoPair:
-        """Read the images; see `image_io.pair_from_images` for the errors."""
+        """Read the images; see `images.pair_from_images` for the errors."""
         images = read_image(self.left), read_image(self.right)
         names = (str(self.left), str(self.right))
         return pair_from_images(*images, self.calibration, white_level, names)
