@@ -310,6 +310,8 @@ class Reconstruction:
         timings_ms: Milliseconds spent in each stage, in the order of the stages.
         row_alignment: How well the rows of the views are aligned, over the last frames.
         region: Where results were wanted; everything outside is invalid. None is everywhere.
+        searched_px: Smallest and largest disparity that was searched, pixels; infinite where
+            nothing limits it.
     """
 
     disparity: FloatImage
@@ -323,6 +325,7 @@ class Reconstruction:
     timings_ms: dict[str, float] = field(default_factory=dict)
     row_alignment: RowAlignment = field(default_factory=RowAlignment)
     region: Region | None = None
+    searched_px: tuple[float, float] = (0.0, math.inf)
 
     @property
     def valid_mask(self) -> NDArray[np.bool_]:

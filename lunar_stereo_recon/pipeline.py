@@ -1,8 +1,8 @@
 """The whole journey of a stereo pair, free of ROS and of any network runtime.
 
-Reading order: ros/stereo_sync -> ros/conversions (message to StereoPair) -> preprocess ->
-backends -> geometry/metric_scale -> geometry/refine -> geometry/confidence -> geometry/fill ->
-ros/conversions (Reconstruction to PointCloud2).
+Reading order: ros/stereo_sync (or bags/reader) -> messages (message to StereoPair) ->
+geometry/rectify (raw images) -> preprocess -> backends -> geometry/refine ->
+geometry/confidence -> geometry/fill -> geometry/disparity, geometry/camera -> result_messages.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from lunar_stereo_recon.geometry.row_alignment import (
 from lunar_stereo_recon.network_width import widest_within
 from lunar_stereo_recon.preprocess import (
     aligned_principal_points,
+    content_size,
     full_size_prediction,
     network_pair,
 )
@@ -103,10 +104,12 @@ class Matched:
     Attributes:
         disparity: (H, W) float32, pixels. NaN where the backend has no estimate.
         features: (K, H, W) float32, see `geometry.confidence`.
+        searched_px: Smallest and largest disparity that the backend searched, pixels.
     """
 
     disparity: FloatImage
     features: FloatImage
+    searched_px: tuple[float, float]
 
 
 class StereoReconstructor:
@@ -114,6 +117,12 @@ class StereoReconstructor:
 
     The pairs are frames of one rig: what is learnt of its row alignment serves the next ones. A
     pair with another calibration starts anew.
+
+    Attributes:
+        backend: The matcher. Others may use it too: nothing of it is changed here.
+        options: What is wanted; may be changed between pairs.
+        network_width_px: Wider images are scaled down for the backend; None takes any size. The
+            backend's own width, or what `options.target_ms` chose.
     """
 
     def __init__(self, backend: Backend, options: ReconstructionOptions | None = None) -> None:
@@ -121,7 +130,7 @@ class StereoReconstructor:
         self.options = options or ReconstructionOptions()
         self._rows = RowMonitor()
         self._rig: StereoCalibration | None = None
-        self._own_width = backend.max_width_px
+        self.network_width_px = backend.max_width_px
         self._timed: tuple[float, int, int] | None = None
         stored = backend.confidence_calibration
         self._calibration = (
@@ -168,6 +177,7 @@ class StereoReconstructor:
             stages.milliseconds,
             self._rows.alignment,
             region,
+            matched.searched_px,
         )
 
     def match(self, pair: StereoPair, stages: StageTimer | None = None) -> Matched:
@@ -178,13 +188,13 @@ class StereoReconstructor:
         with stages('rows'):
             aligned = self._rows_aligned(given)
         with stages('preprocess'):
-            network = network_pair(aligned, backend.size_multiple, backend.max_width_px)
+            network = network_pair(aligned, backend.size_multiple, self.network_width_px)
         with stages('inference'):
             prediction = backend.predict(network.left, network.right)
         with stages('refine'):
-            prior = full_size_prediction(prediction, aligned, backend.max_width_px)
+            prior = full_size_prediction(prediction, aligned, self.network_width_px)
         with stages('rows'):
-            aligned = self._watched(given, aligned, prior.disparity)
+            aligned = self._rows_learnt(given, aligned, prior.disparity)
         with stages('refine'):
             refinement = refine_disparity(
                 aligned.left, aligned.right, prior.disparity, options.refinement, options.refine
@@ -194,7 +204,7 @@ class StereoReconstructor:
             features = confidence_features(
                 aligned.left, prior.confidence, prior.disparity, refinement
             )
-        return Matched(disparity, features)
+        return Matched(disparity, features, self._searched_px(aligned))
 
     def reset_rows(self) -> None:
         """Forget the row alignment: the next pair is of another rig."""
@@ -204,19 +214,31 @@ class StereoReconstructor:
         """Choose the network's width where target and image size were not seen together yet."""
         target_ms = self.options.target_ms
         asked = (target_ms, pair.calibration.width, pair.calibration.height)
-        if self._own_width is None or asked == self._timed or not (target_ms or self._timed):
+        own_width = self.backend.max_width_px
+        if own_width is None or asked == self._timed or not (target_ms or self._timed):
             return
         self._timed = asked if target_ms else None
-        self.backend.max_width_px = self._own_width
+        self.network_width_px = own_width
         if not target_ms:
             return
         probe = StereoReconstructor(self.backend, replace(self.options, target_ms=0.0))
 
         def reconstruct(width: int) -> None:
-            self.backend.max_width_px = width
+            probe.network_width_px = width
             probe.reconstruct(pair)
 
-        self.backend.max_width_px = widest_within(target_ms, pair.calibration.width, reconstruct)
+        self.network_width_px = widest_within(target_ms, pair.calibration.width, reconstruct)
+
+    def _searched_px(self, aligned: StereoPair) -> tuple[float, float]:
+        """Return the smallest and largest disparity that the backend searches, pixels.
+
+        Args:
+            aligned: The pair as it is matched, less than a column between its principal points.
+        """
+        network_width, _ = content_size(aligned, self.network_width_px)
+        largest = self.backend.max_disparity_px * aligned.calibration.width / network_width
+        offset = aligned.calibration.disparity_offset_px
+        return 0.0 - offset, largest - offset
 
     def _rows_aligned(self, given: StereoPair) -> StereoPair:
         if given.calibration != self._rig:
@@ -226,7 +248,7 @@ class StereoReconstructor:
             return given
         return with_rows_aligned(given, self._rows.alignment)
 
-    def _watched(
+    def _rows_learnt(
         self, given: StereoPair, aligned: StereoPair, disparity: FloatImage
     ) -> StereoPair:
         """Learn from a matched frame; return it with its rows as they are known to be now."""

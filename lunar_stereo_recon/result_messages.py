@@ -1,7 +1,7 @@
 """A Reconstruction as ROS messages, the one implementation for DDS and bags.
 
-Messages are made through a `MakeMessage`: rclpy's classes in `ros/conversions`, rosbags' classes
-in `bags/writer`. All results have the left image's stamp, and its frame unless moved.
+Messages are made through a `MakeMessage`: rclpy's classes in `ros/rclpy_messages`, rosbags'
+classes in `bags/writer`. All results have the left image's stamp, and its frame unless moved.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, Region, StereoCalibration
 from lunar_stereo_recon.files.results import depth_millimetres
 from lunar_stereo_recon.geometry.hazard import GridLayout
@@ -282,18 +281,13 @@ def depth_info_message(make: MakeMessage, reconstruction: Reconstruction) -> Any
     )
 
 
-def disparity_message(
-    make: MakeMessage, reconstruction: Reconstruction, max_disparity_px: float
-) -> Any:
+def disparity_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:
     """Return the DisparityImage: Z = f * t / d, d free of the principal point offset.
 
-    Args:
-        make: Message factory.
-        reconstruction: The result; its disparity is NaN where invalid.
-        max_disparity_px: Largest disparity that was searched, at the image's size.
+    Invalid is NaN.
     """
     calibration = reconstruction.calibration
-    offset = calibration.disparity_offset_px
+    smallest, largest = reconstruction.searched_px
     stamp_ns, frame_id = reconstruction.stamp_ns, reconstruction.frame_id
     window = reconstruction.region or Region(0, 0, calibration.width, calibration.height)
     return make(
@@ -304,8 +298,8 @@ def disparity_message(
         t=float(calibration.baseline_m),
         # Estimates are given up to the border, so the window of possible values is the image.
         valid_window=_region(make, window.x, window.y, window.height, window.width),
-        min_disparity=float(min(0.0, -offset)),
-        max_disparity=float(max_disparity_px - offset),
+        min_disparity=float(smallest),
+        max_disparity=float(largest),
         delta_d=DISPARITY_RESOLUTION_PX,
     )
 
@@ -351,12 +345,6 @@ def occupancy_grid_message(
         ),
         data=hazard.reshape(-1),
     )
-
-
-def searched_disparity_px(backend: Backend, calibration: StereoCalibration) -> float:
-    """Return the largest column difference that the backend searches, at the image's size."""
-    network_width = min(calibration.width, backend.max_width_px or calibration.width)
-    return backend.max_disparity_px * calibration.width / network_width
 
 
 def _region(make: MakeMessage, x_offset: int, y_offset: int, height: int, width: int) -> Any:

@@ -15,8 +15,8 @@ class Backend(Protocol):
         provider: What it runs on, as the runtime reports it, e.g. 'CPUExecutionProvider'.
         provider_fallback: Why that is not the provider asked for; '' where it is.
         size_multiple: Height and width of the images must be multiples of this, pixels.
-        max_width_px: Images wider than this are scaled down first; None takes any size. May be
-            changed between pairs.
+        max_width_px: Images wider than this are scaled down first; None takes any size. Fixed:
+            a narrower width is the affair of who uses the backend.
         max_disparity_px: Largest column difference that can be found at the given image size.
         confidence_calibration: How to turn confidence features into a probability, as stored
             with the model (see `geometry.confidence`); None where the model has none.

@@ -177,14 +177,12 @@ def replay(
         else:
             counts.latencies_ms.append(1e3 * (time.perf_counter() - start))
             counts.stages_ms.append(result.timings_ms)
-            write_result(writer, result, engine, args.outputs)
+            write_result(writer, result, args.outputs)
         progress(1)
     return counts
 
 
-def write_result(
-    writer: BagWriter, result: Reconstruction, engine: StereoReconstructor, outputs: list[str]
-) -> None:
+def write_result(writer: BagWriter, result: Reconstruction, outputs: list[str]) -> None:
     """Write the messages that the reconstruction node would publish, at the frame's stamp."""
     from lunar_stereo_recon import result_messages
     from lunar_stereo_recon.bags.writer import make_message
@@ -197,8 +195,7 @@ def write_result(
         confidence = result_messages.confidence_message(make_message, result)
         writer.write('/confidence', confidence, stamp)
     if 'disparity' in outputs:
-        largest = result_messages.searched_disparity_px(engine.backend, result.calibration)
-        disparity = result_messages.disparity_message(make_message, result, largest)
+        disparity = result_messages.disparity_message(make_message, result)
         writer.write('/disparity', disparity, stamp)
     if 'depth' in outputs:
         depth = result_messages.depth_message(make_message, result)

@@ -19,8 +19,8 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data, QoSProfile
 
 from lunar_stereo_recon.errors import CalibrationError, ReconError
-from lunar_stereo_recon.ros.conversions import message_class
 from lunar_stereo_recon.ros.parameters import declare_parameters, parameter
+from lunar_stereo_recon.ros.rclpy_messages import message_class
 
 Side = Literal['left', 'right']
 EXIT_DONE, EXIT_ERROR = 0, 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration
 from lunar_stereo_recon.messages import StereoTopics
-from lunar_stereo_recon.ros.conversions import diagnostic_status, ERROR, OK, WARN
+from lunar_stereo_recon.ros.rclpy_messages import diagnostic_status, ERROR, OK, WARN
 from lunar_stereo_recon.ros.stereo_sync import DROP_REASONS, explain_no_pairs, SyncStatistics
 
 LATENCY_WINDOW = 100

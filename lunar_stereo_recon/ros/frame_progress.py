@@ -10,7 +10,7 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 
-from lunar_stereo_recon.ros.conversions import message_class
+from lunar_stereo_recon.ros.rclpy_messages import message_class
 
 
 class FrameProgress:

@@ -36,7 +36,6 @@ from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
 
 from lunar_stereo_recon.backends import load_backend
-from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
 from lunar_stereo_recon.files.calibrations import CameraInfo
@@ -53,19 +52,8 @@ from lunar_stereo_recon.result_messages import (
     left_image_message,
     moved_points,
     point_cloud_message,
-    searched_disparity_px,
 )
 from lunar_stereo_recon.ros.camera_info_files import camera_infos_from_files
-from lunar_stereo_recon.ros.conversions import (
-    diagnostic_array,
-    diagnostic_status,
-    ERROR,
-    make_message,
-    message_class,
-    MessageBuffer,
-    OK,
-    WARN,
-)
 from lunar_stereo_recon.ros.core_logs import log_core_to, stop_logging_core
 from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
 from lunar_stereo_recon.ros.hazard_grid import (
@@ -81,6 +69,16 @@ from lunar_stereo_recon.ros.parameters import (
     declare_parameters,
     named,
     ReconstructionParameters,
+)
+from lunar_stereo_recon.ros.rclpy_messages import (
+    diagnostic_array,
+    diagnostic_status,
+    ERROR,
+    make_message,
+    message_class,
+    MessageBuffer,
+    OK,
+    WARN,
 )
 from lunar_stereo_recon.ros.stereo_sync import StereoMessages, StereoSynchronizer
 from lunar_stereo_recon.ros.transforms import TransformListener
@@ -416,7 +414,7 @@ class ReconstructionNode(LifecycleNode):
             return
         self._newest = result
         done = time.monotonic()
-        withheld = self._publish(result, parameters, engine.backend)
+        withheld = self._publish(result, parameters)
         end = time.monotonic()
         self._frames.count_published(1e3 * (end - job.received_s), result)
         stages = {
@@ -463,7 +461,7 @@ class ReconstructionNode(LifecycleNode):
             self._frames.baseline_conflict = conflict
 
     def _publish(
-        self, result: Reconstruction, parameters: ReconstructionParameters, backend: Backend
+        self, result: Reconstruction, parameters: ReconstructionParameters
     ) -> dict[str, str]:
         """Publish what is selected and, when lazy, subscribed to.
 
@@ -474,7 +472,7 @@ class ReconstructionNode(LifecycleNode):
             'points2': functools.partial(self._cloud_message, parameters),
             'confidence': confidence_message,
             'confidence/image_mono8': confidence_view_message,
-            'disparity': functools.partial(_disparity_message, backend),
+            'disparity': disparity_message,
             'depth/image': functools.partial(_depth_message, parameters),
             'depth/camera_info': depth_info_message,
             'left/image_rect': left_image_message,
@@ -661,7 +659,7 @@ class ReconstructionNode(LifecycleNode):
             'model': backend.name,
             'provider': backend.provider,
             'weights sha256': backend.metadata.get('weights_sha256', ''),
-            'network width, px': str(backend.max_width_px or 'any'),
+            'network width, px': str(self._engine.network_width_px or 'any'),
         }
         statuses = self._report.statuses(
             sync, frames, engine, backend.provider_fallback, self._idle, self._enabled
@@ -731,10 +729,6 @@ class ReconstructionNode(LifecycleNode):
             self.destroy_lifecycle_publisher(publisher)
         self._output, self._engine, self._newest = {}, None, None
         self._refused = {}
-
-
-def _disparity_message(backend: Backend, make: Any, result: Reconstruction) -> Any:
-    return disparity_message(make, result, searched_disparity_px(backend, result.calibration))
 
 
 def _depth_message(parameters: ReconstructionParameters, make: Any, result: Reconstruction) -> Any:

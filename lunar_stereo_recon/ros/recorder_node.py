@@ -29,9 +29,9 @@ from rclpy.signals import SignalHandlerOptions
 from lunar_stereo_recon.bags.writer import BagWriter
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.messages import cdr_stamp_ns
-from lunar_stereo_recon.ros.conversions import message_class, OK
 from lunar_stereo_recon.ros.interruption import on_interruption
 from lunar_stereo_recon.ros.parameters import declare_parameters, named, RecorderParameters
+from lunar_stereo_recon.ros.rclpy_messages import message_class, OK
 
 EXIT_DONE, EXIT_ERROR = 0, 1
 IMAGE, CLOUD, STATUS = 'left/image_rect', 'points2', 'frame_status'

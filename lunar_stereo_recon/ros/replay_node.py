@@ -21,8 +21,8 @@ from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import cdr_stamp_ns, stamp_ns, StereoTopics
 from lunar_stereo_recon.pairing import PairQueue, Side
-from lunar_stereo_recon.ros.conversions import make_message, message_class
 from lunar_stereo_recon.ros.parameters import declare_parameters, named, ReplayParameters
+from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class
 from lunar_stereo_recon.ros.spun_node import run_spun
 
 EXIT_DONE, EXIT_UNANSWERED, EXIT_NO_SUBSCRIBER = 0, 2, 3

@@ -47,6 +47,7 @@ def reconstruction():
         calibration=StereoCalibration(40.0, 40.0, 2.0, 1.5, 1.0, 0.2, 5, 4),
         stamp_ns=1_234_567_890,
         frame_id='left_optical',
+        searched_px=(-0.5, 29.5),
     )
 
 
@@ -320,7 +321,7 @@ def test_results_written_to_a_bag_are_what_went_in(reconstruction, tmp_path):
         writer.write('/points2', point_cloud_message(make_message, reconstruction), stamp)
         writer.write('/confidence', confidence_message(make_message, reconstruction), stamp)
         writer.write('/depth', depth_message(make_message, reconstruction), stamp)
-        writer.write('/disparity', disparity_message(make_message, reconstruction, 30.0), stamp)
+        writer.write('/disparity', disparity_message(make_message, reconstruction), stamp)
         assert writer.counts == {'/points2': 1, '/confidence': 1, '/depth': 1, '/disparity': 1}
     with AnyReader([tmp_path / 'out']) as reader:
         messages = {c.topic: reader.deserialize(raw, c.msgtype) for c, _, raw in reader.messages()}
@@ -338,7 +339,7 @@ def test_results_written_to_a_bag_are_what_went_in(reconstruction, tmp_path):
     np.testing.assert_array_equal(rgb, red << 16 | green << 8 | blue)
     disparity = messages['/disparity']
     assert (disparity.f, disparity.t) == (pytest.approx(40.0), pytest.approx(0.2))
-    assert (disparity.min_disparity, disparity.max_disparity) == (-1.0, 29.0)
+    assert (disparity.min_disparity, disparity.max_disparity) == (-0.5, 29.5)
     window = disparity.valid_window
     assert (window.x_offset, window.y_offset, window.width, window.height) == (0, 0, 5, 4)
     for message, expected in (

@@ -99,11 +99,11 @@ def test_region_and_decimation_cut_the_cloud(reconstruction):
     cloud = point_cloud_message(make_message, cut, CloudForm(decimation=2))
     assert (cloud.height, cloud.width) == (3, 4)
     np.testing.assert_array_equal(values_of(cloud)[..., :3], reconstruction.points[1:6:2, 2:9:2])
-    disparity = disparity_message(make_message, cut, 64.0)
+    disparity = disparity_message(make_message, cut)
     window = disparity.valid_window
     assert (window.x_offset, window.y_offset, window.width, window.height) == (2, 1, 7, 5)
     assert (disparity.f, disparity.t) == (10.0, pytest.approx(0.3))
-    whole = disparity_message(make_message, reconstruction, 64.0).valid_window
+    whole = disparity_message(make_message, reconstruction).valid_window
     assert (whole.x_offset, whole.y_offset, whole.width, whole.height) == (0, 0, 12, 8)
 
 

@@ -1,5 +1,6 @@
 """The network's width follows from the time that a pair may take."""
 
+import numpy as np
 import pytest
 
 from lunar_stereo_recon import network_width
@@ -52,19 +53,31 @@ def test_pipeline_sets_the_width_once(slope_pair):
     backend = load_backend('onnx', threads=1)
     engine = StereoReconstructor(backend, ReconstructionOptions(target_ms=60e3))
     engine.reconstruct(slope_pair)
-    assert backend.max_width_px == slope_pair.calibration.width
-    backend.max_width_px = 64
+    assert engine.network_width_px == slope_pair.calibration.width
+    engine.network_width_px = 64
     engine.reconstruct(slope_pair)
-    assert backend.max_width_px == 64  # this size was timed before
+    assert engine.network_width_px == 64  # this size was timed before
     engine.options = ReconstructionOptions()
     engine.reconstruct(slope_pair)
-    assert backend.max_width_px == NETWORK_WIDTH
+    assert engine.network_width_px == NETWORK_WIDTH
+
+
+def test_a_target_on_one_reconstructor_leaves_the_width_of_another(slope_pair):
+    backend = load_backend('onnx', threads=1)
+    other = StereoReconstructor(backend)
+    before = other.reconstruct(slope_pair)
+    hurried = StereoReconstructor(backend, ReconstructionOptions(target_ms=60e3))
+    hurried.reconstruct(slope_pair)
+    assert hurried.network_width_px == slope_pair.calibration.width
+    assert other.network_width_px == backend.max_width_px == NETWORK_WIDTH
+    np.testing.assert_array_equal(other.reconstruct(slope_pair).disparity, before.disparity)
 
 
 def test_classical_matchers_have_no_width(slope_pair):
     backend = load_backend('sgbm')
-    StereoReconstructor(backend, ReconstructionOptions(target_ms=1.0)).reconstruct(slope_pair)
-    assert backend.max_width_px is None
+    engine = StereoReconstructor(backend, ReconstructionOptions(target_ms=1.0))
+    engine.reconstruct(slope_pair)
+    assert engine.network_width_px is None
 
 
 def test_a_negative_target_is_refused():

@@ -1,5 +1,8 @@
 """The shipped student reaches a quarter of the image width; beyond it doubts, and never wraps."""
 
+import dataclasses
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -45,3 +48,18 @@ def test_more_than_can_be_searched_is_doubted_and_does_not_wrap(engine, disparit
     # A search that wraps would find the wall at its disparity less the search range.
     wrapped = disparity_px - (engine.backend.max_disparity_px + 4)
     assert (np.abs(result.disparity[seen] - wrapped) < 2).mean() < 0.05
+
+
+@pytest.mark.parametrize('offset_px', [0.0, 30.25, -30.25])
+def test_searched_range_is_that_of_the_disparities(offset_px):
+    """Principal points move the search: its range is of disparities, at the image's size."""
+    pair = wall(40)
+    rig = dataclasses.replace(pair.calibration, cx_right=pair.calibration.cx - offset_px)
+    backend = load_backend('sgbm', threads=1)
+    engine = StereoReconstructor(backend, ReconstructionOptions())
+    engine.network_width_px = WIDTH // 2
+    result = engine.reconstruct(dataclasses.replace(pair, calibration=rig))
+    rest = offset_px - math.floor(offset_px)
+    assert result.searched_px == pytest.approx((-rest, 2 * backend.max_disparity_px - rest))
+    found = result.disparity[np.isfinite(result.disparity)]
+    assert result.searched_px[0] <= found.min() <= found.max() <= result.searched_px[1]

@@ -117,7 +117,7 @@ class Cameras:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
 
-        from lunar_stereo_recon.ros.conversions import make_message
+        from lunar_stereo_recon.ros.rclpy_messages import make_message
 
         self._make = make_message
         self._context = rclpy.Context()
@@ -149,7 +149,7 @@ class Cameras:
         """Make the input publishers; `names` gives each side's namespace."""
         from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-        from lunar_stereo_recon.ros.conversions import message_class
+        from lunar_stereo_recon.ros.rclpy_messages import message_class
 
         policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=10, reliability=policy)
@@ -166,7 +166,7 @@ class Cameras:
         """Subscribe to results, the usual ones where none is named."""
         from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-        from lunar_stereo_recon.ros.conversions import message_class
+        from lunar_stereo_recon.ros.rclpy_messages import message_class
 
         policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         for topic in topics or self.USUAL_OUTPUTS:
@@ -190,7 +190,7 @@ class Cameras:
 
     def listen_diagnostics(self) -> None:
         """Collect what this test's node says on /diagnostics; others speak there too."""
-        from lunar_stereo_recon.ros.conversions import message_class
+        from lunar_stereo_recon.ros.rclpy_messages import message_class
 
         own = self.node.get_namespace() + '/'
         self.node.create_subscription(

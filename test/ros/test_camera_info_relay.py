@@ -9,7 +9,7 @@ pytest.importorskip('rclpy')
 from lunar_stereo_recon.errors import CalibrationError  # noqa: E402
 from lunar_stereo_recon.messages import calibration_from_camera_infos, stamp_ns  # noqa: E402
 from lunar_stereo_recon.ros.camera_info_relay import correct_camera_info  # noqa: E402
-from lunar_stereo_recon.ros.conversions import make_message, message_class  # noqa: E402
+from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class  # noqa: E402
 
 pytestmark = pytest.mark.ros
 TOPIC = 'right/camera_info_in'

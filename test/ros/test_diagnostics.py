@@ -16,8 +16,8 @@ from lunar_stereo_recon.datatypes import (  # noqa: E402
     StereoCalibration,
 )
 from lunar_stereo_recon.messages import StereoTopics  # noqa: E402
-from lunar_stereo_recon.ros.conversions import ERROR, OK, WARN  # noqa: E402
 from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport  # noqa: E402
+from lunar_stereo_recon.ros.rclpy_messages import ERROR, OK, WARN  # noqa: E402
 from lunar_stereo_recon.ros.stereo_sync import SyncStatistics  # noqa: E402
 
 CALIBRATION = StereoCalibration(60.0, 60.0, 31.5, 23.5, 31.5, 0.2, 64, 48)

@@ -19,12 +19,12 @@ from lunar_stereo_recon.geometry.rotation import (  # noqa: E402
     rotation_from_rpy,
 )
 from lunar_stereo_recon.result_messages import header  # noqa: E402
-from lunar_stereo_recon.ros.conversions import make_message  # noqa: E402
 from lunar_stereo_recon.ros.hazard_grid import (  # noqa: E402
     Attitudes,
     frame_of_attitude,
     frame_of_transform,
 )
+from lunar_stereo_recon.ros.rclpy_messages import make_message  # noqa: E402
 
 CALIBRATION = StereoCalibration(150.0, 150.0, 119.5, 89.5, 119.5, 0.2, 240, 180)
 CAMERA_HEIGHT_M, PITCH_DEG = 1.2, -25.0

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ros
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
 from lunar_stereo_recon.messages import decode_image, stamp_ns  # noqa: E402
-from lunar_stereo_recon.ros.conversions import make_message, message_class  # noqa: E402
+from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class  # noqa: E402
 
 NODE = 'reconstruction_node'
 OPTIONS = {'backend': 'sgbm', 'threads': 1}

@@ -12,7 +12,7 @@ pytest.importorskip('rclpy')
 pytestmark = pytest.mark.ros
 
 from lunar_stereo_recon.messages import cdr_stamp_ns, stamp_ns  # noqa: E402
-from lunar_stereo_recon.ros.conversions import message_class  # noqa: E402
+from lunar_stereo_recon.ros.rclpy_messages import message_class  # noqa: E402
 
 PATIENCE_S = 240
 PATIENT = {'wait_for_subscribers': 120.0}
@@ -185,7 +185,7 @@ def test_recorder_that_cannot_start_says_why(processes, make_bag, tmp_path):
 
 
 def test_recorder_ends_after_enough_frames_or_silence(processes, cameras, tmp_path):
-    from lunar_stereo_recon.ros.conversions import diagnostic_array, diagnostic_status, OK
+    from lunar_stereo_recon.ros.rclpy_messages import diagnostic_array, diagnostic_status, OK
 
     enough = processes.start('recorder_node', bag=tmp_path / 'a', stop_after=3, drain_timeout=0.1)
     silent = processes.start('recorder_node', bag=tmp_path / 'b', idle_timeout=1.0)

@@ -1,7 +1,7 @@
 """What the wheels of ROS lack has an equivalent here: compared with the real one where it is.
 
 The synchronizers of message_filters are compared in test_stereo_sync.py, the cloud is read by
-sensor_msgs_py in test_conversions.py.
+sensor_msgs_py in test_rclpy_messages.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ros
 
 from lunar_stereo_recon.messages import decode_image  # noqa: E402
 from lunar_stereo_recon.result_messages import image_message  # noqa: E402
-from lunar_stereo_recon.ros.conversions import (  # noqa: E402
+from lunar_stereo_recon.ros.rclpy_messages import (  # noqa: E402
     diagnostic_array,
     diagnostic_status,
     make_message,

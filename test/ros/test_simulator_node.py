@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 from lunar_stereo_recon.cli import main  # noqa: E402
 from lunar_stereo_recon.messages import stamp_ns  # noqa: E402
-from lunar_stereo_recon.ros.conversions import make_message, message_class  # noqa: E402
 from lunar_stereo_recon.ros.parameters import SimulatorParameters  # noqa: E402
+from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class  # noqa: E402
 from lunar_stereo_recon.ros.simulator_node import simulation_of  # noqa: E402
 from lunar_stereo_recon.simulation import renderer  # noqa: E402
 from lunar_stereo_recon.simulation.sunlit import sunlit_ground  # noqa: E402

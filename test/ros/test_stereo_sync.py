@@ -209,7 +209,7 @@ def test_pairs_are_those_of_message_filters(tolerance_ms):
     """The same arrivals through ROS' own synchronizers, where they can be imported."""
     message_filters = pytest.importorskip('message_filters')
     from lunar_stereo_recon.result_messages import header
-    from lunar_stereo_recon.ros.conversions import make_message
+    from lunar_stereo_recon.ros.rclpy_messages import make_message
 
     arrivals = []
     for index in range(60):

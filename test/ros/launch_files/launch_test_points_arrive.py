@@ -28,7 +28,7 @@ from lunar_stereo_recon.bags.writer import BagWriter
 from lunar_stereo_recon.bags.writer import make_message as make_recorded_message
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.result_messages import camera_info_message, header, image_message
-from lunar_stereo_recon.ros.conversions import make_message, message_class
+from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class
 
 PATIENCE_S = 240.0
 PERIOD_S = 0.2

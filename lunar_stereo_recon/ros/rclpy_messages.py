@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lunar_stereo_recon.result_messages import header
 
 # DiagnosticStatus levels.
-OK, WARN, ERROR, STALE = b'\x00', b'\x01', b'\x02', b'\x03'
+OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
 
 
 @functools.cache
