@@ -118,6 +118,7 @@ setup(
     packages=find_packages(include=[f'{PACKAGE}*']),
     package_data={
         PACKAGE: [
+            'py.typed',
             'data/benchmark.json',
             'data/demo_traverse/*',
             'ros/*.xml',

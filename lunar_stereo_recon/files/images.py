@@ -32,6 +32,17 @@ def read_image(path: str | Path) -> NDArray:
     return image
 
 
+def pair_from_files(
+    left: str | Path,
+    right: str | Path,
+    calibration: StereoCalibration,
+    white_level: float | None = None,
+) -> StereoPair:
+    """Return a pair from two image files; see `read_image` and `pair_from_images` for errors."""
+    names = (str(left), str(right))
+    return pair_from_images(read_image(left), read_image(right), calibration, white_level, names)
+
+
 def pair_from_images(
     left: NDArray,
     right: NDArray,

@@ -14,7 +14,6 @@ from typing import Any
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
-from lunar_stereo_recon.files.images import pair_from_images, read_image
 
 
 @dataclass(frozen=True)
