@@ -14,6 +14,7 @@ from typing import Any
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.files.images import pair_from_files
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,8 @@ class ManifestEntry:
     calibration: StereoCalibration
 
     def load_pair(self, white_level: float | None = None) -> StereoPair:
-        """Read the images; see `images.pair_from_images` for the errors."""
-        images = read_image(self.left), read_image(self.right)
-        names = (str(self.left), str(self.right))
-        return pair_from_images(*images, self.calibration, white_level, names)
+        """Read the images; see `images.pair_from_files` for the errors."""
+        return pair_from_files(self.left, self.right, self.calibration, white_level)
 
 
 def load_manifest(path: str | Path) -> list[ManifestEntry]:
