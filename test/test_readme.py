@@ -15,6 +15,7 @@ from lunar_stereo_recon.backends import DEFAULT_MODEL
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
+ROS_PAGE = (ROOT / 'docs/ros.md').read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -41,7 +42,7 @@ def test_parameter_table_is_that_of_the_node():
     pytest.importorskip('rclpy')
     from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 
-    section = README.split('## Topics and parameters')[1].split('\n## ')[0]
+    section = ROS_PAGE.split('## Parameters')[1].split('\n## ')[0]
     rows = re.findall(r'^\| (`.+?) \|', section, re.MULTILINE)
     documented = [
         (name, '*' in row)
