@@ -53,6 +53,8 @@ _PLANAR_CONVERSIONS: dict[str, tuple[float, int]] = {
     'nv12': (1.5, cv2.COLOR_YUV2RGB_NV12),
     'nv21': (1.5, cv2.COLOR_YUV2RGB_NV21),
 }
+# P[3] and a baseline from elsewhere may differ by this share before it is worth a warning.
+BASELINE_AGREEMENT = 0.01
 _GENERIC_TYPES = {
     '8U': 'u1',
     '8S': 'i1',

@@ -11,21 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import functools
 import sys
-from typing import Any, Literal
+from typing import Any
 
-import rclpy
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data, QoSProfile
 
-from lunar_stereo_recon.errors import CalibrationError, ReconError
+from lunar_stereo_recon.errors import CalibrationError
+from lunar_stereo_recon.messages import BASELINE_AGREEMENT
+from lunar_stereo_recon.pairing import OTHER, Side
+from lunar_stereo_recon.ros.node_main import run_node, serve
 from lunar_stereo_recon.ros.parameters import declare_parameters, parameter
 from lunar_stereo_recon.ros.rclpy_messages import message_class
-
-Side = Literal['left', 'right']
-EXIT_DONE, EXIT_ERROR = 0, 1
-# P[3] and the `baseline` parameter may differ by this share before it is worth a warning.
-BASELINE_AGREEMENT = 0.01
 
 
 @dataclass(frozen=True)
@@ -106,8 +102,7 @@ class CameraInfoRelay(Node):
         kind = message_class('sensor_msgs/msg/CameraInfo')
         self._outputs = {}
         self._said: set[str] = set()
-        sides: tuple[Side, ...] = ('left', 'right')
-        for side in sides:
+        for side in OTHER:
             self._outputs[side] = self.create_publisher(
                 kind, f'{side}/camera_info', QoSProfile(depth=10)
             )
@@ -145,21 +140,7 @@ class CameraInfoRelay(Node):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Relay until interrupted; 1 where a parameter cannot be used."""
-    rclpy.init(args=sys.argv if argv is None else list(argv))
-    node = None
-    try:
-        node = CameraInfoRelay()
-        rclpy.spin(node)
-        return EXIT_DONE
-    except ReconError as error:
-        rclpy.logging.get_logger('camera_info_relay').fatal(str(error))
-        return EXIT_ERROR
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return EXIT_DONE
-    finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
+    return run_node('camera_info_relay', lambda interrupted: CameraInfoRelay(), serve, argv)
 
 
 if __name__ == '__main__':

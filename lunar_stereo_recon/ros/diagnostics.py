@@ -57,7 +57,7 @@ class FrameStatistics:
     calibration: StereoCalibration | None = None
     baseline_conflict: str = ''
     withheld: dict[str, str] = field(default_factory=dict)
-    lock: Any = field(default_factory=threading.Lock, repr=False)
+    lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def count_drop(self, reason: str, error: str = '') -> None:
         """Count a pair that was not reconstructed."""
@@ -79,17 +79,8 @@ class FrameStatistics:
     def snapshot(self) -> FrameStatistics:
         """Return a copy that no thread changes."""
         with self.lock:
-            return FrameStatistics(
-                self.published,
-                Counter(self.drops),
-                self.last_error,
-                deque(self.latencies_ms, maxlen=LATENCY_WINDOW),
-                self.mean_confidence,
-                self.rows,
-                self.rows_poor,
-                self.calibration,
-                self.baseline_conflict,
-                self.withheld,
+            return dataclasses.replace(
+                self, drops=Counter(self.drops), latencies_ms=self.latencies_ms.copy()
             )
 
 

@@ -13,57 +13,35 @@ import functools
 import os
 from pathlib import Path
 import sys
+import threading
 import time
 from typing import Any
 
 import cv2
 import numpy as np
 from rcl_interfaces.msg import SetParametersResult
-import rclpy
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import PublisherEventCallbacks
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import (
-    DurabilityPolicy,
-    qos_policy_name_from_kind,
-    qos_profile_sensor_data,
-    QoSProfile,
-)
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
 
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
-from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
+from lunar_stereo_recon.errors import CalibrationError, ReconError
 from lunar_stereo_recon.files.calibrations import CameraInfo
 from lunar_stereo_recon.files.results import write_pcd, write_ply
-from lunar_stereo_recon.messages import baseline_of_camera_infos, pair_from_messages, StereoTopics
-from lunar_stereo_recon.pairing import OTHER, RESTART_NS, Side
-from lunar_stereo_recon.pipeline import StereoReconstructor
-from lunar_stereo_recon.result_messages import (
-    confidence_message,
-    confidence_view_message,
-    depth_info_message,
-    depth_message,
-    disparity_message,
-    left_image_message,
-    moved_points,
-    point_cloud_message,
+from lunar_stereo_recon.messages import (
+    BASELINE_AGREEMENT,
+    baseline_of_camera_infos,
+    pair_from_messages,
 )
+from lunar_stereo_recon.pairing import Side
+from lunar_stereo_recon.pipeline import StereoReconstructor
 from lunar_stereo_recon.ros.camera_info_files import camera_infos_from_files
 from lunar_stereo_recon.ros.core_logs import log_core_to, stop_logging_core
 from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
-from lunar_stereo_recon.ros.hazard_grid import (
-    Attitudes,
-    frame_of_attitude,
-    frame_of_transform,
-)
-from lunar_stereo_recon.ros.image_subscription import ImageSubscription
-from lunar_stereo_recon.ros.interruption import on_interruption
 from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
+from lunar_stereo_recon.ros.node_main import EXIT_ERROR, run_node, serve
 from lunar_stereo_recon.ros.parameters import (
     changed_parameters,
     declare_parameters,
@@ -72,42 +50,19 @@ from lunar_stereo_recon.ros.parameters import (
 )
 from lunar_stereo_recon.ros.rclpy_messages import (
     diagnostic_array,
-    diagnostic_status,
     ERROR,
-    make_message,
     message_class,
-    MessageBuffer,
     OK,
     WARN,
 )
-from lunar_stereo_recon.ros.stereo_sync import StereoMessages, StereoSynchronizer
-from lunar_stereo_recon.ros.transforms import TransformListener
+from lunar_stereo_recon.ros.result_outputs import LOG_THROTTLE_S, ResultOutputs
+from lunar_stereo_recon.ros.stereo_inputs import PairStamps, source_names, StereoInputs
+from lunar_stereo_recon.ros.stereo_sync import StereoMessages
 
-# Topic: message type, and the entry of the parameter `outputs` that it belongs to.
-OUTPUT_TOPICS = {
-    'points2': ('sensor_msgs/msg/PointCloud2', 'points2'),
-    'confidence': ('sensor_msgs/msg/Image', 'confidence'),
-    'confidence/image_mono8': ('sensor_msgs/msg/Image', 'confidence'),
-    'disparity': ('stereo_msgs/msg/DisparityImage', 'disparity'),
-    'depth/image': ('sensor_msgs/msg/Image', 'depth'),
-    'depth/camera_info': ('sensor_msgs/msg/CameraInfo', 'depth'),
-    'hazard': ('nav_msgs/msg/OccupancyGrid', 'hazard'),
-}
-# Where the node rectifies, nobody else may publish the rectified image and its calibration.
-RECTIFIED_TOPICS = {'left/image_rect': ('sensor_msgs/msg/Image', 'image')}
-# A costmap asks for the newest grid when it starts, as for any map.
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+NAME = 'reconstruction_node'
 CLOUD_WRITERS = {'ply': write_ply, 'pcd': write_pcd}
-# Fast DDS sends a lost fragment again after up to three seconds; until then the message must still
-# be there. Ten clouds of 640x480 are 61 MB.
-OUTPUT_DEPTH = 10
 DIAGNOSTICS_PERIOD_S = 1.0
 SUBSCRIPTION_CHECK_S = 0.1
-SIGNAL_CHECK_S = 0.2
-DEMAND_SETTLE_S = 0.4
-LOG_THROTTLE_S = 5.0
-# P[3] and the `baseline` parameter may differ by this share before it is worth a warning.
-BASELINE_AGREEMENT = 0.01
 WARM_UP_SIZE = (480, 640)
 
 
@@ -147,34 +102,21 @@ class ReconstructionNode(LifecycleNode):
         Raises:
             InputError: A parameter has a value that is not allowed.
         """
-        super().__init__('reconstruction_node', **kwargs)
+        super().__init__(NAME, **kwargs)
         self.parameters = declare_parameters(self, ReconstructionParameters)
         self._core_logs = log_core_to(self.get_logger())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._engine: StereoReconstructor | None = None
-        self._worker: NewestItemWorker[Job] | None = None
-        self._inputs: list[ImageSubscription] = []
-        self._info_inputs: dict[Side, ImageSubscription] = {}
         self._file_infos: dict[Side, CameraInfo] = {}
-        self._periodic: list[Any] = []
-        self._output: dict[str, Any] = {}
-        self._last_stamp_ns: int | None = None
-        self._refused: dict[str, str] = {}
-        self._tf: TransformListener | InputError | None = None
-        self._imu: Any = None
-        self._attitudes = Attitudes(self.resolve_topic_name('imu'))
-        self._cloud_buffer = MessageBuffer()
         self._newest: Reconstruction | None = None
         self._enabled = True
-        self._idle = True
-        self._demand: list[str] = []
-        self._demand_since_s = 0.0
-        self.topics = self._source_names()
-        self._output_topics = {
-            **OUTPUT_TOPICS,
-            **(RECTIFIED_TOPICS if self.parameters.rectify else {}),
-        }
-        self._reset_statistics()
+        self.topics = source_names(self, self.parameters)
+        self._outputs = ResultOutputs(self, lambda: self.parameters)
+        # There from `activate` to `deactivate`.
+        self._inputs: StereoInputs | None = None
+        self._worker: NewestItemWorker[Job] | None = None
+        self._periodic: list[Any] = []
+        self._begin_statistics()
         self._diagnostics = self.create_publisher(
             message_class('diagnostic_msgs/msg/DiagnosticArray'), '/diagnostics', 1
         )
@@ -194,12 +136,7 @@ class ReconstructionNode(LifecycleNode):
             parameters.left_camera_info_url, parameters.right_camera_info_url
         )
         self._engine = self._loaded_engine(parameters)
-        for topic, (type_name, _) in self._output_topics.items():
-            qos = LATCHED if topic == 'hazard' else QoSProfile(depth=OUTPUT_DEPTH)
-            self._output[topic] = self._output_publisher(type_name, topic, qos)
-        self._output['frame_status'] = self._output_publisher(
-            'diagnostic_msgs/msg/DiagnosticArray', 'frame_status', QoSProfile(depth=OUTPUT_DEPTH)
-        )
+        self._outputs.open()
         return super().on_configure(state)
 
     def _loaded_engine(self, parameters: ReconstructionParameters) -> StereoReconstructor:
@@ -228,15 +165,14 @@ class ReconstructionNode(LifecycleNode):
     @transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and start the worker."""
-        self._reset_statistics()
-        self._idle = True
+        self._begin_statistics()
         self._worker = NewestItemWorker(self._work)
-        self._inputs = self._make_inputs()
-        self._refresh_inputs()
+        self._inputs = StereoInputs(self, self.parameters, self._file_infos, self._on_pair)
+        self._refresh()
         # With use_sim_time the node's own clock stands still until somebody plays.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._periodic = [
-            self.create_timer(SUBSCRIPTION_CHECK_S, self._refresh_inputs, clock=steady),
+            self.create_timer(SUBSCRIPTION_CHECK_S, self._refresh, clock=steady),
             self.create_timer(DIAGNOSTICS_PERIOD_S, self._report_health, clock=steady),
         ]
         return super().on_activate(state)
@@ -273,130 +209,41 @@ class ReconstructionNode(LifecycleNode):
         stop_logging_core(self._core_logs)
         super().destroy_node()
 
-    # Messages in
+    # Pairs on their way to the worker
 
-    def _image_topic(self, side: Side) -> str:
-        name = 'image_raw' if self.parameters.rectify else 'image_rect'
-        suffix = '/compressed' if self.parameters.input_transport == 'compressed' else ''
-        return f'{side}/{name}{suffix}'
-
-    def _source_names(self) -> StereoTopics:
-        """Return where images and infos come from, for texts: resolved topics, or files."""
-        topics = StereoTopics()
-        return StereoTopics(
-            self.resolve_topic_name(self._image_topic('left')),
-            self.resolve_topic_name(self._image_topic('right')),
-            self.parameters.left_camera_info_url or self.resolve_topic_name(topics.left_info),
-            self.parameters.right_camera_info_url or self.resolve_topic_name(topics.right_info),
-        )
-
-    def _make_inputs(self) -> list[ImageSubscription]:
-        compressed = self.parameters.input_transport == 'compressed'
-        image_type = 'CompressedImage' if compressed else 'Image'
-        images = [
-            self._make_input(
-                f'sensor_msgs/msg/{image_type}',
-                self._image_topic(side),
-                functools.partial(self._on_image, side),
-            )
-            for side in OTHER
-        ]
-        self._info_inputs = {
-            side: self._make_input(
-                'sensor_msgs/msg/CameraInfo',
-                f'{side}/camera_info',
-                functools.partial(self._on_info, side),
-            )
-            for side in OTHER
-            if side not in self._file_infos
-        }
-        return [*images, *self._info_inputs.values()]
-
-    def _make_input(
-        self, type_name: str, topic: str, callback: Callable[[Any], None]
-    ) -> ImageSubscription:
-        return ImageSubscription(
-            self,
-            message_class(type_name),
-            topic,
-            callback,
-            self.parameters.input_reliability,
-            self.parameters.queue_size,
-        )
-
-    def _refresh_inputs(self) -> None:
+    def _refresh(self) -> None:
         """Subscribe to what is published; when lazy, only while somebody wants a result."""
-        self._listen_to_attitude()
-        if not self._enabled or (self.parameters.lazy and not self._settled_demand()):
-            if not self._idle:
-                self._idle = True
-                self._sync.clear()
-                for subscription in self._inputs:
-                    subscription.close()
+        if self._inputs is None:
             return
-        self._idle = False
-        settled = [self._info_inputs.get(side) for side in self._sync.settled_infos]
-        for subscription in self._inputs:
-            if subscription in settled:
-                subscription.close()
-            else:
-                subscription.refresh()
-
-    def _settled_demand(self) -> bool:
-        """Say whether results are wanted, and by everybody who is going to want them at first.
-
-        The subscriptions of one program are discovered one after the other; starting at the first
-        would leave the others without the first frame.
-        """
-        wanted, now = self._wanted_outputs(), time.monotonic()
-        if wanted != self._demand:
-            self._demand, self._demand_since_s = wanted, now
-        return bool(wanted) and (not self._idle or now - self._demand_since_s >= DEMAND_SETTLE_S)
-
-    def _on_image(self, side: Any, message: Any) -> None:
-        for messages in self._sync.add_image(side, message):
-            self._on_pair(messages)
-
-    def _on_info(self, side: Any, message: Any) -> None:
-        for messages in self._sync.add_info(side, message):
-            self._on_pair(messages)
+        self._outputs.refresh()
+        lazy = self.parameters.lazy
+        wanted = self._enabled and (not lazy or self._outputs.demand_settled(self._inputs.idle))
+        self._inputs.refresh(wanted)
 
     def _on_pair(self, messages: StereoMessages) -> None:
         """Hand a pair to the worker unless nobody wants it; answer for each one that is not."""
         if self._worker is None:  # A callback that was already under way when the node stopped.
             return
-        self._forget_the_future(messages.stamp_ns)
+        if self._stamps.jumped_back(messages.stamp_ns):
+            self._outputs.forget_motion()
         if not self._enabled:
             self._answer_drop(messages, 'disabled')
             return
-        if self.parameters.lazy and not self._wanted_outputs():
+        if self.parameters.lazy and not self._outputs.wanted():
             self._answer_drop(messages, 'no_subscriber')
             return
-        if self._too_soon(messages.stamp_ns):
+        if self._stamps.too_soon(messages.stamp_ns, self.parameters.target_rate):
             self._answer_drop(messages, 'target_rate')
             return
         replaced = self._worker.submit(Job(messages, time.monotonic()))
         if replaced is not None:
             self._answer_drop(replaced.messages, 'superseded')
 
-    def _forget_the_future(self, stamp_ns: int) -> None:
-        """Where stamps jumped back (bag loop, simulation reset), drop what else has a time."""
-        if self._last_stamp_ns is None or stamp_ns >= self._last_stamp_ns - RESTART_NS:
-            return
-        self._last_stamp_ns = stamp_ns
-        self._attitudes.clear()
-        if isinstance(self._tf, TransformListener):
-            self._tf.clear()
+    def _answer_drop(self, messages: StereoMessages, reason: str) -> None:
+        self._frames.count_drop(reason)
+        self._outputs.answer(messages, WARN, reason, {})
 
-    def _too_soon(self, stamp_ns: int) -> bool:
-        """Say whether a pair comes faster than `target_rate`; half a period of jitter is kept."""
-        rate, last = self.parameters.target_rate, self._last_stamp_ns
-        if rate > 0 and last is not None and 0 <= stamp_ns - last < 0.95e9 / rate:
-            return True
-        self._last_stamp_ns = stamp_ns
-        return False
-
-    # Results out; from here on in the worker's thread
+    # The work, in the worker's thread
 
     def _work(self, job: Job) -> None:
         parameters, messages = self.parameters, job.messages
@@ -410,11 +257,11 @@ class ReconstructionNode(LifecycleNode):
         except ReconError as error:
             self._frames.count_drop('invalid', str(error))
             self.get_logger().error(str(error), throttle_duration_sec=LOG_THROTTLE_S)
-            self._answer(messages, ERROR, f'invalid: {error}', {})
+            self._outputs.answer(messages, ERROR, f'invalid: {error}', {})
             return
         self._newest = result
         done = time.monotonic()
-        withheld = self._publish(result, parameters)
+        withheld = self._frames.withheld = self._outputs.publish(result, parameters)
         end = time.monotonic()
         self._frames.count_published(1e3 * (end - job.received_s), result)
         stages = {
@@ -428,7 +275,7 @@ class ReconstructionNode(LifecycleNode):
         values['valid share'] = float(result.valid_mask.mean())
         values['mean confidence'] = float(result.confidence.mean())
         values.update({f'withheld {topic}': reason for topic, reason in withheld.items()})
-        self._answer(messages, WARN if withheld else OK, 'published', values)
+        self._outputs.answer(messages, WARN if withheld else OK, 'published', values)
 
     def _pair(self, messages: StereoMessages, parameters: ReconstructionParameters) -> StereoPair:
         self._frames.baseline_conflict = ''
@@ -459,136 +306,6 @@ class ReconstructionNode(LifecycleNode):
             )
             self.get_logger().warning(conflict, throttle_duration_sec=60.0)
             self._frames.baseline_conflict = conflict
-
-    def _publish(
-        self, result: Reconstruction, parameters: ReconstructionParameters
-    ) -> dict[str, str]:
-        """Publish what is selected and, when lazy, subscribed to.
-
-        Returns:
-            Why a result could not be published, by topic.
-        """
-        makers = {
-            'points2': functools.partial(self._cloud_message, parameters),
-            'confidence': confidence_message,
-            'confidence/image_mono8': confidence_view_message,
-            'disparity': disparity_message,
-            'depth/image': functools.partial(_depth_message, parameters),
-            'depth/camera_info': depth_info_message,
-            'left/image_rect': left_image_message,
-            'hazard': functools.partial(self._hazard_message, parameters),
-        }
-        withheld = {}
-        for topic in self._topics_to_publish():
-            try:
-                message = makers[topic](make_message, result)
-            except InputError as error:
-                withheld[topic] = str(error)
-                self.get_logger().warning(
-                    f'{topic} is not published: {error}', throttle_duration_sec=LOG_THROTTLE_S
-                )
-                continue
-            self._output[topic].publish(message)
-        self._frames.withheld = withheld
-        return withheld
-
-    def _cloud_message(
-        self, parameters: ReconstructionParameters, make: Any, result: Reconstruction
-    ) -> Any:
-        """Return the cloud in the frame and form that are wanted.
-
-        Raises:
-            InputError: There is no transform to that frame.
-        """
-        frame = parameters.cloud_frame
-        if frame and frame != result.frame_id:
-            rotation, translation = self._transforms().lookup(
-                frame, result.frame_id, result.stamp_ns
-            )
-            result = moved_points(result, rotation, translation, frame)
-        return point_cloud_message(make, result, parameters.cloud_form, self._cloud_buffer.floats)
-
-    def _transforms(self) -> TransformListener:
-        """Return the listener to /tf.
-
-        Raises:
-            InputError: tf2_ros is not installed, or the listener is only about to be made.
-        """
-        if isinstance(self._tf, InputError):
-            raise self._tf
-        if self._tf is None:
-            raise InputError('listening to /tf begins only now')
-        return self._tf
-
-    def _hazard_message(
-        self, parameters: ReconstructionParameters, make: Any, result: Reconstruction
-    ) -> Any:
-        """Return the hazard grid.
-
-        Raises:
-            InputError: Nothing tells where gravity points.
-        """
-        extent = parameters.hazard_range, parameters.hazard_cell
-        if parameters.hazard_gravity == 'tf':
-            target = parameters.hazard_frame
-            transform = self._transforms().lookup(target, result.frame_id, result.stamp_ns)
-            frame = frame_of_transform(*transform, target, *extent)
-        else:
-            attitude = np.eye(3)
-            if parameters.hazard_gravity == 'imu':
-                attitude = self._attitudes.level_from_body(result.stamp_ns)
-            pitch = parameters.camera_pitch
-            frame = frame_of_attitude(attitude, pitch, result.frame_id, *extent)
-        return frame.message(make, result, parameters.hazard_options, parameters.hazard_confidence)
-
-    def _listen_to_attitude(self) -> None:
-        """Listen to /tf and the Imu while a wanted result needs them; called with the inputs."""
-        parameters = self.parameters
-        gravity = parameters.hazard_gravity if 'hazard' in self._topics_to_publish() else ''
-        if self._tf is None and (parameters.cloud_frame or gravity == 'tf'):
-            try:
-                self._tf = TransformListener(self)
-            except InputError as error:
-                self._tf = error
-                self.get_logger().error(str(error))
-        if gravity == 'imu' and self._imu is None:
-            self._imu = self.create_subscription(
-                message_class('sensor_msgs/msg/Imu'),
-                'imu',
-                self._attitudes.add,
-                qos_profile_sensor_data,
-            )
-        elif gravity != 'imu' and self._imu is not None:
-            self.destroy_subscription(self._imu)
-            self._imu = None
-
-    def _answer_drop(self, messages: StereoMessages, reason: str) -> None:
-        self._frames.count_drop(reason)
-        self._answer(messages, WARN, reason, {})
-
-    def _answer(
-        self, messages: StereoMessages, level: bytes, text: str, values: dict[str, Any]
-    ) -> None:
-        """Say on frame_status what became of a pair, under its stamp."""
-        status = diagnostic_status(level, self.get_name(), text, values)
-        header = messages.left.header
-        self._output['frame_status'].publish(
-            diagnostic_array(messages.stamp_ns, header.frame_id, [status])
-        )
-
-    def _selected_outputs(self) -> list[str]:
-        selected = self.parameters.outputs
-        return [topic for topic, (_, name) in self._output_topics.items() if name in selected]
-
-    def _topics_to_publish(self) -> list[str]:
-        return self._wanted_outputs() if self.parameters.lazy else self._selected_outputs()
-
-    def _wanted_outputs(self) -> list[str]:
-        return [
-            topic
-            for topic in self._selected_outputs()
-            if self._output[topic].get_subscription_count() > 0
-        ]
 
     # Services, health and parameters
 
@@ -638,20 +355,15 @@ class ReconstructionNode(LifecycleNode):
 
     def _report_health(self) -> None:
         """Publish diagnostics, and say it in the log when nothing comes out."""
-        if self._worker is None or self._engine is None:
+        if self._worker is None or self._inputs is None or self._engine is None:
             return
         self._worker.check()
-        sync, frames = self._sync.statistics, self._frames.snapshot()
-        for item in self._inputs:
-            if item.lost:
-                sync.drops[f'lost on the way: {item.topic}'] = item.lost
-        self._report.publishers = {item.resolved: item.publisher_count for item in self._inputs}
-        self._report.conflicts = {
-            item.resolved: item.conflict for item in self._inputs if item.conflict
-        }
-        self._report.refused = self._refused
+        sync, frames, idle = self._inputs.statistics, self._frames.snapshot(), self._inputs.idle
+        self._report.publishers = self._inputs.publishers
+        self._report.conflicts = self._inputs.conflicts
+        self._report.refused = self._outputs.refused
         limit_s = self.parameters.silence_warning
-        reason = self._report.silence(sync, frames, limit_s, self._idle)
+        reason = self._report.silence(sync, frames, limit_s, idle)
         if reason:
             self.get_logger().warning(f'no result for {limit_s:g} s: {reason}')
         backend = self._engine.backend
@@ -662,7 +374,7 @@ class ReconstructionNode(LifecycleNode):
             'network width, px': str(self._engine.network_width_px or 'any'),
         }
         statuses = self._report.statuses(
-            sync, frames, engine, backend.provider_fallback, self._idle, self._enabled
+            sync, frames, engine, backend.provider_fallback, idle, self._enabled
         )
         for status in statuses:  # names are alike where a rover has two rigs
             status.hardware_id = self.get_fully_qualified_name()
@@ -676,63 +388,26 @@ class ReconstructionNode(LifecycleNode):
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
-    def _reset_statistics(self) -> None:
-        tolerance_ns = self.parameters.tolerance_ns
-        self._sync = StereoSynchronizer(
-            tolerance_ns,
-            self.parameters.queue_size,
-            self._file_infos,
-            self.parameters.cache_camera_info,
-        )
+    def _begin_statistics(self) -> None:
         self._frames = FrameStatistics()
-        self._report = NodeReport(self.get_name(), self.topics, tolerance_ns)
-        self._last_stamp_ns = None
-
-    def _output_publisher(self, type_name: str, topic: str, qos: QoSProfile) -> Any:
-        return self.create_lifecycle_publisher(
-            message_class(type_name),
-            topic,
-            qos,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            event_callbacks=PublisherEventCallbacks(
-                incompatible_qos=functools.partial(self._on_refused, topic)
-            ),
-        )
-
-    def _on_refused(self, topic: str, event: Any) -> None:
-        """Say that a subscriber asks for more than the publisher offers: it gets nothing."""
-        policy = qos_policy_name_from_kind(event.last_policy_kind)
-        self._refused[topic] = policy
-        self.get_logger().warning(
-            f'a subscriber of {self.resolve_topic_name(topic)} asks for a {policy} that is not '
-            'offered: nothing is sent to it'
-        )
+        self._report = NodeReport(self.get_name(), self.topics, self.parameters.tolerance_ns)
+        self._stamps = PairStamps()
 
     def _stop(self) -> None:
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
-        if self._imu is not None:
-            self.destroy_subscription(self._imu)
-            self._imu = None
-        if isinstance(self._tf, TransformListener):
-            self._tf.close()
-            self._tf = None
         for timer in self._periodic:
             self.destroy_timer(timer)
-        for subscription in self._inputs:
-            subscription.close()
-        self._periodic, self._inputs = [], []
+        if self._inputs is not None:
+            self._inputs.close()
+            self._inputs = None
+        self._outputs.stop_listening()
+        self._periodic = []
 
     def _release(self) -> None:
-        for publisher in self._output.values():
-            self.destroy_lifecycle_publisher(publisher)
-        self._output, self._engine, self._newest = {}, None, None
-        self._refused = {}
-
-
-def _depth_message(parameters: ReconstructionParameters, make: Any, result: Reconstruction) -> Any:
-    return depth_message(make, result, parameters.depth_encoding)
+        self._outputs.close()
+        self._engine, self._newest = None, None
 
 
 def _blank_pair() -> StereoPair:
@@ -745,30 +420,15 @@ def _blank_pair() -> StereoPair:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until it is interrupted; return 1 where it cannot start."""
-    interrupted = on_interruption()
-    rclpy.init(
-        args=sys.argv if argv is None else list(argv),
-        signal_handler_options=SignalHandlerOptions.NO,
-    )
-    node = None
-    try:
-        node = ReconstructionNode()
-        if node.parameters.autostart:
-            for start in (node.trigger_configure, node.trigger_activate):
-                if start() != TransitionCallbackReturn.SUCCESS:
-                    return 1
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        while not interrupted.is_set():
-            executor.spin_once(timeout_sec=SIGNAL_CHECK_S)
-        return 0
-    except ReconError as error:
-        rclpy.logging.get_logger('reconstruction_node').fatal(str(error))
-        return 1
-    finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
+    return run_node(NAME, lambda interrupted: ReconstructionNode(), _start_and_serve, argv)
+
+
+def _start_and_serve(node: ReconstructionNode, interrupted: threading.Event) -> int:
+    if node.parameters.autostart:
+        for start in (node.trigger_configure, node.trigger_activate):
+            if start() != TransitionCallbackReturn.SUCCESS:
+                return EXIT_ERROR
+    return serve(node, interrupted)
 
 
 if __name__ == '__main__':

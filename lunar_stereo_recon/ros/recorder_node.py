@@ -19,21 +19,18 @@ import threading
 import time
 from typing import Any
 
-import numpy as np
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
-from rclpy.signals import SignalHandlerOptions
 
 from lunar_stereo_recon.bags.writer import BagWriter
-from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import cdr_stamp_ns
-from lunar_stereo_recon.ros.interruption import on_interruption
+from lunar_stereo_recon.ros.node_main import EXIT_DONE, run_node
 from lunar_stereo_recon.ros.parameters import declare_parameters, named, RecorderParameters
 from lunar_stereo_recon.ros.rclpy_messages import message_class, OK
 
-EXIT_DONE, EXIT_ERROR = 0, 1
 IMAGE, CLOUD, STATUS = 'left/image_rect', 'points2', 'frame_status'
 TOPIC_TYPES = {
     IMAGE: 'sensor_msgs/msg/Image',
@@ -188,39 +185,20 @@ def _note_status(frame: FrameRecord, data: bytes) -> None:
             frame.values = {entry.key: float(entry.value) for entry in status.values}
 
 
-def latency_percentiles(summary: dict[str, Any]) -> tuple[float, float]:
-    """Return p50 and p95 of the latencies in a summary, milliseconds; NaN without any."""
-    latencies = [f['latency_ms'] for f in summary['frames'] if f['latency_ms'] is not None]
-    if not latencies:
-        return float('nan'), float('nan')
-    p50, p95 = np.percentile(latencies, [50, 95])
-    return float(p50), float(p95)
+def _record(node: RecorderNode, interrupted: threading.Event) -> int:
+    """Record until done or interrupted, then wait for what is still on the way."""
+    while not interrupted.is_set() and not node.is_done():
+        rclpy.spin_once(node, timeout_sec=0.1)
+    deadline = time.monotonic() + node.settings.drain_timeout
+    while not node.is_drained() and time.monotonic() < deadline:
+        rclpy.spin_once(node, timeout_sec=0.1)
+    node.finish()
+    return EXIT_DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Record until done or interrupted; return the exit status that the module lists."""
-    interrupted = on_interruption()
-    rclpy.init(
-        args=sys.argv if argv is None else list(argv),
-        signal_handler_options=SignalHandlerOptions.NO,
-    )
-    node = None
-    try:
-        node = RecorderNode()
-        while not interrupted.is_set() and not node.is_done():
-            rclpy.spin_once(node, timeout_sec=0.1)
-        deadline = time.monotonic() + node.settings.drain_timeout
-        while not node.is_drained() and time.monotonic() < deadline:
-            rclpy.spin_once(node, timeout_sec=0.1)
-        node.finish()
-        return EXIT_DONE
-    except ReconError as error:
-        rclpy.logging.get_logger('recorder_node').fatal(str(error))
-        return EXIT_ERROR
-    finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
+    """Record; return the exit status that the module lists."""
+    return run_node('recorder_node', lambda interrupted: RecorderNode(), _record, argv)
 
 
 if __name__ == '__main__':

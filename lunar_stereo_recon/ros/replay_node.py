@@ -21,11 +21,11 @@ from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import cdr_stamp_ns, stamp_ns, StereoTopics
 from lunar_stereo_recon.pairing import PairQueue, Side
+from lunar_stereo_recon.ros.node_main import EXIT_DONE, run_node, run_spun
 from lunar_stereo_recon.ros.parameters import declare_parameters, named, ReplayParameters
 from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class
-from lunar_stereo_recon.ros.spun_node import run_spun
 
-EXIT_DONE, EXIT_UNANSWERED, EXIT_NO_SUBSCRIBER = 0, 2, 3
+EXIT_UNANSWERED, EXIT_NO_SUBSCRIBER = 2, 3
 # Stamps of one pair may differ by this much; only to know when a frame is complete.
 FRAME_TOLERANCE_NS = 20_000_000
 POLL_S = 0.02
@@ -268,7 +268,7 @@ class ReplayNode(Node):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Replay a bag; return the exit status that the module lists."""
-    return run_spun('replay_node', ReplayNode, argv)
+    return run_node('replay_node', ReplayNode, run_spun, argv)
 
 
 if __name__ == '__main__':

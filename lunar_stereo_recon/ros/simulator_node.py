@@ -28,9 +28,9 @@ from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation
 from lunar_stereo_recon.result_messages import camera_info_message, header, image_message
+from lunar_stereo_recon.ros.node_main import EXIT_DONE, run_node, run_spun
 from lunar_stereo_recon.ros.parameters import declare_parameters, SimulatorParameters
 from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class
-from lunar_stereo_recon.ros.spun_node import run_spun
 from lunar_stereo_recon.simulation.camera import Sensor
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults, read_camera_faults
 from lunar_stereo_recon.simulation.presets import PRESETS
@@ -50,7 +50,6 @@ from lunar_stereo_recon.simulation.traverse import (
     TraverseFrame,
 )
 
-EXIT_DONE = 0
 BASE_FRAME = 'base_link'
 TOPICS = {
     'left/camera_info': 'sensor_msgs/msg/CameraInfo',
@@ -300,7 +299,7 @@ def _transform(stamped: Any, child: str, position: np.ndarray, rotation: np.ndar
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate until interrupted; return the exit status that the module lists."""
-    return run_spun('simulator_node', SimulatorNode, argv)
+    return run_node('simulator_node', SimulatorNode, run_spun, argv)
 
 
 if __name__ == '__main__':

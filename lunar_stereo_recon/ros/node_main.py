@@ -1,0 +1,88 @@
+"""What the programs of the nodes share: an orderly start and end, and who serves the callbacks.
+
+A signal asks the node to finish, it does not pull the graph from under it: with rclpy's own
+handlers the context is shut down at once, and whatever is about to be published fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import signal
+import sys
+import threading
+from typing import Any
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+
+from lunar_stereo_recon.errors import ReconError
+
+EXIT_DONE, EXIT_ERROR = 0, 1
+SIGNAL_CHECK_S = 0.2
+
+
+def run_node(
+    name: str,
+    make: Callable[[threading.Event], Any],
+    work: Callable[[Any, threading.Event], int],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Make a node, work with it, let it go; return what `work` returned.
+
+    Args:
+        name: For the log, where the node cannot be made.
+        make: Takes the event that SIGINT and SIGTERM set, returns the node.
+        work: Takes the node and the event, returns the exit status.
+        argv: Arguments with those of ROS; None takes the program's.
+
+    Returns:
+        `EXIT_ERROR` where making or working raised a ReconError, which is logged.
+    """
+    interrupted = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: interrupted.set())
+    rclpy.init(
+        args=sys.argv if argv is None else list(argv),
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
+    node = None
+    try:
+        node = make(interrupted)
+        return work(node, interrupted)
+    except ReconError as error:
+        rclpy.logging.get_logger(name).fatal(str(error))
+        return EXIT_ERROR
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def serve(node: Any, interrupted: threading.Event) -> int:
+    """Serve the callbacks in this thread until interrupted; the `work` of most nodes."""
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while not interrupted.is_set():
+        executor.spin_once(timeout_sec=SIGNAL_CHECK_S)
+    return EXIT_DONE
+
+
+def run_spun(node: Any, interrupted: threading.Event) -> int:
+    """Return what the node's `run` returns; a thread serves its callbacks meanwhile."""
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinner = threading.Thread(target=_spin, args=(executor,), daemon=True)
+    spinner.start()
+    try:
+        return int(node.run())
+    finally:
+        rclpy.try_shutdown()
+        spinner.join(timeout=2.0)
+
+
+def _spin(executor: SingleThreadedExecutor) -> None:
+    try:
+        executor.spin()
+    except ExternalShutdownException:
+        return  # The context was shut down: there is nothing more to receive.

@@ -1,0 +1,180 @@
+"""What the reconstruction node receives: the images and camera_infos of a rig, as pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any
+
+from rclpy.node import Node
+
+from lunar_stereo_recon.files.calibrations import CameraInfo
+from lunar_stereo_recon.messages import StereoTopics
+from lunar_stereo_recon.pairing import OTHER, RESTART_NS, Side
+from lunar_stereo_recon.ros.image_subscription import ImageSubscription
+from lunar_stereo_recon.ros.parameters import ReconstructionParameters
+from lunar_stereo_recon.ros.rclpy_messages import message_class
+from lunar_stereo_recon.ros.stereo_sync import (
+    StereoMessages,
+    StereoSynchronizer,
+    SyncStatistics,
+)
+
+
+class StereoInputs:
+    """The subscriptions of a rig; call `refresh` a few times a second.
+
+    Attributes:
+        idle: Nothing is received, on purpose. So it begins.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        parameters: ReconstructionParameters,
+        file_infos: Mapping[Side, CameraInfo],
+        on_pair: Callable[[StereoMessages], None],
+    ) -> None:
+        """Prepare; nothing is subscribed before `refresh`.
+
+        Args:
+            node: Owner.
+            parameters: What they say of the inputs cannot change while the node runs.
+            file_infos: camera_infos that come from files; their topics are not subscribed.
+            on_pair: Called with each synchronized set.
+        """
+        self.idle = True
+        self._on_pair = on_pair
+        self._sync = StereoSynchronizer(
+            parameters.tolerance_ns,
+            parameters.queue_size,
+            file_infos,
+            parameters.cache_camera_info,
+        )
+        compressed = parameters.input_transport == 'compressed'
+        image_type = 'CompressedImage' if compressed else 'Image'
+
+        def subscription(
+            type_name: str, topic: str, callback: Callable[[Any], None]
+        ) -> ImageSubscription:
+            return ImageSubscription(
+                node,
+                message_class(type_name),
+                topic,
+                callback,
+                parameters.input_reliability,
+                parameters.queue_size,
+            )
+
+        images = [
+            subscription(
+                f'sensor_msgs/msg/{image_type}',
+                image_topic(parameters, side),
+                functools.partial(self._on_image, side),
+            )
+            for side in OTHER
+        ]
+        self._infos = {
+            side: subscription(
+                'sensor_msgs/msg/CameraInfo',
+                f'{side}/camera_info',
+                functools.partial(self._on_info, side),
+            )
+            for side in OTHER
+            if side not in file_infos
+        }
+        self._all = [*images, *self._infos.values()]
+
+    def refresh(self, wanted: bool) -> None:
+        """Subscribe to what is published while it is wanted, and to nothing otherwise."""
+        if not wanted:
+            if not self.idle:
+                self.idle = True
+                self._sync.clear()
+                self.close()
+            return
+        self.idle = False
+        settled = [self._infos.get(side) for side in self._sync.settled_infos]
+        for subscription in self._all:
+            if subscription in settled:
+                subscription.close()
+            else:
+                subscription.refresh()
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        for subscription in self._all:
+            subscription.close()
+
+    @property
+    def statistics(self) -> SyncStatistics:
+        """Return what came and what became of it; also of what DDS has lost."""
+        statistics = self._sync.statistics
+        for item in self._all:
+            if item.lost:
+                statistics.drops[f'lost on the way: {item.topic}'] = item.lost
+        return statistics
+
+    @property
+    def publishers(self) -> dict[str, int]:
+        """Return the number of publishers by topic."""
+        return {item.resolved: item.publisher_count for item in self._all}
+
+    @property
+    def conflicts(self) -> dict[str, str]:
+        """Return the QoS policy that does not fit, by topic, where one does not."""
+        return {item.resolved: item.conflict for item in self._all if item.conflict}
+
+    def _on_image(self, side: Side, message: Any) -> None:
+        for messages in self._sync.add_image(side, message):
+            self._on_pair(messages)
+
+    def _on_info(self, side: Side, message: Any) -> None:
+        for messages in self._sync.add_info(side, message):
+            self._on_pair(messages)
+
+
+class PairStamps:
+    """Watches the stamps of the pairs: where time goes back, and which pairs come too soon."""
+
+    def __init__(self) -> None:
+        """Begin before the first pair."""
+        self._last_ns: int | None = None
+
+    def jumped_back(self, stamp_ns: int) -> bool:
+        """Say whether this pair is a new start (bag loop, simulation reset)."""
+        if self._last_ns is None or stamp_ns >= self._last_ns - RESTART_NS:
+            return False
+        self._last_ns = stamp_ns
+        return True
+
+    def too_soon(self, stamp_ns: int, rate_hz: float) -> bool:
+        """Say whether a pair comes faster than a rate; half a period of jitter is kept.
+
+        Args:
+            stamp_ns: Of the pair, nanoseconds.
+            rate_hz: Pairs per second of stamps at most; 0 is no limit.
+        """
+        last = self._last_ns
+        if rate_hz > 0 and last is not None and 0 <= stamp_ns - last < 0.95e9 / rate_hz:
+            return True
+        self._last_ns = stamp_ns
+        return False
+
+
+def image_topic(parameters: ReconstructionParameters, side: Side) -> str:
+    """Return the relative name of the topic that a side's images come on."""
+    name = 'image_raw' if parameters.rectify else 'image_rect'
+    suffix = '/compressed' if parameters.input_transport == 'compressed' else ''
+    return f'{side}/{name}{suffix}'
+
+
+def source_names(node: Node, parameters: ReconstructionParameters) -> StereoTopics:
+    """Return where images and infos come from, for texts: resolved topics, or files."""
+    topics = StereoTopics()
+    return StereoTopics(
+        node.resolve_topic_name(image_topic(parameters, 'left')),
+        node.resolve_topic_name(image_topic(parameters, 'right')),
+        parameters.left_camera_info_url or node.resolve_topic_name(topics.left_info),
+        parameters.right_camera_info_url or node.resolve_topic_name(topics.right_info),
+    )
