@@ -15,6 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.limits import (
+    MAX_BASELINE_M,
+    MAX_FOCAL_SIDES,
+    MAX_OFFSET_PX,
+    MAX_PIXELS,
+    MAX_SIDE_PX,
+    MIN_BASELINE_M,
+    MIN_FOCAL_SIDES,
+)
 
 FloatImage = NDArray[np.float32]
 
@@ -31,8 +40,7 @@ class StereoCalibration:
         width, height: Image size that the values above hold for, pixels.
 
     Raises:
-        CalibrationError: A value is not finite, or a focal length, size or baseline is not
-            positive.
+        CalibrationError: A value is outside of its range in `limits`, or not a number.
     """
 
     fx: float
@@ -45,14 +53,27 @@ class StereoCalibration:
     height: int
 
     def __post_init__(self) -> None:
-        for name in ('fx', 'fy', 'cx', 'cy', 'cx_right', 'baseline_m'):
-            value = getattr(self, name)
-            if not math.isfinite(value):
-                raise CalibrationError(f'calibration {name} is {value}; a finite number is needed')
-        for name in ('fx', 'fy', 'baseline_m', 'width', 'height'):
-            value = getattr(self, name)
-            if value <= 0:
-                raise CalibrationError(f'calibration {name} is {value}; it must be positive')
+        for name in ('width', 'height'):
+            self._check(name, 1, MAX_SIDE_PX, 'pixels')
+        if self.width * self.height > MAX_PIXELS:
+            raise CalibrationError(
+                f'calibration is for {self.width}x{self.height}; at most {MAX_PIXELS} pixels are '
+                'taken'
+            )
+        side = max(self.width, self.height)
+        for name in ('fx', 'fy'):
+            what = f'pixels for images of {self.width}x{self.height}'
+            self._check(name, MIN_FOCAL_SIDES * side, MAX_FOCAL_SIDES * side, what)
+        for name, size in (('cx', self.width), ('cx_right', self.width), ('cy', self.height)):
+            self._check(name, -MAX_OFFSET_PX, size + MAX_OFFSET_PX, 'pixels')
+        self._check('baseline_m', MIN_BASELINE_M, MAX_BASELINE_M, 'metres')
+
+    def _check(self, name: str, lowest: float, highest: float, unit: str) -> None:
+        value = getattr(self, name)
+        if not lowest <= value <= highest:  # nor is NaN
+            raise CalibrationError(
+                f'calibration {name} is {value:g}; {lowest:g} to {highest:g} {unit} are plausible'
+            )
 
     @property
     def intrinsics(self) -> NDArray[np.float64]:

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.files.encoded_image import decoded_image, image_header
 from lunar_stereo_recon.geometry.rectify import RawCamera, rectified_image, seen_mask
+from lunar_stereo_recon.limits import MAX_STAMP_NS, MAX_STAMP_S
 from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
 
 # Encoding: (type of one value, channels, OpenCV conversion to RGB or None where the channels are
@@ -88,6 +90,20 @@ def stamp_ns(message: Any) -> int:
     return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
+def check_stamp(message: Any, topic: str) -> None:
+    """Refuse a stamp that no message of a result could carry.
+
+    Raises:
+        InputError: Seconds are negative, or nanoseconds a second or more.
+    """
+    stamp = message.header.stamp
+    if not (0 <= stamp.sec <= MAX_STAMP_S and 0 <= stamp.nanosec <= MAX_STAMP_NS):
+        raise InputError(
+            f'{topic}: the stamp is {stamp.sec} s and {stamp.nanosec} ns; 0 to {MAX_STAMP_S} s '
+            f'and 0 to {MAX_STAMP_NS} ns are needed'
+        )
+
+
 def pair_from_messages(
     left: Any,
     right: Any,
@@ -112,24 +128,29 @@ def pair_from_messages(
         topics: Names used in error messages.
 
     Raises:
-        InputError: An image cannot be decoded, or the sizes of left and right differ.
+        InputError: A stamp or an image cannot be used, or the sizes of left and right differ.
         CalibrationError: A camera_info is unusable or is for another image size.
     """
+    check_stamp(left, topics.left_image)
+    check_stamp(right, topics.right_image)
     calibration = calibration_from_camera_infos(
         left_info, right_info, baseline_m=baseline_m, raw=rectify, topics=topics
     )
-    left_values = decode_image(left, topics.left_image)
-    right_values = decode_image(right, topics.right_image)
-    if left_values.shape[:2] != right_values.shape[:2]:
+    # By what the headers say: pixels of another size are not even decoded.
+    left_size = _size_of(left, topics.left_image)
+    right_size = _size_of(right, topics.right_image)
+    if left_size != right_size:
         raise InputError(
-            f'{topics.left_image} is {_size(left_values)} but {topics.right_image} is '
-            f'{_size(right_values)}; both views must have one size'
+            f'{topics.left_image} is {_text(left_size)} but {topics.right_image} is '
+            f'{_text(right_size)}; both views must have one size'
         )
-    if left_values.shape[:2] != (calibration.height, calibration.width):
+    if left_size != (calibration.width, calibration.height):
         raise CalibrationError(
-            f'{topics.left_image} is {_size(left_values)} but {topics.left_info} is for '
+            f'{topics.left_image} is {_text(left_size)} but {topics.left_info} is for '
             f'{calibration.width}x{calibration.height}; a camera_info of the same size is needed'
         )
+    left_values = decode_image(left, topics.left_image)
+    right_values = decode_image(right, topics.right_image)
     for values, topic in ((left_values, topics.left_image), (right_values, topics.right_image)):
         check_float_range(values, white_level, topic)
     left_mask = right_mask = None
@@ -245,14 +266,18 @@ def calibration_from_camera_infos(
     _check_rectified(left_p, right_p, topics)
     if not baseline_m > 0:
         baseline_m = baseline_of_camera_infos(left, right, topics=topics)
-    left_window = _read_out_window(left)
-    right_window = left_window if raw else _read_out_window(right)
+    left_window = _read_out_window(left, topics.left_info)
+    right_window = left_window if raw else _read_out_window(right, topics.right_info)
     if left_window[1:] != right_window[1:]:
         raise CalibrationError(
-            f'{topics.left_info} has {_window_text(left)} but {topics.right_info} has '
-            f'{_window_text(right)}; both views must show the same rows at one size'
+            f'{topics.left_info} has {_window_text(left_window)} but {topics.right_info} has '
+            f'{_window_text(right_window)}; both views must show the same rows at one size'
         )
     x, y, width, height, columns, rows = left_window
+    if columns > width or rows > height:
+        raise CalibrationError(
+            f'{topics.left_info} has {_window_text(left_window)}; no pixel is left of it'
+        )
     try:
         calibration = StereoCalibration(
             fx=float(left_p[0, 0]),
@@ -304,7 +329,7 @@ def raw_camera_of_info(
         CalibrationError: K, D or R cannot be used.
     """
     fx, _, cx, _, fy, cy = info.k[:6]
-    x_offset, y_offset, width, height, _, _ = _read_out_window(info)
+    x_offset, y_offset, width, height, _, _ = _read_out_window(info, topic)
     x_scale, y_scale = calibration.width / width, calibration.height / height
     try:
         return RawCamera(
@@ -331,7 +356,10 @@ def raw_camera_of_info(
 
 
 def _projection(info: Any, topic: str) -> NDArray[np.float64]:
-    projection = np.asarray(info.p, np.float64).reshape(3, 4)
+    projection = np.asarray(info.p, np.float64)
+    if projection.size != 12:
+        raise CalibrationError(f'{topic}: P has {projection.size} numbers; 12 are needed')
+    projection = projection.reshape(3, 4)
     if not np.isfinite(projection).all():
         values = ', '.join(f'{value:g}' for value in projection.ravel())
         raise CalibrationError(f'{topic}: P is {values}; finite numbers are needed')
@@ -356,21 +384,29 @@ def _check_rectified(left_p: NDArray, right_p: NDArray, topics: StereoTopics) ->
             )
 
 
-def _read_out_window(info: Any) -> tuple[int, int, int, int, int, int]:
+def _read_out_window(info: Any, topic: str) -> tuple[int, int, int, int, int, int]:
     """Return offset and size of the region of interest and the binning, which P does not hold.
 
     Returns:
         x, y, width, height of the region, and columns and rows that are binned to a pixel.
+
+    Raises:
+        CalibrationError: The region is not within the image.
     """
     roi = info.roi
     region = (roi.x_offset, roi.y_offset, roi.width, roi.height)
     if not (roi.width and roi.height):
         region = (0, 0, info.width, info.height)
+    elif roi.x_offset + roi.width > info.width or roi.y_offset + roi.height > info.height:
+        raise CalibrationError(
+            f'{topic}: the region {roi.width}x{roi.height} at ({roi.x_offset}, {roi.y_offset}) is '
+            f'not within the image of {info.width}x{info.height}'
+        )
     return *region, max(1, info.binning_x), max(1, info.binning_y)
 
 
-def _window_text(info: Any) -> str:
-    x, y, width, height, columns, rows = _read_out_window(info)
+def _window_text(window: tuple[int, int, int, int, int, int]) -> str:
+    x, y, width, height, columns, rows = window
     return f'the region {width}x{height} at ({x}, {y}) with binning {columns}x{rows}'
 
 
@@ -439,26 +475,32 @@ def _rgb_of_nv24(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _decode_compressed(message: Any, topic: str) -> NDArray:
     """Return the values of a CompressedImage (JPEG, PNG, ...), colours in RGB order."""
-    data = np.frombuffer(message.data, np.uint8)
-    values = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if values is None:
-        raise InputError(
-            f'{topic}: {data.size} bytes of compressed image ({message.format!r}) cannot be '
-            'decoded; they are truncated or not JPEG, PNG, TIFF or WebP'
-        )
+    values = decoded_image(message.data, topic)
     if values.ndim == 3:
-        alpha = values.shape[2] == 4
-        return cv2.cvtColor(values, cv2.COLOR_BGRA2RGB if alpha else cv2.COLOR_BGR2RGB)
+        return values
     # image_transport writes "bayer_rggb8; jpeg compressed": the mosaic was compressed as grey.
     source_encoding = message.format.split(';')[0].strip().lower()
     _, _, conversion = _RGB_CONVERSIONS.get(source_encoding, ('', 0, None))
     if source_encoding.startswith('bayer_') and conversion is not None:
+        if values.dtype.kind != 'u':
+            raise InputError(
+                f'{topic}: compressed image of type {values.dtype} ({message.format!r}); a mosaic '
+                'has uint8 or uint16'
+            )
         return cv2.cvtColor(values, conversion)
     return values
 
 
-def _size(values: NDArray) -> str:
-    return f'{values.shape[1]}x{values.shape[0]}'
+def _size_of(message: Any, topic: str) -> tuple[int, int]:
+    """Return width and height as the message's or the compressed image's own header says."""
+    if not hasattr(message, 'format'):
+        return message.width, message.height
+    header = image_header(message.data, topic)
+    return header.width, header.height
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f'{size[0]}x{size[1]}'
 
 
 def cdr_stamp_ns(data: bytes | memoryview) -> int:

@@ -17,13 +17,14 @@ import numpy as np
 
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import (
+    DisparityPrediction,
     FloatImage,
     Reconstruction,
     Region,
     StereoCalibration,
     StereoPair,
 )
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.confidence import (
     calibrated_confidence,
@@ -41,6 +42,7 @@ from lunar_stereo_recon.geometry.row_alignment import (
     RowMonitor,
     with_rows_aligned,
 )
+from lunar_stereo_recon.limits import MAX_DEPTH_M, MIN_DISPARITY_PX
 from lunar_stereo_recon.network_width import widest_within
 from lunar_stereo_recon.preprocess import (
     aligned_principal_points,
@@ -49,8 +51,6 @@ from lunar_stereo_recon.preprocess import (
     network_pair,
 )
 
-# Dense maps put what the backend takes for infinitely far here, so that every depth is finite.
-MIN_DISPARITY_PX = 0.01
 ROW_CHANGE_PX = 0.1
 
 
@@ -190,7 +190,7 @@ class StereoReconstructor:
         with stages('preprocess'):
             network = network_pair(aligned, backend.size_multiple, self.network_width_px)
         with stages('inference'):
-            prediction = backend.predict(network.left, network.right)
+            prediction = _believable(backend.predict(network.left, network.right), network)
         with stages('refine'):
             prior = full_size_prediction(prediction, aligned, self.network_width_px)
         with stages('rows'):
@@ -266,12 +266,14 @@ class StereoReconstructor:
         self, disparity: FloatImage, confidence: FloatImage, pair: StereoPair
     ) -> FloatImage:
         """Return the disparity with NaN wherever the options reject the estimate."""
-        if self.options.dense:
-            return np.maximum(disparity, np.float32(MIN_DISPARITY_PX))  # NaN stays NaN
         focal_times_baseline = pair.calibration.fx * pair.calibration.baseline_m
-        keep = disparity > 0
+        if self.options.dense:
+            # What the backend takes for infinitely far gets a depth too. NaN stays NaN.
+            smallest = max(MIN_DISPARITY_PX, focal_times_baseline / MAX_DEPTH_M)
+            return np.maximum(disparity, np.float32(smallest))
+        max_range_m = min(self.options.max_range_m, MAX_DEPTH_M)
+        keep = disparity >= max(MIN_DISPARITY_PX, focal_times_baseline / max_range_m)
         keep &= confidence >= self.options.confidence_threshold
-        keep &= disparity >= focal_times_baseline / self.options.max_range_m
         keep &= disparity * self.options.min_range_m <= focal_times_baseline
         return np.where(keep, disparity, np.float32(np.nan))
 
@@ -289,6 +291,29 @@ class StageTimer:
         yield
         elapsed = 1e3 * (time.perf_counter() - start)
         self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + elapsed
+
+
+def _believable(prediction: DisparityPrediction, network: StereoPair) -> DisparityPrediction:
+    """Return the prediction with NaN where a disparity is infinite or wider than the image.
+
+    Raises:
+        ModelError: It is of another size than the images.
+    """
+    disparity = prediction.disparity
+    if disparity.shape != network.left.shape:
+        raise ModelError(
+            f'the matcher answers {disparity.shape} to images of {network.left.shape}; one size '
+            'is needed'
+        )
+    believable = np.abs(disparity) <= disparity.shape[1]
+    believable |= np.isnan(disparity)
+    if believable.all():
+        return prediction
+    unknown = np.float32(np.nan)
+    return DisparityPrediction(
+        np.where(believable, disparity, unknown),
+        np.where(believable, prediction.confidence, unknown),
+    )
 
 
 def _cut(disparity: FloatImage, region: Region) -> FloatImage:

@@ -18,6 +18,8 @@ from lunar_stereo_recon.errors import InputError, ModelError
 SGBM_MODES = {'sgbm': cv2.StereoSGBM_MODE_SGBM_3WAY, 'sgbm_hh': cv2.StereoSGBM_MODE_HH}
 FIXED_POINT_SCALE = 16.0
 BM_BLOCK = 15
+# OpenCV's matchers fail on narrower or lower images.
+MIN_SIDE_PX = {'sgbm': 5, 'sgbm_hh': 5, 'bm': BM_BLOCK + 1, 'bm_padded': BM_BLOCK + 1}
 # Share of answers with an error below 1 px on lunar rover pairs; the matchers grade none of them.
 ANSWER_CONFIDENCE = 0.97
 
@@ -58,10 +60,10 @@ class ClassicalBackend:
         Raises:
             InputError: The images are smaller than a matching block.
         """
-        if min(left.shape) < BM_BLOCK and self.name in ('bm', 'bm_padded'):
+        if min(left.shape) < MIN_SIDE_PX[self.name]:
             raise InputError(
-                f'images are {left.shape[1]}x{left.shape[0]}; block matching needs at least '
-                f'{BM_BLOCK} pixels each way'
+                f'images are {left.shape[1]}x{left.shape[0]}; {self.name} needs at least '
+                f'{MIN_SIDE_PX[self.name]} pixels each way'
             )
         padding = self._padding
         left_8, right_8 = (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.files.encoded_image import decoded_image
+from lunar_stereo_recon.limits import MAX_IMAGE_BYTES
 from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
 
 
@@ -22,14 +22,11 @@ def read_image(path: str | Path) -> NDArray:
     path = Path(path)
     if not path.is_file():
         raise InputError(f'no image at {path}')
-    # From memory: OpenCV prints a warning of its own when it opens a broken file.
-    encoded = np.frombuffer(path.read_bytes(), np.uint8)
-    image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if encoded.size else None
-    if image is None:
-        raise InputError(f'cannot decode the image {path} ({encoded.size} bytes)')
-    if image.ndim == 3 and image.shape[2] in (3, 4):
-        image = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB)
-    return image
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise InputError(
+            f'{path} has {path.stat().st_size} bytes; images of at most {MAX_IMAGE_BYTES} are read'
+        )
+    return decoded_image(path.read_bytes(), str(path))
 
 
 def pair_from_files(

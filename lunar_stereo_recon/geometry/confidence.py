@@ -54,7 +54,8 @@ class ConfidenceCalibration:
             linear between them in the log odds of the logistic value. Empty leaves that value.
 
     Raises:
-        ModelError: A feature is unknown, a number is not finite, or the curve is not ascending.
+        ModelError: A feature is unknown, a number is not finite, or the curve is not ascending
+            or not within [0, 1].
     """
 
     weights: Mapping[str, float]
@@ -71,6 +72,8 @@ class ConfidenceCalibration:
         numbers = [*self.weights.values(), self.bias, *itertools.chain(*self.curve)]
         if not np.isfinite(numbers).all():
             raise ModelError(f'confidence calibration holds a number that is not finite: {self}')
+        if self.curve and not all(0 <= number <= 1 for knot in self.curve for number in knot):
+            raise ModelError(f'confidence calibration curve is not within [0, 1]: {self.curve}')
         if self.curve and (np.diff(np.array(self.curve), axis=0) < 0).any():
             raise ModelError(f'confidence calibration curve is not ascending: {self.curve}')
 
@@ -169,7 +172,9 @@ def calibrated_confidence(
     weights = np.array([calibration.weights.get(name, 0.0) for name in FEATURES], np.float32)
     logit = np.asarray(np.tensordot(weights, features, 1), np.float32)
     logit += np.float32(calibration.bias)
-    np.clip(logit, -LARGEST_LOGIT, LARGEST_LOGIT, out=logit)
+    # fmax takes the other number where one is NaN: what says nothing is not believed.
+    np.fmax(logit, np.float32(-LARGEST_LOGIT), out=logit)
+    np.minimum(logit, np.float32(LARGEST_LOGIT), out=logit)
     if not calibration.curve:
         return np.float32(1) / (np.float32(1) + np.exp(-logit))
     knots = np.array(calibration.curve)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
 from lunar_stereo_recon.errors import CalibrationError
+from lunar_stereo_recon.limits import MAX_DISTORTION, MAX_FOCAL_SIDES, MAX_OFFSET_PX
 
 # Distortion model: numbers of coefficients it may have. Names of sensor_msgs/distortion_models.hpp
 # and of the drivers that write 'fisheye' for the same. OpenCV tells the polynomials apart by their
@@ -29,6 +30,8 @@ COEFFICIENTS = {
 FISHEYE = ('equidistant', 'fisheye')
 MAPS_KEPT = 4
 ROTATION_TOLERANCE = 1e-3
+# The slope of the map, which tells where it folds, takes two pixels each way.
+MIN_SIDE_PX = 2
 
 ImageMap = tuple[NDArray[np.int16], NDArray[np.uint16]]
 
@@ -46,8 +49,8 @@ class RawCamera:
         rectified: fx, fy, cx, cy of the rectified image (P), pixels.
 
     Raises:
-        CalibrationError: Unknown model, another number of coefficients, a focal length that is
-            not positive, or R is no rotation.
+        CalibrationError: Unknown model, another number of coefficients, a number outside of its
+            range in `limits`, R is no rotation, or the image is too small.
     """
 
     width: int
@@ -74,11 +77,26 @@ class RawCamera:
         numbers = (*self.intrinsics, *self.distortion, *self.rotation, *self.rectified)
         if not all(math.isfinite(number) for number in numbers):
             raise CalibrationError(f'calibration of the raw camera is not finite: {numbers}')
+        if min(self.width, self.height) < MIN_SIDE_PX:
+            raise CalibrationError(
+                f'raw image is {self.width}x{self.height}; at least {MIN_SIDE_PX} pixels each way '
+                'are needed to rectify it'
+            )
         if min(*self.intrinsics[:2], *self.rectified[:2]) <= 0:
             raise CalibrationError(
                 f'focal lengths in K are {self.intrinsics[0]:g} and {self.intrinsics[1]:g}; '
                 'positive ones are needed. Is the camera calibrated?'
             )
+        side = max(self.width, self.height)
+        highest = {
+            'focal lengths in K': (self.intrinsics[:2], MAX_FOCAL_SIDES * side),
+            'principal point in K': (self.intrinsics[2:], side + MAX_OFFSET_PX),
+            'distortion': (self.distortion, MAX_DISTORTION),
+        }
+        for name, (values, limit) in highest.items():
+            if any(abs(value) > limit for value in values):
+                seen = ', '.join(f'{value:g}' for value in values)
+                raise CalibrationError(f'{name}: {seen}; at most {limit:g} is plausible')
         rotation = self._rotation_matrix()
         error = np.abs(rotation @ rotation.T - np.eye(3)).max()
         if error > ROTATION_TOLERANCE or np.linalg.det(rotation) < 0:

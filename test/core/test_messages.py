@@ -252,7 +252,7 @@ def test_truncated_image(grey):
 
 def test_truncated_compressed_image(grey):
     message = SimpleNamespace(format='mono8; png', data=np.frombuffer(b'\x89PNG\r\n', np.uint8))
-    with pytest.raises(InputError, match='left: 6 bytes .*cannot be decoded'):
+    with pytest.raises(InputError, match='left: 6 bytes are not PNG'):
         decode_image(message, 'left')
 
 
@@ -360,7 +360,7 @@ def test_camera_info_without_a_size_names_its_topic():
     left, right = infos()
     for info in (left, right):
         object.__setattr__(info, 'width', 0)
-    with pytest.raises(CalibrationError, match='/rig/l/info: calibration width is 0'):
+    with pytest.raises(CalibrationError, match='/rig/l/info has the region 0x32'):
         calibration_from_camera_infos(left, right, topics=TOPICS)
 
 
