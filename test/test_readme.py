@@ -13,7 +13,7 @@ import pytest
 from lunar_stereo_recon.backends import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').rglob('*.md'))]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 ROS_PAGE = (ROOT / 'docs/ros.md').read_text(encoding='utf-8')
 
@@ -54,6 +54,26 @@ def test_parameter_table_is_that_of_the_node():
         for field in dataclasses.fields(ReconstructionParameters)
     }
     assert sorted(documented) == sorted(declared.items())
+
+
+@pytest.mark.ros
+def test_parameters_of_the_readme_are_declared_with_its_defaults():
+    pytest.importorskip('rclpy')
+    from lunar_stereo_recon.ros.parameters import ReconstructionParameters
+
+    section = README.split('## Topics and parameters')[1].split('\n## ')[0]
+    rows = re.findall(r'^\| `(\w+)` \| ([^|]+?) \|', section.split('| parameter |')[1], re.M)
+    assert len(rows) >= 8
+    declared = {f.name: f.default for f in dataclasses.fields(ReconstructionParameters)}
+    for name, default in rows:
+        assert name in declared
+        if default != 'all':
+            text = str(declared[name]).lower().removesuffix('.0') or "''"
+            assert default.split()[0] == text, name
+
+
+def test_readme_is_short():
+    assert len(README.encode()) <= 10_000
 
 
 @pytest.mark.skipif(not DEFAULT_MODEL.is_file(), reason='the flight student is not there')
