@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -354,5 +354,5 @@ class Reconstruction:
         return np.isfinite(self.depth)
 
 
-def _size(image: NDArray) -> str:
+def _size(image: NDArray[Any]) -> str:
     return f'{image.shape[1]}x{image.shape[0]}'

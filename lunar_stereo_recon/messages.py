@@ -174,7 +174,7 @@ def pair_from_messages(
     )
 
 
-def decode_image(message: Any, topic: str) -> NDArray:
+def decode_image(message: Any, topic: str) -> NDArray[Any]:
     """Return the values of an Image or CompressedImage message, colours in RGB order.
 
     Takes every encoding of `sensor_msgs` that is grey or has colours: mono, RGB, BGR, with or
@@ -371,7 +371,7 @@ def _projection(info: Any, topic: str) -> NDArray[np.float64]:
     return projection
 
 
-def _check_rectified(left_p: NDArray, right_p: NDArray, topics: StereoTopics) -> None:
+def _check_rectified(left_p: NDArray[Any], right_p: NDArray[Any], topics: StereoTopics) -> None:
     """Refuse P matrices whose rows cannot be epipolar lines (half a pixel at the image edge)."""
     names = {'fx': (0, 0), 'fy': (1, 1), 'cy': (1, 2)}
     for name, index in names.items():
@@ -426,7 +426,7 @@ def _layout(encoding: str, topic: str) -> tuple[str, int, int | None]:
     return _GENERIC_TYPES[generic.group(1)], channels, conversions[channels]
 
 
-def _raw_values(message: Any, topic: str, dtype: str, channels: int, rows: int) -> NDArray:
+def _raw_values(message: Any, topic: str, dtype: str, channels: int, rows: int) -> NDArray[Any]:
     """Return a (rows, W) or (rows, W, channels) view of the message's bytes, without padding."""
     value_bytes = np.dtype(dtype).itemsize
     row_bytes = message.width * channels * value_bytes
@@ -473,7 +473,7 @@ def _rgb_of_nv24(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.clip(rgb + 0.5, 0, 255).astype(np.uint8)
 
 
-def _decode_compressed(message: Any, topic: str) -> NDArray:
+def _decode_compressed(message: Any, topic: str) -> NDArray[Any]:
     """Return the values of a CompressedImage (JPEG, PNG, ...), colours in RGB order."""
     values = decoded_image(message.data, topic)
     if values.ndim == 3:

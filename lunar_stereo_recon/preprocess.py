@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from lunar_stereo_recon.errors import InputError
 NETWORK_WIDTH = 640
 
 
-def grey_from_array(image: NDArray, white_level: float | None = None) -> FloatImage:
+def grey_from_array(image: NDArray[Any], white_level: float | None = None) -> FloatImage:
     """Return a grey image in [0, 1].
 
     Args:
@@ -54,7 +55,9 @@ def grey_from_array(image: NDArray, white_level: float | None = None) -> FloatIm
     return np.clip(grey, 0.0, 1.0, out=grey)
 
 
-def color_from_array(image: NDArray, white_level: float | None = None) -> NDArray[np.uint8] | None:
+def color_from_array(
+    image: NDArray[Any], white_level: float | None = None
+) -> NDArray[np.uint8] | None:
     """Return (H, W, 3) uint8 RGB for colouring the cloud; None for a grey image.
 
     Args:
@@ -71,7 +74,7 @@ def color_from_array(image: NDArray, white_level: float | None = None) -> NDArra
     return np.clip(values * np.float32(255.0 / white) + 0.5, 0, 255).astype(np.uint8)
 
 
-def check_float_range(image: NDArray, white_level: float | None, name: str) -> None:
+def check_float_range(image: NDArray[Any], white_level: float | None, name: str) -> None:
     """Refuse floating point images in another range: clipping them would leave a white image.
 
     Raises:

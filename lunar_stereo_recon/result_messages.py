@@ -44,7 +44,7 @@ def header(make: MakeMessage, stamp_ns: int, frame_id: str) -> Any:
 
 
 def image_message(
-    make: MakeMessage, values: NDArray, encoding: str, stamp_ns: int, frame_id: str
+    make: MakeMessage, values: NDArray[Any], encoding: str, stamp_ns: int, frame_id: str
 ) -> Any:
     """Return an Image whose bytes are those of `values`, (H, W) or (H, W, C), little endian."""
     values = np.ascontiguousarray(values)

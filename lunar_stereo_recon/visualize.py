@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ class ColorScale:
     logarithmic: bool = False
     reverse: bool = False
 
-    def position(self, values: NDArray) -> NDArray[np.float64]:
+    def position(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Return where values lie on the scale, 0 at `low` to 1 at `high`; NaN stays NaN."""
         values = np.asarray(values, np.float64)
         low, high = self.low, self.high
@@ -52,7 +53,7 @@ class ColorScale:
             values, low, high = np.log(np.maximum(values, 1e-9)), math.log(low), math.log(high)
         return np.clip((values - low) / (high - low), 0.0, 1.0)
 
-    def colors(self, values: NDArray) -> RgbImage:
+    def colors(self, values: NDArray[Any]) -> RgbImage:
         """Return the colours of (H, W) values."""
         position = self.position(values)
         levels = np.rint(255 * np.nan_to_num(1 - position if self.reverse else position))
@@ -103,7 +104,7 @@ class ColorScale:
         return image
 
 
-def depth_scale(depths: Iterable[NDArray]) -> ColorScale:
+def depth_scale(depths: Iterable[NDArray[Any]]) -> ColorScale:
     """Return one logarithmic scale, near red to far blue, for all the depth maps (metres)."""
     valid = [depth[np.isfinite(depth)] for depth in depths]
     values = np.concatenate([np.zeros(0), *valid])
@@ -114,7 +115,7 @@ def depth_scale(depths: Iterable[NDArray]) -> ColorScale:
     )
 
 
-def height_scale(heights: NDArray) -> ColorScale:
+def height_scale(heights: NDArray[Any]) -> ColorScale:
     """Return a scale for heights, metres, low violet to high yellow."""
     low, high = np.percentile(heights, [1, 99]) if heights.size else (0.0, 1.0)
     return ColorScale('height, m', float(low), float(max(high, low + 0.1)), cv2.COLORMAP_PLASMA)
@@ -253,7 +254,7 @@ def _splat(flat, nearest, columns, rows, depth, colors, width) -> None:
     flat[index[order]] = colors[order]
 
 
-def _look_at(eye: NDArray, target: NDArray, up: NDArray) -> NDArray[np.float64]:
+def _look_at(eye: NDArray[Any], target: NDArray[Any], up: NDArray[Any]) -> NDArray[np.float64]:
     """Return the rotation into a camera (x right, y down, z forward) that looks at `target`."""
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, up)

@@ -172,7 +172,7 @@ def draw_comparisons(
     pyplot.close(sheet)
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'ablate', help='compare the students of a recipe over several seeds'

@@ -39,7 +39,7 @@ CONSISTENT_PX = 1.0
 
 def label_rows(
     network: FlightStudent, pair: StereoPair, device: torch.device
-) -> dict[str, NDArray]:
+) -> dict[str, NDArray[Any]]:
     """Return a pair with the labels of a row-matching teacher, at its network size.
 
     The confidence is 0 where the right view's disparity contradicts the left's.
@@ -58,7 +58,7 @@ def label_rows(
     return labelled_pair(pair.left, pair.right, disparity[0], confidence[0], pair.calibration)
 
 
-def label_pointmaps(network: Any, pair: StereoPair) -> dict[str, NDArray]:
+def label_pointmaps(network: Any, pair: StereoPair) -> dict[str, NDArray[Any]]:
     """Return a pair with the labels of a MASt3R teacher, at its network size.
 
     Depth is made metric by the rig's baseline and turned into disparity; as `label_rows`.
@@ -85,7 +85,7 @@ def labelled_pair(
     disparity: Tensor,
     confidence: Tensor,
     calibration: StereoCalibration,
-) -> dict[str, NDArray]:
+) -> dict[str, NDArray[Any]]:
     """Return the arrays of a labelled pair; images in [0, 1], all (H, W)."""
     disparity = disparity.float().cpu()
     return {
@@ -101,7 +101,9 @@ def labelled_pair(
     }
 
 
-def labelled(network: nn.Module, pair: StereoPair, device: torch.device) -> dict[str, NDArray]:
+def labelled(
+    network: nn.Module, pair: StereoPair, device: torch.device
+) -> dict[str, NDArray[Any]]:
     """Return a pair with the labels of a teacher of either kind."""
     if isinstance(network, FlightStudent):
         return label_rows(network, pair, device)
@@ -179,7 +181,7 @@ def student_weights(name: str) -> Path:
     return path
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'adapt',

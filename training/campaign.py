@@ -283,7 +283,7 @@ def _write_records(path: Path, records: dict[str, Record]) -> None:
     os.replace(partial, path)
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'campaign', help='data, student, export: several commands in timed pieces'

@@ -9,7 +9,7 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.models.checkpoints import convert_checkpoint
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'convert',

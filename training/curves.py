@@ -121,7 +121,7 @@ def _draw(axis: Any, points: list[tuple[int, float]], run: str) -> None:
         axis.set_yscale('log')
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('curves', help='draw the loss curves of runs as PNG')
     parser.add_argument('runs', type=Path, nargs='+', help='folders of runs')

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 import logging
 from pathlib import Path
+from typing import Any
 import zipfile
 
 import cv2
@@ -129,7 +130,7 @@ def use_one_thread(worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-class StepBatches(Dataset):
+class StepBatches(Dataset[Any]):
     """Item `step` is that step's batch (this process's share of it).
 
     Attributes:
@@ -154,10 +155,10 @@ class StepBatches(Dataset):
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         # In shared memory: loader processes count together.
         self._unreadable = torch.zeros(len(self.entries), dtype=torch.bool).share_memory_()
-        self.unsuitable: set = set()
+        self.unsuitable: set[Any] = set()
 
     @property
-    def unreadable(self) -> list:
+    def unreadable(self) -> list[Any]:
         """Return the entries that could not be read, so far, by any loader process."""
         return [self.entries[i] for i in self._unreadable.nonzero()[:, 0].tolist()]
 
@@ -203,7 +204,7 @@ class StepBatches(Dataset):
             ) from error
 
     @abstractmethod
-    def list_entries(self, recipe: DataRecipe) -> Sequence:
+    def list_entries(self, recipe: DataRecipe) -> Sequence[Any]:
         """Return what items are read from, in a fixed order."""
 
     @abstractmethod
@@ -219,7 +220,7 @@ class StepBatches(Dataset):
 class RenderedPairs(StepBatches):
     """Pairs of .npz files, rendered or labelled by a teacher."""
 
-    def list_entries(self, recipe: DataRecipe) -> Sequence:
+    def list_entries(self, recipe: DataRecipe) -> Sequence[Any]:
         """Return the files."""
         return list_samples(recipe.train)
 
@@ -283,7 +284,7 @@ class PairsOnTheFly(RenderedPairs):
     for its window. Both views have their disparity, so that pointmap students can learn from them.
     """
 
-    def list_entries(self, recipe: DataRecipe) -> Sequence:
+    def list_entries(self, recipe: DataRecipe) -> Sequence[Any]:
         """Return none: pairs are made by their number."""
         return ()
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 import warnings
 
 import numpy as np
@@ -44,7 +45,7 @@ class ExportedStudent(nn.Module):
         return tuple(output[name] for name in OUTPUTS)
 
 
-def load_student(path: Path | str, name: str = '') -> tuple[FlightStudent, dict]:
+def load_student(path: Path | str, name: str = '') -> tuple[FlightStudent, dict[str, Any]]:
     """Return the averaged flight student of a checkpoint, in evaluation mode, and the checkpoint.
 
     Args:
@@ -136,7 +137,10 @@ def parity(student: FlightStudent, path: Path, size: tuple[int, int], seed: int 
 
 
 def metadata_of(
-    student: FlightStudent, content: dict, confidence: dict | None, name: str = ''
+    student: FlightStudent,
+    content: dict[str, Any],
+    confidence: dict[str, Any] | None,
+    name: str = '',
 ) -> dict[str, str]:
     """Return the metadata written into the model file; every value is a string.
 
@@ -164,7 +168,7 @@ def _names_only(value: object) -> object:
     return Path(value).name if isinstance(value, str) and '/' in value else value
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('export', help='write a checkpoint as ONNX or .safetensors')
     parser.add_argument('checkpoint', type=Path, help='folder `checkpoint` of a run')

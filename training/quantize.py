@@ -115,7 +115,7 @@ def differences(
     return np.concatenate(found)
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('quantize', help='write the int8 form of an ONNX model')
     parser.add_argument('model', type=Path, help='float .onnx file')

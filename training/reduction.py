@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -255,7 +256,7 @@ def _pair_rows(width: int) -> list[int]:
     return [*range(quarter), *range(2 * quarter, 3 * quarter)]
 
 
-def merge_pairs(query: Tensor, key: Tensor, scale_q: Tensor, scale_k: Tensor) -> tuple:
+def merge_pairs(query: Tensor, key: Tensor, scale_q: Tensor, scale_k: Tensor) -> tuple[Any, ...]:
     """Return the one rotary pair closest to the sum of several of about one frequency.
 
     As complex rows u (query) and v (key), a pair adds Re(conj(u x) (v y) e^(i angle)) to the

@@ -42,7 +42,7 @@ def write_plane_pairs(folder: Path, count: int = PAIRS, seed: int = 0) -> None:
         )
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('smoke', help='teacher, distilled student, ONNX, at toy size')
     parser.add_argument('--out', type=Path, default=Path('runs/smoke'))

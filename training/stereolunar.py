@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 import zipfile
 
 import cv2
@@ -59,7 +60,7 @@ class LunarView:
 class StereoLunarPairs(StepBatches):
     """Pairs of neighbouring views with pointmaps and matches."""
 
-    def list_entries(self, recipe: DataRecipe) -> Sequence:
+    def list_entries(self, recipe: DataRecipe) -> Sequence[Any]:
         """Return pairs of views."""
         return list_view_pairs(recipe.train, recipe.max_frame_distance)
 

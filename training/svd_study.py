@@ -254,7 +254,7 @@ def train_student(
     return errors
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('svd-study', help='compare starts of a smaller decoder')
     add_arguments(parser)

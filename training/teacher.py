@@ -10,6 +10,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 import time
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,7 @@ def network_window(width: int, height: int, long_side: int = LONG_SIDE) -> Netwo
     return NetworkWindow(*scaled, left, top, *cut)
 
 
-def rgb_tensor(image: NDArray, white_level: float | None = None) -> Tensor:
+def rgb_tensor(image: NDArray[Any], white_level: float | None = None) -> Tensor:
     """Return (3, H, W) float32 in [0, 1] of a grey (H, W) or RGB (H, W, 3) uint8 or uint16 image.
 
     Grey images are repeated; `white_level` is the value that becomes 1, the type's maximum where
@@ -120,8 +121,8 @@ def predict_pointmaps(model: Mast3r, left: Tensor, right: Tensor) -> PointmapPre
 
 def reconstruct_pair(
     model: Mast3r,
-    left: NDArray,
-    right: NDArray,
+    left: NDArray[Any],
+    right: NDArray[Any],
     calibration: StereoCalibration | None,
     confidence_threshold: float = 0.0,
     long_side: int = LONG_SIDE,
@@ -159,7 +160,7 @@ def reconstruct_pair(
     return reconstruct_pointmap(prediction, calibration, color, scale, confidence_threshold)
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'teacher',

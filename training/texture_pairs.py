@@ -199,7 +199,7 @@ def plane_pair(seed: int, number: int, width: int = WIDTH, height: int = HEIGHT)
     }
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('texture-pairs', help='write cheap pairs of warped textures')
     parser.add_argument('--out', type=Path, required=True)

@@ -14,7 +14,7 @@ from training.recipe import load_recipe
 from training.trainer import Trainer
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('train', help='train the students of a recipe')
     parser.add_argument('recipe', help='YAML file, or the name of one in training/recipes/')

@@ -124,7 +124,7 @@ class StudentInTraining:
         """Add a batch's gradients and terms, each times `share`."""
         self.model.train()
         amp = self.recipe.amp == 'bf16'
-        exchange: AbstractContextManager = nullcontext()
+        exchange: AbstractContextManager[Any] = nullcontext()
         if isinstance(self.model, nn.parallel.DistributedDataParallel) and not last:
             exchange = self.model.no_sync()  # gradients are exchanged with the last batch's
         with exchange:
@@ -405,7 +405,7 @@ class Trainer:
                 yield group
                 group = []
 
-    def _report(self, progress: tqdm, terms: dict[str, float]) -> None:
+    def _report(self, progress: tqdm[Any], terms: dict[str, float]) -> None:
         progress.update()
         if self.log is None or self.step % 10:
             return

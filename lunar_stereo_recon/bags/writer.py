@@ -25,7 +25,7 @@ def make_message(type_name: str, **fields: Any) -> Any:
 
 
 def pose_message(
-    position: NDArray, orientation: NDArray, stamp_ns: int, frame_id: str = 'map'
+    position: NDArray[Any], orientation: NDArray[Any], stamp_ns: int, frame_id: str = 'map'
 ) -> Any:
     """Return a PoseStamped from metres (3,) and a quaternion x, y, z, w (4,)."""
     return make_message(
@@ -40,8 +40,8 @@ def pose_message(
 
 
 def transform_message(
-    position: NDArray,
-    orientation: NDArray,
+    position: NDArray[Any],
+    orientation: NDArray[Any],
     stamp_ns: int,
     frame_id: str = 'map',
     child_frame_id: str = 'left_camera_optical_frame',
@@ -139,11 +139,11 @@ class BagWriter:
         shutil.rmtree(self.path)
 
 
-def _xyz(type_name: str, values: NDArray) -> Any:
+def _xyz(type_name: str, values: NDArray[Any]) -> Any:
     x, y, z = (float(value) for value in np.asarray(values))
     return make_message(type_name, x=x, y=y, z=z)
 
 
-def _quaternion(values: NDArray) -> Any:
+def _quaternion(values: NDArray[Any]) -> Any:
     x, y, z, w = (float(value) for value in np.asarray(values))
     return make_message('geometry_msgs/msg/Quaternion', x=x, y=y, z=z, w=w)

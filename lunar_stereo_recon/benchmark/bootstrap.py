@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ PERCENTILES = (2.5, 97.5)
 Interval = tuple[float, float]
 
 
-def intervals(scores: Sequence[PairScore], draws: int = DRAWS) -> dict:
+def intervals(scores: Sequence[PairScore], draws: int = DRAWS) -> dict[str, Any]:
     """Return 95 % intervals of the figures that `scores.summarise` gives for one group.
 
     As there, a dict for each subset (only subsets with pixels), and `ause`, `ece`, `slope_deg`;
@@ -24,7 +25,7 @@ def intervals(scores: Sequence[PairScore], draws: int = DRAWS) -> dict:
     if len(scores) < 2:
         return {}
     weights = _drawn(len(scores), draws)
-    found: dict = {}
+    found: dict[str, Any] = {}
     for subset in scores[0].sums:
         sums = np.stack([score.sums[subset] for score in scores])
         if sums[:, 0].any():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import multiprocessing
 from pathlib import Path
 import time
+from typing import Any
 
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.benchmark.degradations import degrade
@@ -169,7 +170,11 @@ def score_methods(
 
 
 def _score(
-    estimate: Estimate, images: StereoPair, truth: GroundTruth, stratum: str, masks: Mapping
+    estimate: Estimate,
+    images: StereoPair,
+    truth: GroundTruth,
+    stratum: str,
+    masks: Mapping[str, Any],
 ) -> PairScore:
     calibration = images.calibration
     return score_pair(

@@ -42,7 +42,7 @@ class BenchmarkRun:
     speed: tuple[Throughput, Roofline] | None = None
     teacher: TeacherRatio | None = None
 
-    def summaries(self) -> dict[str, dict[str, dict]]:
+    def summaries(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return figures with intervals: degradation, method, group (stratum or 'overall')."""
         return {
             variant: {name: _with_intervals(found.pairs) for name, found in methods.items()}
@@ -215,7 +215,7 @@ def _badness(score: PairScore) -> tuple[float, float]:
     return figures['bad2_all'], figures['epe_px']
 
 
-def _with_intervals(scores: Sequence[PairScore]) -> dict[str, dict]:
+def _with_intervals(scores: Sequence[PairScore]) -> dict[str, dict[str, Any]]:
     summary = summarise(scores)
     for group, figures in summary.items():
         members = [score for score in scores if group in ('overall', score.tag)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import time
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'dataset', help='render stereo pairs of random lunar ground with exact ground truth'

@@ -23,7 +23,7 @@ LAST_NEWS_S = 1.0
 STALL_LIMIT_S = 60.0
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'demo',

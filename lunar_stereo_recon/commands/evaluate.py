@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'evaluate',
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _scores(directory: Path, entries: list, filled: bool) -> list:
+def _scores(directory: Path, entries: list[Any], filled: bool) -> list[Any]:
     import sys
 
     import numpy as np
@@ -79,7 +80,7 @@ def _scores(directory: Path, entries: list, filled: bool) -> list:
     return scores
 
 
-def _score(arrays: dict, truth, entry, filled: bool):
+def _score(arrays: dict[str, Any], truth, entry, filled: bool):
     from lunar_stereo_recon.evaluation.scores import score_pair
     from lunar_stereo_recon.geometry.disparity import fill_from_background
 

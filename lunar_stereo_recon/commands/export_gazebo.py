@@ -13,7 +13,7 @@ from typing import Any
 _ROCK_EDGE_M = 0.05
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'export-gazebo', help='write a lunar terrain as a Gazebo world (SDF, meshes, textures)'

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lunar_stereo_recon.simulation.terrain import Terrain
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'gallery', help='render one sheet of pictures: kinds of ground under several suns'

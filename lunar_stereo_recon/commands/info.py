@@ -7,7 +7,7 @@ import importlib.metadata
 from pathlib import Path
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('info', help='describe a model and this machine')
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')

@@ -41,7 +41,7 @@ class ReplayCounts:
     errors: Counter[str] = field(default_factory=Counter)
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'replay',

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'run',

@@ -12,7 +12,7 @@ from lunar_stereo_recon.errors import InputError
 POLL_S = 0.2
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
         'sim',

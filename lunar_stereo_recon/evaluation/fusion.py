@@ -7,6 +7,7 @@ Poses are `map_from_camera`: 4x4 rigid transforms that take points of the left o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +148,7 @@ class _VoxelSums:
     confidence: NDArray[np.float32]
     observations: NDArray[np.int64]
 
-    def columns(self) -> tuple[NDArray, ...]:
+    def columns(self) -> tuple[NDArray[Any], ...]:
         return (
             self.key,
             self.weight,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 import zipfile
 import zlib
 
@@ -93,7 +94,7 @@ class PairScore:
     slope: NDArray[np.float64] | None = None
 
 
-def load_arrays(path: Path, what: str) -> dict[str, NDArray]:
+def load_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:
     """Return the arrays of a .npz file by name.
 
     Args:
@@ -254,7 +255,7 @@ def slope_errors(
     return np.degrees(2 * np.arcsin(np.clip(gap / 2, 0, 1)))
 
 
-def _patches(image: NDArray) -> NDArray[np.float64]:
+def _patches(image: NDArray[Any]) -> NDArray[np.float64]:
     """Return (patches, PATCH_PX**2): the whole square patches of an image (H, W)."""
     down, across = (size // PATCH_PX for size in image.shape)
     cut = image[: down * PATCH_PX, : across * PATCH_PX]
@@ -262,7 +263,7 @@ def _patches(image: NDArray) -> NDArray[np.float64]:
     return blocks.reshape(down * across, PATCH_PX**2).astype(np.float64)
 
 
-def summarise(scores: Sequence[PairScore]) -> dict[str, dict]:
+def summarise(scores: Sequence[PairScore]) -> dict[str, dict[str, Any]]:
     """Return the figures of each tag and 'overall'.
 
     A dict for each subset, and `ause` (mean over pairs), `ece` (pooled over pixels), `slope_deg`
@@ -274,8 +275,8 @@ def summarise(scores: Sequence[PairScore]) -> dict[str, dict]:
     return {name: _figures(members) for name, members in groups.items()}
 
 
-def _figures(scores: list[PairScore]) -> dict:
-    figures: dict = {
+def _figures(scores: list[PairScore]) -> dict[str, Any]:
+    figures: dict[str, Any] = {
         subset: subset_figures(sum((score.sums[subset] for score in scores), np.zeros(8)))
         for subset in (scores[0].sums if scores else SUBSETS)
     }
@@ -318,11 +319,13 @@ def pooled_ratios(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _rounded(value: float | NDArray) -> float:
+def _rounded(value: float | NDArray[Any]) -> float:
     return round(float(value), 5)
 
 
-def format_table(name: str, summary: dict[str, dict], subsets: Iterable[str] = SUBSETS) -> str:
+def format_table(
+    name: str, summary: dict[str, dict[str, Any]], subsets: Iterable[str] = SUBSETS
+) -> str:
     """Return a Markdown table of `summarise`'s result, percentages where a ratio."""
     lines = [
         f'### {name}',
@@ -384,12 +387,12 @@ def ause(error: NDArray[np.floating], confidence: NDArray[np.floating]) -> float
     return _area(curve - oracle, share) / area_random if area_random > 1e-9 else None
 
 
-def _mean_of_rest(error: NDArray, removed: NDArray) -> NDArray:
+def _mean_of_rest(error: NDArray[Any], removed: NDArray[Any]) -> NDArray[Any]:
     remaining = np.cumsum(error[::-1])[::-1]
     return remaining[removed] / (error.size - removed)
 
 
-def _area(values: NDArray, positions: NDArray) -> float:
+def _area(values: NDArray[Any], positions: NDArray[Any]) -> float:
     return float(np.sum((values[1:] + values[:-1]) * np.diff(positions)) / 2)
 
 
@@ -425,7 +428,7 @@ def calibration_error_of(sums: NDArray[np.float64]) -> float:
     return float(np.abs(sums[1] - sums[2]).sum() / max(sums[0].sum(), 1))
 
 
-def _unpacked(mask: NDArray, height: int, width: int) -> NDArray[np.bool_]:
+def _unpacked(mask: NDArray[Any], height: int, width: int) -> NDArray[np.bool_]:
     if mask.shape == (height, width):
         return mask.astype(bool)
     return np.unpackbits(mask)[: height * width].reshape(height, width).astype(bool)

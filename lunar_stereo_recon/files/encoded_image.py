@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import re
 import struct
+from typing import Any
 
 import cv2
 import numpy as np
@@ -91,7 +92,7 @@ def image_header(data: Encoded, name: str) -> ImageHeader:
     return ImageHeader(form, width, height)
 
 
-def decoded_image(data: Encoded, name: str) -> NDArray:
+def decoded_image(data: Encoded, name: str) -> NDArray[Any]:
     """Return (H, W) or (H, W, 3) RGB: uint8, uint16, or float32 of a TIFF; alpha is left out.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -13,7 +14,7 @@ from lunar_stereo_recon.limits import MAX_IMAGE_BYTES
 from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
 
 
-def read_image(path: str | Path) -> NDArray:
+def read_image(path: str | Path) -> NDArray[Any]:
     """Return an image file as (H, W) or (H, W, 3) RGB: uint8, uint16, or float32 of a TIFF.
 
     Raises:
@@ -41,8 +42,8 @@ def pair_from_files(
 
 
 def pair_from_images(
-    left: NDArray,
-    right: NDArray,
+    left: NDArray[Any],
+    right: NDArray[Any],
     calibration: StereoCalibration,
     white_level: float | None = None,
     names: tuple[str, str] = ('left image', 'right image'),

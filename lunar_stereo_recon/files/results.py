@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -149,7 +150,7 @@ def write_arrays(path: Path, reconstruction: Reconstruction) -> None:
     )
 
 
-def write_png(path: Path, image: NDArray) -> None:
+def write_png(path: Path, image: NDArray[Any]) -> None:
     """Write (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB.
 
     Raises:

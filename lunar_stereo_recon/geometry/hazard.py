@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -163,7 +164,7 @@ def hazard_map(
 
 def _inside(
     points: NDArray[np.floating], layout: GridLayout
-) -> tuple[NDArray[np.int64], NDArray, NDArray, NDArray]:
+) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return cell, x, y, z of the points on the grid; x and y from the grid's first corner."""
     x = points[:, 0] - layout.x_m
     y = points[:, 1] - layout.y_m
@@ -176,7 +177,7 @@ def _inside(
     return cells, x.take(kept), y.take(kept), points[:, 2].take(kept)
 
 
-def _means(cells: NDArray[np.int64], values: NDArray, count: NDArray[np.int64]) -> Grid:
+def _means(cells: NDArray[np.int64], values: NDArray[Any], count: NDArray[np.int64]) -> Grid:
     """Return the mean of the values of each cell; of an empty one something finite."""
     return np.bincount(cells, values, minlength=len(count)) / np.maximum(count, 1)
 
@@ -239,7 +240,7 @@ def _ground_slopes(
 
 
 def _height_ranges(
-    cells: NDArray[np.int64], heights: NDArray, count: NDArray[np.int64]
+    cells: NDArray[np.int64], heights: NDArray[Any], count: NDArray[np.int64]
 ) -> tuple[Grid, Grid]:
     """Return the height that a twentieth of each cell's points is below, and above; else NaN."""
     if cells.size == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import functools
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -125,7 +126,7 @@ class RawCamera:
         return np.array(self.rotation, np.float64).reshape(3, 3)
 
 
-def rectified_image(raw: NDArray, camera: RawCamera) -> NDArray:
+def rectified_image(raw: NDArray[Any], camera: RawCamera) -> NDArray[Any]:
     """Return the rectified image, of the raw one's size and type.
 
     Args:

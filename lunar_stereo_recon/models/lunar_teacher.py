@@ -7,6 +7,8 @@ by geometry, so that it can also teach students of the MASt3R kind.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ FARTHEST = 20.0
 
 def match_both_views(
     network: FlightStudent, left: Tensor, right: Tensor
-) -> tuple[dict, dict[str, Tensor]]:
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the output for a pair, and `disparity` and `confidence_logit` of the right view.
 
     The right view is matched as the left view of the mirrored pair.

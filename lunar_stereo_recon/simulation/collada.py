@@ -8,6 +8,7 @@ every triangle vertices of its own.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,7 @@ def write_collada(
     path.write_text(text, encoding='utf-8')
 
 
-def _source(name: str, axes: str, values: NDArray, number_format: str) -> str:
+def _source(name: str, axes: str, values: NDArray[Any], number_format: str) -> str:
     parameters = ''.join(f'<param name="{axis}" type="float"/>' for axis in axes)
     return f"""        <source id="{name}">
           <float_array id="{name}-array" count="{values.size}">{_numbers(values, number_format)}\
@@ -90,7 +91,7 @@ def _source(name: str, axes: str, values: NDArray, number_format: str) -> str:
         </source>"""
 
 
-def _numbers(values: NDArray, number_format: str) -> str:
+def _numbers(values: NDArray[Any], number_format: str) -> str:
     # One format for a whole block is many times faster than one for each number.
     flat = values.reshape(-1).tolist()
     return ' '.join([number_format] * len(flat)) % tuple(flat)

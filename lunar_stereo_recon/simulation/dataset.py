@@ -473,7 +473,7 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def _write_group(job: tuple) -> int:
+def _write_group(job: tuple[Any, ...]) -> int:
     out, wanted, seed, split, size, samples, group, form, faults, rocks, device = job
     stratum, config = _group_config(seed, split, group, rocks)
     # Made when the first pair is missing: it takes longer than the pair.

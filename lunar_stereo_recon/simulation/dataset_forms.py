@@ -78,8 +78,8 @@ def write_pair_index(out: Path) -> int:
     scenes: list[str] = []
     images: list[str] = []
     scene_ids: list[int] = []
-    intrinsics: list[NDArray] = []
-    trajectories: list[NDArray] = []
+    intrinsics: list[NDArray[Any]] = []
+    trajectories: list[NDArray[Any]] = []
     for folder in sorted(path for path in out.iterdir() if path.is_dir()):
         stems = [path.with_suffix('') for path in sorted(folder.glob('im_*.npz'))]
         numbers = {int(stem.name[3:]) for stem in stems}

@@ -97,7 +97,7 @@ def device_array(tensor: torch.Tensor) -> Any:
 
 
 def trace(
-    grids: tuple,
+    grids: tuple[Any, ...],
     origin: torch.Tensor,
     direction: torch.Tensor,
     limit: torch.Tensor,
@@ -116,9 +116,9 @@ def trace(
 
 
 def render(
-    scene: tuple,
-    camera: tuple,
-    bending: tuple,
+    scene: tuple[Any, ...],
+    camera: tuple[Any, ...],
+    bending: tuple[Any, ...],
     undistort_steps: int,
     rotation: Any,
     ways: Any,

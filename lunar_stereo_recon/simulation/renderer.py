@@ -485,7 +485,7 @@ def _gathered(device: torch.device, *tables: torch.Tensor) -> list[torch.Tensor]
     return [part.reshape(table.shape) for part, table in zip(parts, tables, strict=True)]
 
 
-def _grids(terrain: Terrain, as_array: Callable[[torch.Tensor], Any]) -> tuple:
+def _grids(terrain: Terrain, as_array: Callable[[torch.Tensor], Any]) -> tuple[Any, ...]:
     """Return the terrain as `compiled.py` takes it, its tensors as arrays of NumPy or of CUDA."""
     levels = terrain.levels
     return (
@@ -505,7 +505,7 @@ def _scene(
     small: Sequence[Any],
     sunlit: SunlitGround | None,
     as_array: Callable[[torch.Tensor], Any],
-) -> tuple:
+) -> tuple[Any, ...]:
     """Return a scene as `compiled.shade_rows` takes it.
 
     Args:
@@ -555,8 +555,8 @@ def _render_on_cpu(
     view: View,
     lighting: Lighting,
     sunlit: SunlitGround | None,
-    camera: tuple,
-    bending: tuple,
+    camera: tuple[Any, ...],
+    bending: tuple[Any, ...],
     tables: Sequence[torch.Tensor],
 ) -> Rendering:
     """Return the image of one view.
@@ -621,7 +621,11 @@ def _rock_tables(terrain: Terrain) -> tuple[torch.Tensor, ...]:
 
 
 def _rocks_in_view(
-    terrain: Terrain, place: tuple, rays: np.ndarray, depth: np.ndarray, sun: tuple
+    terrain: Terrain,
+    place: tuple[Any, ...],
+    rays: np.ndarray,
+    depth: np.ndarray,
+    sun: tuple[Any, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which triangle of a rock each ray meets, and whether rocks hide its end from the sun.
 

@@ -60,7 +60,7 @@ class RockShapes:
     reach: FloatArray
     waves: FloatArray
 
-    def __getitem__(self, chosen: NDArray | slice) -> RockShapes:
+    def __getitem__(self, chosen: NDArray[Any] | slice) -> RockShapes:
         return RockShapes(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
     def bank(self, number: int, dx: FloatArray, dy: FloatArray, wear: float) -> FloatArray:
@@ -258,7 +258,7 @@ def make_rock_meshes(
 
 
 def _rock_block(
-    shapes: RockShapes, ground_m: NDArray, wear: float, level: int
+    shapes: RockShapes, ground_m: NDArray[Any], wear: float, level: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return vertices, normals (R, V, 3) and albedo (R, V) of rocks of one fineness."""
     sphere, faces, around = _icosphere(level)

@@ -7,6 +7,7 @@ two patches meet, the coarser one takes up every border vertex of the finer one:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,8 +128,8 @@ def _patch(
 
 
 def _surface(
-    columns: NDArray,
-    rows: NDArray,
+    columns: NDArray[Any],
+    rows: NDArray[Any],
     level: GridLevel,
     stride: int,
     slope_x: FloatArray,
@@ -147,11 +148,11 @@ def _surface(
     )
 
 
-def _within(index: NDArray, low: int, high: int) -> NDArray[np.bool_]:
+def _within(index: NDArray[Any], low: int, high: int) -> NDArray[np.bool_]:
     return (index >= low) & (index < high)
 
 
-def _cell_triangles(at: NDArray, side: int) -> NDArray[np.int32]:
+def _cell_triangles(at: NDArray[Any], side: int) -> NDArray[np.int32]:
     lower = np.stack([at, at + 1, at + side + 1], axis=-1)
     upper = np.stack([at, at + side + 1, at + side], axis=-1)
     return np.concatenate([lower, upper]).astype(np.int32)
@@ -199,11 +200,13 @@ class _Border:
             np.concatenate(triangles),
         )
 
-    def _at(self, along: NDArray, fixed: int, along_row: bool) -> NDArray:
+    def _at(self, along: NDArray[Any], fixed: int, along_row: bool) -> NDArray[Any]:
         return fixed * self.side + along if along_row else along * self.side + fixed
 
 
-def _between(values: FloatArray, first: NDArray, second: NDArray, ratio: int) -> FloatArray:
+def _between(
+    values: FloatArray, first: NDArray[Any], second: NDArray[Any], ratio: int
+) -> FloatArray:
     """Return (len(first) * (ratio - 1), 3) values evenly between pairs of vertices."""
     share = (np.arange(1, ratio) / ratio).astype(np.float32)[None, :, None]
     start, end = values[first][:, None], values[second][:, None]
@@ -216,7 +219,9 @@ def _heights_at(level: GridLevel, points: FloatArray) -> FloatArray:
     return grid_heights(level)[index[:, 1], index[:, 0]]
 
 
-def _fans(edge: NDArray, far_first: NDArray, far_second: NDArray) -> NDArray[np.int32]:
+def _fans(
+    edge: NDArray[Any], far_first: NDArray[Any], far_second: NDArray[Any]
+) -> NDArray[np.int32]:
     """Return the triangles of cells whose one edge is cut into pieces.
 
     Args:
@@ -241,7 +246,7 @@ def _without_unused(
     return vertices[used], normals[used], renumbered[triangles]
 
 
-def _upward(vertices: FloatArray, triangles: NDArray) -> NDArray[np.int32]:
+def _upward(vertices: FloatArray, triangles: NDArray[Any]) -> NDArray[np.int32]:
     """Return the triangles turned so that they are counterclockwise seen from above."""
     corners = vertices[triangles, :2].astype(np.float64)
     one, two = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
@@ -251,7 +256,9 @@ def _upward(vertices: FloatArray, triangles: NDArray) -> NDArray[np.int32]:
     return turned.astype(np.int32)
 
 
-def _triangle_heights(patch: TerrainPatch, x_m: NDArray, y_m: NDArray) -> NDArray[np.float64]:
+def _triangle_heights(
+    patch: TerrainPatch, x_m: NDArray[Any], y_m: NDArray[Any]
+) -> NDArray[np.float64]:
     """Return heights by looking in the few triangles whose centre's cell is a point's cell."""
     corners = patch.vertices[patch.triangles].astype(np.float64)
     side = round(2 * patch.half_size_m / patch.cell_m)
@@ -270,15 +277,17 @@ def _triangle_heights(patch: TerrainPatch, x_m: NDArray, y_m: NDArray) -> NDArra
     return height
 
 
-def _cell_of(patch: TerrainPatch, x_m: NDArray, y_m: NDArray, side: int) -> NDArray[np.int64]:
+def _cell_of(
+    patch: TerrainPatch, x_m: NDArray[Any], y_m: NDArray[Any], side: int
+) -> NDArray[np.int64]:
     column = ((x_m + patch.half_size_m) / patch.cell_m).astype(np.int64).clip(0, side - 1)
     row = ((y_m + patch.half_size_m) / patch.cell_m).astype(np.int64).clip(0, side - 1)
     return row * side + column
 
 
 def _on_triangle(
-    one: NDArray, two: NDArray, three: NDArray, x_m: NDArray, y_m: NDArray
-) -> tuple[NDArray, NDArray[np.bool_]]:
+    one: NDArray[Any], two: NDArray[Any], three: NDArray[Any], x_m: NDArray[Any], y_m: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Return heights of triangle planes at points, and which points lie on their triangle."""
     ax, ay = two[:, 0] - one[:, 0], two[:, 1] - one[:, 1]
     bx, by = three[:, 0] - one[:, 0], three[:, 1] - one[:, 1]

@@ -6,6 +6,8 @@ the east and green to the north, the convention of Gazebo's and most other rende
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,7 +61,7 @@ def patch_textures(
     return albedo[::-1].copy(), normals[::-1].copy()
 
 
-def _bilinear(grid: FloatArray, rows: NDArray, columns: NDArray) -> FloatArray:
+def _bilinear(grid: FloatArray, rows: NDArray[Any], columns: NDArray[Any]) -> FloatArray:
     """Return grid values at every pair of fractional row and column indices."""
     row = np.clip(rows.astype(np.int64), 0, grid.shape[0] - 2)
     column = np.clip(columns.astype(np.int64), 0, grid.shape[1] - 2)
@@ -80,7 +82,7 @@ def _thinned(texture: FloatArray, texel_m: float, pitch_m: float) -> tuple[Float
 
 
 def _periodic(
-    texture: FloatArray, y_m: NDArray, x_m: NDArray, texel_m: float
+    texture: FloatArray, y_m: NDArray[Any], x_m: NDArray[Any], texel_m: float
 ) -> NDArray[np.float32]:
     """Return a periodic texture at every pair of y and x, (len(y), len(x), channels)."""
     count = len(texture)
