@@ -52,6 +52,8 @@ EXTRAS = {
     # Runs the student faster than onnxruntime on CPUs that multiply bfloat16. From the release
     # that it was measured with: each changes what its compiler does.
     'openvino': ['openvino>=2026.4,<2027'],
+    # Checks OpenSSF signatures of model files (parameter `model_key`).
+    'signing': ['model-signing>=1.1,<2'],
     'sim': SIMULATION,
     # What renders on a GPU beside [sim]: NVIDIA's CUDA target of numba (the one inside numba is
     # deprecated) with its compiler as wheels. Take that of PyTorch's own CUDA

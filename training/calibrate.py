@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 import onnx
 
-from lunar_stereo_recon.backends import load_backend
+from lunar_stereo_recon.backends import load_backend, model_seal
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.scores import ause, expected_calibration_error
@@ -152,5 +152,7 @@ def store(model_path: Path, calibration: str) -> None:
     model = onnx.load(model_path)
     entries = {entry.key: entry.value for entry in model.metadata_props}
     entries['confidence_calibration'] = calibration
+    entries.pop(model_seal.KEY, None)
     onnx.helper.set_model_props(model, entries)
     onnx.save(model, model_path)
+    model_seal.seal_model(model_path)

@@ -17,6 +17,9 @@ from safetensors.torch import save_file
 import torch
 from torch import nn, Tensor
 
+from lunar_stereo_recon.backends import self_test
+from lunar_stereo_recon.backends.model_seal import seal_model
+from lunar_stereo_recon.datatypes import DisparityPrediction
 from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.models.checkpoints import save_model
 from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent, Float32Conv
@@ -77,7 +80,8 @@ def weights_digest(student: nn.Module) -> str:
 def export_onnx(student: FlightStudent, path: Path, metadata: dict[str, str]) -> None:
     """Write the student as ONNX with dynamic height and width (multiples of 32).
 
-    The metadata gets one more entry, `float32_nodes`: what a runtime must not round.
+    The metadata gets two more entries: `float32_nodes`, what a runtime must not round, and
+    `self_test_px`, the student's own answer to the pair of the self-test.
     """
     example = torch.rand(1, 1, 96, 160), torch.rand(1, 1, 96, 160)
     sizes = {0: 'batch', 2: 'height', 3: 'width'}
@@ -98,8 +102,20 @@ def export_onnx(student: FlightStudent, path: Path, metadata: dict[str, str]) ->
     model = onnx.load(path)
     onnx.checker.check_model(model)
     kept = json.dumps(float32_nodes(model, student))
-    onnx.helper.set_model_props(model, metadata | {'float32_nodes': kept})
+    answer = self_test.self_test_entry(_answer(student))
+    entries = {'float32_nodes': kept, self_test.KEY: answer}
+    onnx.helper.set_model_props(model, metadata | entries)
     onnx.save(model, path)
+    seal_model(path)
+
+
+def _answer(student: FlightStudent) -> DisparityPrediction:
+    with torch.no_grad():
+        images = (torch.from_numpy(image)[None, None] for image in self_test.self_test_pair())
+        output = student.eval()(*images)
+    return DisparityPrediction(
+        output['disparity'][0].numpy(), output['confidence_logit'][0].sigmoid().numpy()
+    )
 
 
 def float32_nodes(model: onnx.ModelProto, student: FlightStudent) -> list[str]:

@@ -23,7 +23,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from lunar_stereo_recon.backends import load_backend
+from lunar_stereo_recon.backends import load_backend, model_seal
 from lunar_stereo_recon.backends.onnx_backend import OnnxBackend
 from lunar_stereo_recon.errors import InputError
 from training.data import list_samples, read_sample
@@ -73,6 +73,7 @@ def quantize(source: Path, target: Path, paths: Sequence[Path], reduce_range: bo
     """
     float_model = onnx.load(source)
     metadata = {entry.key: entry.value for entry in float_model.metadata_props}
+    metadata.pop(model_seal.KEY, None)
     kept = json.loads(metadata.get('float32_nodes', '[]'))
     with tempfile.TemporaryDirectory() as folder:
         inferred = Path(folder) / 'inferred.onnx'
@@ -100,6 +101,7 @@ def quantize(source: Path, target: Path, paths: Sequence[Path], reduce_range: bo
     )
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, target)
+    model_seal.seal_model(target)
 
 
 def differences(

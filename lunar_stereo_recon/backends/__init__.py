@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lunar_stereo_recon.backends.base import Backend
+from lunar_stereo_recon.backends.model_seal import check_model_file
+from lunar_stereo_recon.backends.self_test import check_answer
 from lunar_stereo_recon.errors import ModelError
 
 Loader = Callable[[Path, 'Sequence[str] | None', int], Backend]
@@ -19,8 +21,9 @@ def load_backend(
     model_path: str | Path | None = None,
     providers: Sequence[str] | None = None,
     threads: int = 0,
+    key: str | Path | None = None,
 ) -> Backend:
-    """Return a ready matcher.
+    """Return a ready matcher, a student's file checked and tried on a pair with a known answer.
 
     Args:
         name: One of `BACKENDS`.
@@ -28,13 +31,21 @@ def load_backend(
             'flight_int8'. Classical matchers have none and take no notice.
         providers: Execution providers in order of preference, for 'onnx'; CPU where None.
         threads: Threads that the matcher may use; 0 leaves it to the runtime.
+        key: Public key that the model file must be signed for; see `model_seal`.
 
     Raises:
-        ModelError: Unknown name, or the model file is missing, corrupted or of another form.
+        ModelError: Unknown name, or the model file is missing, corrupted, not signed where a key
+            is given, of another form, or fails its self-test.
     """
     if name not in BACKENDS:
         raise ModelError(f"unknown backend '{name}'; known are {', '.join(BACKENDS)}")
-    return BACKENDS[name](model_file(model_path), providers, threads)
+    path = model_file(model_path)
+    if name not in STUDENT_BACKENDS:
+        return BACKENDS[name](path, providers, threads)
+    check_model_file(path, Path(key) if key else None)
+    backend = BACKENDS[name](path, providers, threads)
+    check_answer(backend, path)
+    return backend
 
 
 def model_file(model: str | Path | None) -> Path:

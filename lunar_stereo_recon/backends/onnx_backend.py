@@ -19,6 +19,7 @@ from lunar_stereo_recon.backends.student_file import (
     GraphInput,
     input_channels,
     OUTPUTS,
+    prediction,
     SIZE_MULTIPLE,
 )
 from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage
@@ -92,7 +93,7 @@ class OnnxBackend:
         if self.provider_fallback:
             logger.warning('%s', self.provider_fallback)
         self._channels = _channels(self._session, model_path)
-        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.metadata = _metadata(self._session, model_path)
         facts = described(self.metadata, model_path)
         self.name = facts.name
         self.confidence_calibration = facts.confidence_calibration
@@ -101,8 +102,11 @@ class OnnxBackend:
     def predict(self, left: FloatImage, right: FloatImage) -> DisparityPrediction:
         """Match two images (H, W) float32 in [0, 1], H and W multiples of 32."""
         feeds = batched(left, right, self._channels)
-        disparity, confidence = self._session.run(list(OUTPUTS), feeds)
-        return DisparityPrediction(disparity[0], confidence[0])
+        try:
+            disparity, confidence = self._session.run(list(OUTPUTS), feeds)
+        except LOAD_ERRORS as error:
+            raise ModelError(f'model {self.name} fails when run: {_reason(error)}') from error
+        return prediction(disparity, confidence, left.shape, self.name)
 
 
 def node_shapes(model_path: Path, height: int, width: int) -> list[NodeShapes]:
@@ -168,8 +172,11 @@ def _new_session(
     try:
         return onnxruntime.InferenceSession(str(model_path), options, providers=providers)
     except (*LOAD_ERRORS, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f'cannot load the model {model_path}: {reason}') from error
+        raise ModelError(f'cannot load the model {model_path}: {_reason(error)}') from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _fallback_reason(wanted: list[str], used: str) -> str:
@@ -177,6 +184,13 @@ def _fallback_reason(wanted: list[str], used: str) -> str:
         return ''
     available = ', '.join(onnxruntime.get_available_providers())
     return f'execution provider {wanted[0]} is not in use; running on {used} (here: {available})'
+
+
+def _metadata(session: onnxruntime.InferenceSession, model_path: Path) -> dict[str, str]:
+    try:
+        return dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise ModelError(f'{model_path} has metadata that are not UTF-8: {error}') from error
 
 
 def _channels(session: onnxruntime.InferenceSession, model_path: Path) -> int:

@@ -10,23 +10,29 @@ from __future__ import annotations
 from collections.abc import Collection
 import json
 from pathlib import Path
+import sys
 
-import openvino
-from openvino import opset13, properties
-from openvino.passes import ConstantFolding, Manager
-from openvino.properties import hint
+# OpenVINO reports its use to an analytics host unless this cannot be imported.
+sys.modules['openvino_telemetry'] = None  # type: ignore[assignment]
 
-from lunar_stereo_recon.backends.student_file import (
+import openvino  # noqa: E402
+from openvino import opset13, properties  # noqa: E402
+from openvino.passes import ConstantFolding, Manager  # noqa: E402
+from openvino.properties import hint  # noqa: E402
+
+from lunar_stereo_recon.backends.onnx_backend import OnnxBackend  # noqa: E402
+from lunar_stereo_recon.backends.student_file import (  # noqa: E402
     batched,
     described,
     GraphInput,
     input_channels,
     OUTPUTS,
+    prediction,
     SIZE_MULTIPLE,
 )
-from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage
-from lunar_stereo_recon.errors import ModelError
-from lunar_stereo_recon.preprocess import NETWORK_WIDTH
+from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage  # noqa: E402
+from lunar_stereo_recon.errors import ModelError  # noqa: E402
+from lunar_stereo_recon.preprocess import NETWORK_WIDTH  # noqa: E402
 
 DEVICE = 'CPU'
 FLOAT32 = openvino.Type.f32
@@ -62,6 +68,8 @@ class OpenVinoBackend:
         if not model_path.is_file():
             raise ModelError(f'no model file at {model_path}')
         self._path = model_path
+        # Its parser refuses what ends the process in OpenVINO's compiler.
+        OnnxBackend(model_path, threads=1)
         self._core = openvino.Core()
         model = self._read()
         self._channels = _channels(model, model_path)
@@ -93,10 +101,13 @@ class OpenVinoBackend:
         """
         feeds = batched(left, right, self._channels)
         request = self._request(feeds['left'].shape)
-        request.infer(feeds)
+        try:
+            request.infer(feeds)
+        except RuntimeError as error:
+            raise ModelError(f'model {self.name} fails when run: {_reason(error)}') from error
         # Copied: the request writes its next results into the same memory.
-        disparity, confidence = (request.get_tensor(name).data[0].copy() for name in OUTPUTS)
-        return DisparityPrediction(disparity, confidence)
+        disparity, confidence = (request.get_tensor(name).data.copy() for name in OUTPUTS)
+        return prediction(disparity, confidence, left.shape, self.name)
 
     def _request(self, shape: tuple[int, ...]) -> openvino.InferRequest:
         """Return the graph compiled for inputs of this shape; the last one is kept."""
@@ -117,8 +128,11 @@ class OpenVinoBackend:
         try:
             return self._core.read_model(self._path)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ModelError(f'cannot load the model {self._path}: {reason}') from error
+            raise ModelError(f'cannot load the model {self._path}: {_reason(error)}') from error
+
+
+def _reason(error: RuntimeError) -> str:
+    return (str(error).strip().splitlines() or ['no reason given'])[-1]
 
 
 def round_layers(model: openvino.Model, kept: Collection[str]) -> None:

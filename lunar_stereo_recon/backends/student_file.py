@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from lunar_stereo_recon.datatypes import FloatImage
+from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage
 from lunar_stereo_recon.errors import InputError, ModelError
+from lunar_stereo_recon.limits import MAX_SIDE_PX
 
 FORMAT_VERSION = '1'
 INPUTS = ('left', 'right')
@@ -108,12 +109,29 @@ def batched(left: FloatImage, right: FloatImage, channels: int) -> dict[str, np.
     }
 
 
+def prediction(
+    disparity: np.ndarray, confidence: np.ndarray, size: tuple[int, ...], name: str
+) -> DisparityPrediction:
+    """Return the outputs of a graph for one pair.
+
+    Raises:
+        ModelError: They are not float32 of (1, *size).
+    """
+    for output, values in zip(OUTPUTS, (disparity, confidence), strict=True):
+        if values.shape != (1, *size) or values.dtype != np.float32:
+            raise ModelError(
+                f'model {name}: output {output} has shape {values.shape} and type {values.dtype}; '
+                f'float32 {(1, *size)} is needed'
+            )
+    return DisparityPrediction(disparity[0], confidence[0])
+
+
 def _json_object(metadata: Mapping[str, str], key: str, model_path: Path) -> dict[str, Any] | None:
     if not metadata.get(key):
         return None
     try:
         value = json.loads(metadata[key])
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ModelError(f'{model_path} metadata {key} is not JSON: {error}') from error
     if value is not None and not isinstance(value, dict):
         raise ModelError(f'{model_path} metadata {key} is {value!r}; a JSON object is needed')
@@ -126,6 +144,8 @@ def _positive_number(metadata: Mapping[str, str], key: str, model_path: Path) ->
         value = float(text)
     except ValueError as error:
         raise ModelError(f"{model_path} metadata {key} is '{text}'; pixels are needed") from error
-    if not value > 0:
-        raise ModelError(f'{model_path} metadata {key} is {value}; it must be positive')
+    if not 0 < value <= MAX_SIDE_PX:
+        raise ModelError(
+            f'{model_path} metadata {key} is {value}; it must be positive, at most {MAX_SIDE_PX}'
+        )
     return value

@@ -89,6 +89,11 @@ class ReconstructionParameters:
         '~/set_model makes a change act',
         dynamic=True,
     )
+    model_key: str = parameter(
+        '',
+        'Public key (PEM) that the model file must be signed for, its signature beside it as '
+        'NAME.onnx.sig; empty asks for none',
+    )
     providers: list[str] = parameter(
         [''],
         'Execution providers of the backend onnx in order of preference; empty is the CPU; '

@@ -150,6 +150,7 @@ class ReconstructionNode(LifecycleNode):
             parameters.model or None,
             named(parameters.providers) or None,
             parameters.threads,
+            parameters.model_key or None,
         )
         engine = StereoReconstructor(backend, parameters.options)
         start = time.perf_counter()
