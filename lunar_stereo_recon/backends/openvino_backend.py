@@ -100,8 +100,8 @@ class OpenVinoBackend:
         The first pair of a size takes longer: the graph is compiled for it.
         """
         feeds = batched(left, right, self._channels)
-        request = self._request(feeds['left'].shape)
         try:
+            request = self._request(feeds['left'].shape)
             request.infer(feeds)
         except RuntimeError as error:
             raise ModelError(f'model {self.name} fails when run: {_reason(error)}') from error

@@ -93,15 +93,16 @@ def test_stored_calibration_is_read_by_the_backend(tmp_path):
         helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ('left', 'right')
     ]
     outputs = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, shape)
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ['b', 'h', 'w'])
         for n in ('disparity', 'confidence')
     ]
+    channel = helper.make_tensor('channel', TensorProto.INT64, [1], [1])
     nodes = [
-        helper.make_node('Identity', ['left'], ['disparity']),
-        helper.make_node('Identity', ['right'], ['confidence']),
+        helper.make_node('Squeeze', ['left', 'channel'], ['disparity']),
+        helper.make_node('Squeeze', ['right', 'channel'], ['confidence']),
     ]
     model = helper.make_model(
-        helper.make_graph(nodes, 'tiny', inputs, outputs),
+        helper.make_graph(nodes, 'tiny', inputs, outputs, [channel]),
         opset_imports=[helper.make_opsetid('', 18)],
         ir_version=9,
     )
