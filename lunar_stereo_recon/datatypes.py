@@ -102,7 +102,9 @@ class StereoCalibration:
             height=height,
         )
 
-    def padded(self, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0):
+    def padded(
+        self, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0
+    ) -> StereoCalibration:
         """Return the calibration after adding (or with negative values cutting) border pixels."""
         return dataclasses.replace(
             self,

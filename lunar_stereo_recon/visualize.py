@@ -240,7 +240,15 @@ def render_cloud(
     return image
 
 
-def _splat(flat, nearest, columns, rows, depth, colors, width) -> None:
+def _splat(
+    flat: NDArray[Any],
+    nearest: NDArray[Any],
+    columns: NDArray[Any],
+    rows: NDArray[Any],
+    depth: NDArray[Any],
+    colors: NDArray[Any],
+    width: int,
+) -> None:
     """Write one pixel for each point where it is the nearest so far."""
     height = len(nearest) // width
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)

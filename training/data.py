@@ -208,7 +208,7 @@ class StepBatches(Dataset[Any]):
         """Return what items are read from, in a fixed order."""
 
     @abstractmethod
-    def read(self, entry, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def read(self, entry: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return one item.
 
         Raises:

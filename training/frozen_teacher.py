@@ -10,7 +10,7 @@ Only what the enabled losses ask for is computed and kept.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Set
+from collections.abc import Iterable, Set
 import hashlib
 import os
 from pathlib import Path
@@ -239,7 +239,7 @@ def flight_tokens(output: dict[str, Any]) -> Batch:
     return named
 
 
-def _digest(tensors, start: str = '') -> str:
+def _digest(tensors: Iterable[Tensor], start: str = '') -> str:
     digest = hashlib.sha256(start.encode())
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())

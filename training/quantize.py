@@ -32,7 +32,7 @@ QUANTIZED = ('Conv',)
 MAX_FRAMES = 16
 
 
-class FrameReader(CalibrationDataReader):
+class FrameReader(CalibrationDataReader):  # type: ignore[misc]
     """Feeds pairs to the quantizer, cut to the network's grid."""
 
     def __init__(self, paths: Sequence[Path]) -> None:

@@ -6,7 +6,7 @@ a bin is 4 px. NaN in a target means that there is nothing to learn at that pixe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn, Tensor
@@ -201,7 +201,7 @@ def flight_losses(
     lesson = lesson or {}
     if weights.soft_bins and 'logits' not in lesson:
         raise ModelError("loss 'soft_bins' is enabled but the teacher gives no 'logits'")
-    enabled = {
+    enabled: dict[str, Callable[[], Tensor]] = {
         'disparity': lambda: smooth_l1(output['disparity'], target),
         'coarse': lambda: smooth_l1(output['disparity_coarse'][:, 0], coarse),
         'first': lambda: smooth_l1(output['disparity_first'][:, 0], coarse),

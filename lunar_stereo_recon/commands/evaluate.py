@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lunar_stereo_recon.evaluation.scores import PairScore
+    from lunar_stereo_recon.files.manifests import ManifestEntry
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,7 +84,7 @@ def _scores(directory: Path, entries: list[Any], filled: bool) -> list[Any]:
     return scores
 
 
-def _score(arrays: dict[str, Any], truth, entry, filled: bool):
+def _score(arrays: dict[str, Any], truth: Any, entry: ManifestEntry, filled: bool) -> PairScore:
     from lunar_stereo_recon.evaluation.scores import score_pair
     from lunar_stereo_recon.geometry.disparity import fill_from_background
 

@@ -6,13 +6,16 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 import sys
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 from lunar_stereo_recon.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from lunar_stereo_recon.simulation.dem import Dem
-    from lunar_stereo_recon.simulation.terrain import Terrain
+    from lunar_stereo_recon.simulation.terrain import Terrain, TerrainConfig
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -113,7 +116,7 @@ def _elevation_model(args: argparse.Namespace) -> Dem | None:
     return read_dem(args.dem, args.cell_m, tuple(args.place))
 
 
-def _terrain(config, dem: Dem | None) -> Terrain:
+def _terrain(config: TerrainConfig, dem: Dem | None) -> Terrain:
     from lunar_stereo_recon.simulation.dem import dem_terrain
     from lunar_stereo_recon.simulation.terrain import make_terrain
 
@@ -145,7 +148,7 @@ def _suns(args: argparse.Namespace, dem: Dem | None) -> list[tuple[str, float, f
     return suns
 
 
-def _write(cv2, path: Path, image) -> None:
+def _write(cv2: Any, path: Path, image: NDArray[np.uint8]) -> None:
     quality = [cv2.IMWRITE_JPEG_QUALITY, 80] if path.suffix == '.jpg' else []
     if not cv2.imwrite(str(path), image, quality):
         raise InputError(f'cannot write {path}')

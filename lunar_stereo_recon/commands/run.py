@@ -12,6 +12,7 @@ from lunar_stereo_recon.errors import InputError
 
 if TYPE_CHECKING:
     from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
+    from lunar_stereo_recon.pipeline import StereoReconstructor
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,7 +73,7 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def reconstructor(args: argparse.Namespace):
+def reconstructor(args: argparse.Namespace) -> StereoReconstructor:
     """Return the StereoReconstructor that the arguments describe."""
     from lunar_stereo_recon.backends import load_backend, STUDENT_BACKENDS
     from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor

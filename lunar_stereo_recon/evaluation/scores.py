@@ -199,7 +199,12 @@ def score_pair(
     return PairScore(tag, sums, area, bins, milliseconds, slope_sums)
 
 
-def _terms(error, disparity, true_depth, focal_times_baseline) -> NDArray[np.float64]:
+def _terms(
+    error: NDArray[Any],
+    disparity: NDArray[Any],
+    true_depth: NDArray[Any],
+    focal_times_baseline: float,
+) -> NDArray[np.float64]:
     """Return (7, N): what `PairScore.sums` adds up over the estimated pixels."""
     depth = focal_times_baseline / np.maximum(disparity, MIN_DISPARITY_PX)
     depth = np.minimum(depth, DEPTH_CAP_M)

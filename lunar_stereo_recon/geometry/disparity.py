@@ -11,7 +11,9 @@ from lunar_stereo_recon.datatypes import FloatImage, StereoCalibration
 from lunar_stereo_recon.errors import InputError
 
 
-def disparity_from_columns(column_difference: FloatImage, calibration: StereoCalibration):
+def disparity_from_columns(
+    column_difference: FloatImage, calibration: StereoCalibration
+) -> FloatImage:
     """Return disparity of raw column differences x_left - x_right.
 
     Differs only where the two principal points do (cameras with converged windows).

@@ -659,7 +659,9 @@ def _occlusion(
     return np.where(outside, 2, hidden.astype(np.uint8)).astype(np.uint8)
 
 
-def _take_pictures(scene, window, seen_left, seen_right, rng, faults):
+def _take_pictures(
+    scene: Any, window: Any, seen_left: Any, seen_right: Any, rng: np.random.Generator, faults: Any
+) -> tuple[Any, Any]:
     """Return both images and the two sensors that took them."""
     ground = torch.isfinite(seen_left.depth)
     level = float(np.quantile(seen_left.radiance[ground].numpy(), rng.uniform(0.85, 0.98)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 import math
 from pathlib import Path
+from typing import Any
 import warnings
 
 import cv2
@@ -156,7 +157,7 @@ def _read_raster(
     return Dem(heights, cell_m, *place, source=str(path))
 
 
-def _raster_scale(raster, path: Path) -> float:
+def _raster_scale(raster: Any, path: Path) -> float:
     """Return metres per cell of a raster that is projected, north up and has square cells."""
     step = raster.transform
     if raster.crs is None or step.is_identity:
@@ -173,7 +174,7 @@ def _raster_scale(raster, path: Path) -> float:
     return step.a * raster.crs.linear_units_factor[1]
 
 
-def _place_on_moon(raster, rows: slice, columns: slice) -> tuple[float, float, float]:
+def _place_on_moon(raster: Any, rows: slice, columns: slice) -> tuple[float, float, float]:
     """Return latitude, longitude and the direction of true north at the middle of a window."""
     from rasterio.crs import CRS
     from rasterio.warp import transform

@@ -444,7 +444,7 @@ _SAMPLE_OFFSETS: dict[int, tuple[tuple[float, float], ...]] = {
 }
 
 
-def _check_view(terrain, view, samples, rover, rover_pose) -> None:
+def _check_view(terrain: Terrain, view: View, samples: int, rover: Any, rover_pose: Any) -> None:
     position = view.position_m.cpu()
     x, y, z = position.tolist()
     reach = terrain.levels[0].half_size_m
@@ -701,7 +701,9 @@ def _normals(slopes: torch.Tensor) -> torch.Tensor:
     return torch.stack([-slopes[:, 0] * inverse, -slopes[:, 1] * inverse, inverse], dim=1)
 
 
-def _surface_at(terrain: Terrain, points: torch.Tensor, grid: torch.Tensor):
+def _surface_at(
+    terrain: Terrain, points: torch.Tensor, grid: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return slopes (N, 2) and relative albedo (N,) interpolated at surface points."""
     values = torch.empty((points.shape[0], 4), device=points.device)
     for index, level in enumerate(terrain.levels):
@@ -726,7 +728,9 @@ def _surface_at(terrain: Terrain, points: torch.Tensor, grid: torch.Tensor):
 _MICRO_LAYERS = ((1.0, 0.0, 1.0), (0.23, 0.63, 1.25))
 
 
-def _add_micro(terrain: Terrain, points, slopes, footprint):
+def _add_micro(
+    terrain: Terrain, points: torch.Tensor, slopes: torch.Tensor, footprint: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return slopes and albedo factor with the detail below the finest cell size.
 
     It fades out where a pixel covers more ground than the detail's own size.
@@ -753,7 +757,9 @@ def _add_micro(terrain: Terrain, points, slopes, footprint):
     return slopes, albedo
 
 
-def _periodic_bilinear(table, side: int, x, y) -> torch.Tensor:
+def _periodic_bilinear(
+    table: torch.Tensor, side: int, x: torch.Tensor, y: torch.Tensor
+) -> torch.Tensor:
     x0, y0 = torch.floor(x), torch.floor(y)
     fx, fy = (x - x0)[:, None], (y - y0)[:, None]
     ix, iy = x0.long() % side, y0.long() % side
@@ -792,7 +798,9 @@ def hapke_reflectance(
     return hapke.w / 4 * mu0 / (mu0 + mu) * scattered * shading
 
 
-def _rough_surface(cos_i, cos_e, cos_g, theta_bar_deg: float):
+def _rough_surface(
+    cos_i: torch.Tensor, cos_e: torch.Tensor, cos_g: torch.Tensor, theta_bar_deg: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return effective cosines of incidence and emission and the shadowing (Hapke 1984)."""
     if theta_bar_deg < 0.1:
         return cos_i, cos_e, torch.ones_like(cos_i)
@@ -805,10 +813,10 @@ def _rough_surface(cos_i, cos_e, cos_g, theta_bar_deg: float):
     half_sine2 = 0.5 * (1 - cos_psi)
     far = torch.exp(-2 * torch.sqrt(half_sine2 / (1 - half_sine2).clamp(min=1e-6)))
 
-    def e1(cos, sin):
+    def e1(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         return torch.exp(-2 / (math.pi * tangent) * cos / sin)
 
-    def e2(cos, sin):
+    def e2(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         return torch.exp(-1 / (math.pi * tangent**2) * (cos / sin) ** 2)
 
     e1_i, e1_e = e1(cos_i, sin_i), e1(cos_e, sin_e)

@@ -325,10 +325,10 @@ def _turns(rng: np.random.Generator, count: int, tilt: float = 0.3) -> NDArray[n
     )
     zero, one = np.zeros(count), np.ones(count)
 
-    def matrix(*rows) -> NDArray[np.float64]:
+    def matrix(*rows: tuple[Any, ...]) -> NDArray[np.float64]:
         return np.array(rows).transpose(2, 0, 1)
 
-    def about_z(angle) -> NDArray[np.float64]:
+    def about_z(angle: NDArray[np.float64]) -> NDArray[np.float64]:
         c, s = np.cos(angle), np.sin(angle)
         return matrix((c, -s, zero), (s, c, zero), (zero, zero, one))
 

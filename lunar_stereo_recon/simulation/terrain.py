@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -435,7 +436,12 @@ def _spectrum(config: TerrainConfig, wavenumber: torch.Tensor) -> torch.Tensor:
     return steep * (1 + (corner / k) ** 2) ** -(hurst - 0.15)
 
 
-def _filtered_noise(side: int, cell_m: float, rng: np.random.Generator, density) -> torch.Tensor:
+def _filtered_noise(
+    side: int,
+    cell_m: float,
+    rng: np.random.Generator,
+    density: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
     """Return (side, side) Gaussian noise with a given spectral density (periodic)."""
     white = torch.from_numpy(rng.standard_normal((side, side), dtype=np.float32))
     kx = 2 * math.pi * torch.fft.rfftfreq(side, cell_m)
@@ -477,7 +483,9 @@ def _fractal(
     return _wrapped(ground), _wrapped(detail)
 
 
-def _relief_band(config: TerrainConfig, low: float, high: float):
+def _relief_band(
+    config: TerrainConfig, low: float, high: float
+) -> Callable[[torch.Tensor], torch.Tensor]:
     def density(wavenumber: torch.Tensor) -> torch.Tensor:
         inside = (wavenumber > low) & (wavenumber <= high)
         return _spectrum(config, wavenumber) * inside
@@ -539,7 +547,11 @@ def _sample_sizes(
 
 
 def _sample_field(
-    config: TerrainConfig, rng: np.random.Generator, count_above, largest_m: float, exponent: float
+    config: TerrainConfig,
+    rng: np.random.Generator,
+    count_above: Callable[[float], float],
+    largest_m: float,
+    exponent: float,
 ) -> NDArray[np.float64]:
     """Return (N, 3) x, y, diameter of a power-law population, dense only where it is resolved.
 
@@ -612,7 +624,7 @@ def _draw_small_craters(
         _draw_crater(height, crater, cell, None)
 
 
-def _patch(side: int, cell_m: float, x: float, y: float, reach: float):
+def _patch(side: int, cell_m: float, x: float, y: float, reach: float) -> tuple[Any, ...] | None:
     """Return slices and coordinates relative to (x, y) of the grid part within `reach`."""
     half = 0.5 * (side - 1) * cell_m
     c0 = max(int(math.ceil((x - reach + half) / cell_m)), 0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import math
 from pathlib import Path
 import sys
+from typing import Any
 
 import cv2
 import numpy as np
@@ -220,7 +221,9 @@ def attitude_on_ground(
     return height, rotation
 
 
-def rover_frame(left: View, heading_rad: float, height_m: float, baseline_m: float):
+def rover_frame(
+    left: View, heading_rad: float, height_m: float, baseline_m: float
+) -> torch.Tensor:
     """Return (4, 4) map from rover frame: upright on the ground below the middle of the rig."""
     pose = torch.eye(4)
     pose[0, 0], pose[0, 1] = math.cos(heading_rad), -math.sin(heading_rad)
@@ -427,7 +430,7 @@ def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
     return np.where(np.isfinite(values), short, values)
 
 
-def _images(config: TraverseConfig, seen: list[Rendering], gain: float, number: int):
+def _images(config: TraverseConfig, seen: list[Rendering], gain: float, number: int) -> Any:
     c = config.rig.calibration
     window = Window(0, 0, c.width, c.height, c.width, c.height)
     sensor = config.faults.sensor(replace(config.sensor, gain=gain))
