@@ -56,7 +56,7 @@ $(VENV)/.stamp-ros: $(VENV)/.stamp-venv setup.py
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py
 	@echo 'Installing the package with its tools for tests and training into $(VENV) (once) ...'
 	$(VENV)/bin/pip install -q '$(TORCH)'
-	$(VENV)/bin/pip install -q -e '.[ros,openvino,sim,train,dev]'
+	$(VENV)/bin/pip install -q -e '.[ros,openvino,sim,map,train,dev]'
 	@touch $(VENV)/.stamp-ros $@
 
 clean:

@@ -54,6 +54,8 @@ EXTRAS = {
     'openvino': ['openvino>=2026.4,<2027'],
     # Checks OpenSSF signatures of model files (parameter `model_key`).
     'signing': ['model-signing>=1.1,<2'],
+    # What `lunar-stereo fuse` writes maps with: GeoTIFF and LAZ.
+    'map': ['laspy>=2.5,<3', 'lazrs>=0.6,<1', 'rasterio>=1.3,<2'],
     'sim': SIMULATION,
     # What renders on a GPU beside [sim]: NVIDIA's CUDA target of numba (the one inside numba is
     # deprecated) with its compiler as wheels. Take that of PyTorch's own CUDA

@@ -16,6 +16,7 @@ COMMANDS = (
     'demo',
     'run',
     'replay',
+    'fuse',
     'sim',
     'evaluate',
     'bench',

@@ -1,0 +1,140 @@
+"""`lunar-stereo fuse`: a recorded drive with its poses becomes one map, points and grid."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+import importlib
+import json
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+from lunar_stereo_recon.commands.run import add_reconstruction_arguments, reconstructor
+from lunar_stereo_recon.errors import InputError, ReconError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lunar_stereo_recon.bags.reader import BagFrame
+    from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the sub-command."""
+    parser = subparsers.add_parser(
+        'fuse',
+        help='merge a recorded drive into one map',
+        description='Reconstruct every posed frame of a rosbag2 recording and merge them: '
+        'map.ply, map.laz, dem.tif (height, deviation, slope, count, confidence), relief.png, '
+        'map.json. Poses come from the PoseStamped topic of the left camera. With true depth in '
+        'the bag, the height errors are measured too. Needs the extra [map].',
+    )
+    parser.add_argument('bag', type=Path, help='rosbag2 directory, .mcap or .db3')
+    parser.add_argument('--out', type=Path, default=Path('out/map'), help='folder for results')
+    parser.add_argument(
+        '--cell', type=float, default=0.05, metavar='M', help='of the grid, metres'
+    )
+    parser.add_argument('--voxel', type=float, default=0.02, metavar='M', help='of points, metres')
+    parser.add_argument(
+        '--map-range', type=float, default=8.0, metavar='M', help='farthest depth used, metres'
+    )
+    parser.add_argument('--crs', help='of the poses, for the GeoTIFF, such as IAU_2015:30135')
+    add_reconstruction_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge the frames, write the files, print the figures."""
+    from tqdm import tqdm
+
+    from lunar_stereo_recon.bags.reader import StereoBagReader
+    from lunar_stereo_recon.evaluation.elevation import (
+        ElevationFusion,
+        height_errors,
+        shaded_relief,
+    )
+    from lunar_stereo_recon.evaluation.fusion import VoxelFusion
+    from lunar_stereo_recon.files.results import write_ply_points, write_png
+
+    _check_packages()
+    from lunar_stereo_recon.files.maps import write_geotiff, write_laz
+
+    grid = ElevationFusion(args.cell, args.map_range)
+    truth = ElevationFusion(args.cell, args.map_range)
+    voxels = VoxelFusion(args.voxel, args.confidence, args.map_range)
+    left_out: Counter[str] = Counter()
+    merged = with_truth = 0
+    frame_id = ''
+    with StereoBagReader(args.bag) as reader:
+        if not reader.pose_topic:
+            raise InputError(
+                f'{args.bag}: no geometry_msgs/msg/PoseStamped topic of the left camera; a map '
+                'needs the pose of each frame'
+            )
+        engine = reconstructor(args)
+        for frame in tqdm(reader.frames(), total=reader.frame_count, unit='frame'):
+            if frame.pose is None:
+                left_out['no pose with its stamp'] += 1
+                continue
+            try:
+                pair = frame.pair()
+                result = engine.reconstruct(pair)
+                true = _truth(frame, pair, result)
+            except ReconError as error:
+                left_out[str(error)] += 1
+                continue
+            voxels.add(result, frame.pose.matrix)
+            grid.add(result, frame.pose.matrix)
+            if true is not None:
+                truth.add(true, frame.pose.matrix)
+                with_truth += 1
+            frame_id, merged = frame.pose.frame_id, merged + 1
+    if not merged:
+        raise InputError(f'{args.bag}: no frame can be used: {dict(left_out)}')
+    elevation, cloud = grid.map(), voxels.cloud()
+    args.out.mkdir(parents=True, exist_ok=True)
+    about = f'frame {frame_id}: z up, metres'
+    write_ply_points(args.out / 'map.ply', cloud.points, cloud.colors, cloud.confidence, about)
+    write_laz(args.out / 'map.laz', cloud)
+    write_geotiff(args.out / 'dem.tif', elevation, args.crs)
+    write_png(args.out / 'relief.png', shaded_relief(elevation))
+    summary: dict[str, Any] = {
+        'bag': str(args.bag),
+        'frame_id': frame_id,
+        'frames': {'merged': merged, 'left_out': dict(left_out), 'with_truth': with_truth},
+        'points': len(cloud.points),
+        'grid': {'cell_m': args.cell, 'shape': list(elevation.height.shape)},
+    }
+    if with_truth:
+        summary['height_error'] = height_errors(elevation, truth.map())
+    text = json.dumps(summary, indent=2)
+    (args.out / 'map.json').write_text(text + '\n', encoding='utf-8')
+    print(text)
+    return 0
+
+
+def _check_packages() -> None:
+    """Refuse before the work what could not be written after it."""
+    for name in ('rasterio', 'laspy', 'lazrs'):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"lunar-stereo fuse needs {name}: pip install 'lunar_stereo_recon[map]'"
+            ) from error
+
+
+def _truth(frame: BagFrame, pair: StereoPair, result: Reconstruction) -> Reconstruction | None:
+    """Return the frame as it truly is; None where the bag has no true depth for it."""
+    import dataclasses
+
+    import numpy as np
+
+    from lunar_stereo_recon.geometry.camera import points_from_depth
+
+    depth = frame.depth()
+    if depth is None:
+        return None
+    certain: np.ndarray[Any, Any] = np.ones_like(depth)
+    points = points_from_depth(depth, pair.calibration)
+    return dataclasses.replace(result, depth=depth, points=points, confidence=certain)
