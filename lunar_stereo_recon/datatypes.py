@@ -267,7 +267,8 @@ class RowAlignment:
             known.
     """
 
-    # Beyond this a rig is not corrected, from the other on its owner is told, pixels.
+    # Pixels: rows farther off than the first are not corrected; from the second on, the owner is
+    # told to recalibrate.
     MAX_CORRECTION_PX: ClassVar[float] = 2.0
     WARNING_PX: ClassVar[float] = 0.3
 

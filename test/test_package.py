@@ -74,8 +74,12 @@ def manifest():
     return ElementTree.parse(ROOT / 'package.xml').getroot()
 
 
-# Optional: import name and its extra; rosdep has no key.
-OWN_EXTRAS = {'laspy': 'map', 'openvino': 'openvino'}
+# Optional: import name, and its extra and distribution; rosdep has no key.
+OWN_EXTRAS = {
+    'laspy': ('map', 'laspy'),
+    'model_signing': ('signing', 'model-signing'),
+    'openvino': ('openvino', 'openvino'),
+}
 
 
 @pytest.fixture(scope='module')
@@ -124,8 +128,8 @@ def test_every_import_of_the_runtime_is_declared_for_pip_and_for_rosdep(manifest
             assert distribution in metadata[''], f'{name}: {distribution} is not in setup.py'
             assert key is None or key in exec_depends(manifest), f'{name}: no {key}'
         elif name in OWN_EXTRAS:
-            extra = OWN_EXTRAS[name]
-            assert name in metadata[extra], f'{name} is not in extra [{extra}]'
+            extra, distribution = OWN_EXTRAS[name]
+            assert distribution in metadata[extra], f'{name} is not in extra [{extra}]'
         elif name in TRAINING_ONLY:
             distribution = TRAINING_ONLY[name]
             assert distribution in training, f'{name} is in neither extra [sim] nor [train]'

@@ -1,4 +1,4 @@
-"""A student network in OpenVINO: on processors that multiply bfloat16 faster than onnxruntime.
+"""A student network in OpenVINO, faster than onnxruntime on CPUs that multiply bfloat16.
 
 What may be rounded to bfloat16 is written into the graph as types of its operations, and the
 runtime is told to keep the types. Its own switch rounds everything: disparities then come in steps

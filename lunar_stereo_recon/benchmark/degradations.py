@@ -1,4 +1,4 @@
-"""What goes wrong on the way from the ground to a rectified pair, done to a good one.
+"""Degradations of a good rectified pair: what goes wrong between the ground and the image.
 
 The true disparity stays that of the left image: where geometry is disturbed, it is the right
 image's. Images are (H, W) float32 in [0, 1], and 8 bits deep again in the end.

@@ -1,4 +1,4 @@
-"""What is known of the ground around it, where the images say nothing: deep shadow, saturation.
+"""Continues the surrounding ground where the images show nothing: deep shadow, saturation.
 
 A plane in space is a plane in disparity over the image, whatever the camera. Where confidence is
 low, the disparity goes over into that of the plane through the confident pixels plus their

@@ -142,7 +142,7 @@ def rectified_image(raw: NDArray[Any], camera: RawCamera) -> NDArray[Any]:
             f'raw image is {width}x{height}, its calibration for {camera.width}x{camera.height}'
         )
     # The border is continued: black beyond it would be an edge that the matcher follows. What is
-    # beyond is told by `seen_mask`.
+    # beyond is what `seen_mask` leaves out.
     return cv2.remap(
         raw, *_fixed_point_maps(camera), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )

@@ -1,4 +1,4 @@
-"""What the core says through Python's logging goes to the log of a node."""
+"""Sends what the core logs through Python's logging to the log of a node."""
 
 from __future__ import annotations
 

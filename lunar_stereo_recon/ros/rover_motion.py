@@ -1,4 +1,4 @@
-"""What tells the results their frame and gravity: TF and an Imu, while they are needed."""
+"""The frame and the gravity of the results, from TF and an Imu, while they are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What real cameras do and rectified pinholes do not: one set of options, all off by default."""
+"""Faults of real cameras as one set of options; all are off by default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a launch file wants to know of a Gazebo rover and its world; no simulator, no torch.
+"""Facts about a Gazebo rover and its world for launch files; needs no simulator and no torch.
 
 The rig is read from the rover's SDF, so that transforms and calibration have one source.
 """
