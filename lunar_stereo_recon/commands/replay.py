@@ -58,6 +58,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=list(OUTPUTS),
         help='results to write to the bag; points2 is needed for the fused cloud and the figures',
     )
+    add_bag_arguments(parser)
+    parser.add_argument(
+        '--fusion-range', type=float, default=12.0, metavar='M', help='metres; default 12'
+    )
+    parser.add_argument('--no-report', action='store_true', help='only the bag and the summary')
+    add_reconstruction_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how the stereo frames of a bag are read."""
     parser.add_argument(
         '--baseline', type=float, default=0.0, metavar='M', help='override, metres'
     )
@@ -78,12 +89,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     for name in ('left-image', 'right-image', 'left-info', 'right-info'):
         parser.add_argument(f'--{name}', metavar='TOPIC', help='found by its name where not given')
-    parser.add_argument(
-        '--fusion-range', type=float, default=12.0, metavar='M', help='metres; default 12'
-    )
-    parser.add_argument('--no-report', action='store_true', help='only the bag and the summary')
-    add_reconstruction_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -190,3 +190,28 @@ def test_a_missing_package_is_named_before_the_work(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib, 'import_module', missing)
     with pytest.raises(InputError, match=r'needs rasterio: pip install .*\[map\]'):
         fuse._check_packages()
+
+
+def test_the_arguments_of_the_bag_count(make_bag, tmp_path):
+    """Twice the baseline puts the wall at twice its distance, where there is no true ground."""
+    for name in ('rasterio', 'laspy', 'lazrs'):
+        pytest.importorskip(name)
+    bag, found = str(make_bag()), []
+    for baseline in ('0.2', '0.4'):
+        words = ('--out', str(tmp_path / baseline), '--backend', 'sgbm', '--map-range', '100')
+        args = parsed(bag, *words, '--baseline', baseline)
+        assert args.run(args) == 0
+        found.append(json.loads((tmp_path / baseline / 'map.json').read_text())['height_error'])
+    assert found[0]['median_m'] < 0.01
+    assert 'no cell in common' in found[1]
+
+
+def test_a_bag_without_poses_is_refused(make_bag, tmp_path, monkeypatch):
+    for name in ('rasterio', 'laspy', 'lazrs'):
+        pytest.importorskip(name)
+    from lunar_stereo_recon.bags.reader import StereoBagReader
+
+    monkeypatch.setattr(StereoBagReader, '_ground_truth_topic', lambda *_: '')
+    args = parsed(str(make_bag()), '--out', str(tmp_path / 'map'), '--backend', 'sgbm')
+    with pytest.raises(InputError, match='needs the pose of each frame'):
+        args.run(args)
