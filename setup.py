@@ -128,7 +128,6 @@ setup(
             'ros/*.xml',
             'weights/*.md',
             'weights/*.onnx',
-            'weights/*.safetensors',
         ]
     },
     data_files=share_files(),

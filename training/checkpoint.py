@@ -24,7 +24,7 @@ import torch
 from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import ModelError
-from lunar_stereo_recon.models.checkpoints import (
+from training.models.checkpoints import (
     load_pointmap_model,
     load_state,
     read_tensors,

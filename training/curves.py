@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 import json
 from pathlib import Path
@@ -119,19 +118,3 @@ def _draw(axis: Any, points: list[tuple[int, float]], run: str) -> None:
     axis.plot(steps, smooth, color=line.get_color(), linewidth=1.4, label=run)
     if min(values) > 0 and max(values) > 20 * min(values):
         axis.set_yscale('log')
-
-
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the sub-command."""
-    parser = subparsers.add_parser('curves', help='draw the loss curves of runs as PNG')
-    parser.add_argument('runs', type=Path, nargs='+', help='folders of runs')
-    parser.add_argument('--out', type=Path, help='default: curves.png in the first folder')
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Draw."""
-    path = args.out or args.runs[0] / 'curves.png'
-    draw_curves(args.runs, path)
-    print(path)
-    return 0

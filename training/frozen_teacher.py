@@ -22,12 +22,12 @@ import torch
 from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import InputError, ModelError
-from lunar_stereo_recon.models.flight import FlightStudent
-from lunar_stereo_recon.models.lunar_teacher import match_both_views, pointmaps_from_disparity
-from lunar_stereo_recon.models.mast3r import Mast3r
 from training.checkpoint import trained_network
-from training.decoder_source import CalibrationTokens
+from training.models.flight import FlightStudent
+from training.models.lunar_teacher import match_both_views, pointmaps_from_disparity
+from training.models.mast3r import Mast3r
 from training.recipe import TeacherRecipe
+from training.start.decoder_source import CalibrationTokens
 from training.students import feature_widths, grey, rgb
 
 Batch = dict[str, Tensor]

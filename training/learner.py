@@ -11,15 +11,15 @@ import torch
 from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import InputError, ModelError
-from lunar_stereo_recon.models.flight import FlightStudent
-from lunar_stereo_recon.models.lunar_teacher import pointmaps_from_disparity
-from lunar_stereo_recon.models.mast3r import Mast3r
 from training.checkpoint import trained_network
 from training.frozen_teacher import Batch, flight_tokens, Teacher
-from training.losses import distillation_loss, FeatureProjector, LossWeights
+from training.losses.distillation import distillation_loss, FeatureProjector, LossWeights
+from training.losses.sparse_points import strongest_corners
+from training.losses.stereo import feature_loss, flight_losses, teacher_labels
+from training.models.flight import FlightStudent
+from training.models.lunar_teacher import pointmaps_from_disparity
+from training.models.mast3r import Mast3r
 from training.recipe import LossRecipe, StudentRecipe
-from training.sparse_points import strongest_corners
-from training.stereo_losses import feature_loss, flight_losses, teacher_labels
 from training.students import build_student, encoder_modules, feature_widths, grey, rgb
 
 TOKEN_STRIDE = 16

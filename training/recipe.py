@@ -126,7 +126,7 @@ class StartRecipe:
 
     Attributes:
         method: Of the decoder and the heads: 'random', or from the teacher by 'shared_basis',
-            'truncate' or 'direct' (see `training.svd_init`).
+            'truncate' or 'direct' (see `training.start.svd_init`).
         mapping: Teacher blocks of the student's: 'uniform', 'last_k' or 'first_k'.
         ridge: Strength of the refit of 'shared_basis'.
         pairs: Training pairs whose tokens 'shared_basis' is fitted to.
@@ -162,7 +162,7 @@ class StudentRecipe:
         min_confidence: Flight: the teacher's disparity counts where its confidence, in [0, 1],
             is at least this.
         losses: Of a flight student.
-        distillation: Of the others: overrides of `training.losses.LossWeights`.
+        distillation: Of the others: overrides of `training.losses.distillation.LossWeights`.
     """
 
     kind: str = 'flight'

@@ -10,11 +10,11 @@ import torch
 from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import InputError, ModelError
-from lunar_stereo_recon.models.flight import FlightConfig, FlightStudent
-from lunar_stereo_recon.models.heads import HeadConfig
-from lunar_stereo_recon.models.lunar_teacher import LUNAR_TEACHER
-from lunar_stereo_recon.models.mast3r import Mast3r, Mast3rConfig
-from lunar_stereo_recon.models.paper_students import PAPER_STUDENTS, PaperStudent
+from training.models.flight import FlightConfig, FlightStudent
+from training.models.heads import HeadConfig
+from training.models.lunar_teacher import LUNAR_TEACHER
+from training.models.mast3r import Mast3r, Mast3rConfig
+from training.models.paper_students import PAPER_STUDENTS, PaperStudent
 
 # Configuration that each kind starts from; a recipe overrides single values of it.
 CONFIGS: dict[str, Any] = {

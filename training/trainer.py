@@ -17,15 +17,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lunar_stereo_recon.errors import InputError, ModelError, ReconError
-from lunar_stereo_recon.models.checkpoints import load_state
 from training.batch_norm import share_batch_norms
 from training.checkpoint import git_commit, is_checkpoint, load_checkpoint, save_checkpoint
 from training.curves import read_curves, ScalarLog
-from training.data import PairsOnTheFly, RenderedPairs, StepBatches, use_one_thread
+from training.data.batches import PairsOnTheFly, RenderedPairs, StepBatches, use_one_thread
 from training.frozen_teacher import Batch, load_frozen_teacher
 from training.learner import build_learner, Learner
+from training.models.checkpoints import load_state
 from training.recipe import OptimizerRecipe, Recipe, StartRecipe
-from training.start import start_student
+from training.start.first_weights import start_student
 from training.students import config_values
 from training.validation import check_frames, validate_student
 
@@ -78,7 +78,7 @@ def build_data(recipe: Recipe, rank: int = 0, world_size: int = 1) -> StepBatche
     share = recipe.seed, recipe.optimizer.batch_size, rank, world_size
     if recipe.data.kind == 'stereolunar':
         # Needs OpenEXR, which rendered pairs do not.
-        from training.stereolunar import StereoLunarPairs
+        from training.data.stereolunar import StereoLunarPairs
 
         return StereoLunarPairs(recipe.data, *share)
     if recipe.data.kind == 'on_the_fly':

@@ -12,9 +12,9 @@ import torch
 from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.models.flight import FlightStudent
-from lunar_stereo_recon.models.mast3r import Mast3r
-from training.data import list_samples, read_sample
+from training.data.batches import list_samples, read_sample
+from training.models.flight import FlightStudent
+from training.models.mast3r import Mast3r
 from training.recipe import DataRecipe
 from training.students import rgb
 
@@ -105,7 +105,7 @@ def rendered_frames(folder: str | Path, limit: int = FRAMES) -> Iterator[DepthFr
 def stereolunar_frames(recipe: DataRecipe, limit: int = FRAMES) -> Iterator[DepthFrame]:
     """Yield pairs of the recipe's folder for validation, evenly spread, cut to its crop's size."""
     # Needs OpenEXR, which rendered pairs do not.
-    from training.stereolunar import fitted, list_view_pairs, read_view
+    from training.data.stereolunar import fitted, list_view_pairs, read_view
 
     pairs = list_view_pairs([recipe.validation], recipe.max_frame_distance)
     size = recipe.crop_height, recipe.crop_width

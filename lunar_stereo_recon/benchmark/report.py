@@ -13,7 +13,7 @@ from lunar_stereo_recon.benchmark.bootstrap import intervals
 from lunar_stereo_recon.benchmark.methods import Estimator, FILL, filled, MethodScores
 from lunar_stereo_recon.benchmark.pairs import BenchmarkPair
 from lunar_stereo_recon.benchmark.plots import draw_plot, Series
-from lunar_stereo_recon.benchmark.speed import Roofline, TeacherRatio, Throughput
+from lunar_stereo_recon.benchmark.speed import Roofline, Throughput
 from lunar_stereo_recon.evaluation.scores import PairScore, subset_figures, summarise
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity
 from lunar_stereo_recon.visualize import contact_sheet, RgbImage, SheetRow
@@ -32,7 +32,6 @@ class BenchmarkRun:
         scores: By degradation (`UNDISTURBED` first), then by method.
         memory_mb: Largest resident memory by method; a filled one is its matcher's.
         speed: Throughput and roofline, where asked for.
-        teacher: Time of the full-size teacher, where asked for.
     """
 
     setting: dict[str, Any]
@@ -40,7 +39,6 @@ class BenchmarkRun:
     scores: dict[str, dict[str, MethodScores]]
     memory_mb: dict[str, float] = field(default_factory=dict)
     speed: tuple[Throughput, Roofline] | None = None
-    teacher: TeacherRatio | None = None
 
     def summaries(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return figures with intervals: degradation, method, group (stratum or 'overall')."""
@@ -75,8 +73,6 @@ class BenchmarkRun:
         if self.speed:
             throughput, roofline = self.speed
             document |= {'throughput': asdict(throughput), 'roofline': asdict(roofline)}
-        if self.teacher:
-            document['teacher'] = asdict(self.teacher)
         return document
 
     def _of_pair(self, index: int) -> dict[str, dict[str, float | None]]:
@@ -118,8 +114,6 @@ class BenchmarkRun:
                 parts += [f'## Degraded images, {name}', tables.degradation_table(summaries, key)]
         if self.speed:
             parts += ['## Speed of the network alone', tables.speed_text(*self.speed)]
-        if self.teacher:
-            parts += ['## Teacher and student', tables.teacher_text(self.teacher)]
         return '\n\n'.join(parts) + '\n'
 
     def plots(self) -> dict[str, RgbImage]:

@@ -18,13 +18,10 @@ from lunar_stereo_recon.backends.onnx_backend import node_shapes, NodeShapes
 from lunar_stereo_recon.benchmark.matrix_product import gflops_reached
 from lunar_stereo_recon.benchmark.methods import STUDENT_BACKEND
 from lunar_stereo_recon.datatypes import StereoPair
-from lunar_stereo_recon.errors import InputError
 
 # Width and height, each a multiple of what the students need; the third is the usual one.
 SIZES = ((160, 128), (320, 256), (640, 480), (960, 544), (1280, 736))
 ROOFLINE_SIZE = (640, 480)
-# What official MASt3R checkpoints are trained for.
-TEACHER_SIZE = (512, 384)
 REPEATS = 7
 
 
@@ -68,25 +65,6 @@ class Roofline:
     gflops_of_matrix_product: float
 
 
-@dataclass(frozen=True)
-class TeacherRatio:
-    """A MASt3R teacher and the student's network on images of one size.
-
-    Attributes:
-        width, height: Pixels.
-        teacher_parameters: Number of the teacher's weights.
-        teacher_ms, student_ms: Times.
-        ratio: teacher_ms / student_ms.
-    """
-
-    width: int
-    height: int
-    teacher_parameters: int
-    teacher_ms: float
-    student_ms: float
-    ratio: float
-
-
 def measure_speed(
     model: Path,
     threads: int,
@@ -111,33 +89,6 @@ def measure_speed(
         gflops_reached(threads),
     )
     return fit_throughput(sizes, times), roofline
-
-
-def measure_teacher(
-    model: Path,
-    threads: int,
-    pair: StereoPair,
-    student: str = STUDENT_BACKEND,
-    size: tuple[int, int] = TEACHER_SIZE,
-) -> TeacherRatio:
-    """Time the full-size teacher against a model file in this run.
-
-    Raises:
-        InputError: torch, which runs the teacher, is not installed.
-    """
-    try:
-        from lunar_stereo_recon.models.timing import teacher_time
-    except ModuleNotFoundError as error:
-        raise InputError(f'timing the teacher needs {error.name}: the extra [sim]') from error
-    student_ms = median_ms(load_backend(student, model, threads=threads), pair, size)
-    teacher = teacher_time(*size, threads)
-    return TeacherRatio(
-        *size,
-        teacher.parameters,
-        teacher.milliseconds,
-        student_ms,
-        teacher.milliseconds / student_ms,
-    )
 
 
 def median_ms(backend: Backend, pair: StereoPair, size: tuple[int, int]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lunar_stereo_recon.benchmark.bootstrap import paired_difference
 from lunar_stereo_recon.benchmark.methods import MethodScores
-from lunar_stereo_recon.benchmark.speed import Roofline, TeacherRatio, Throughput
+from lunar_stereo_recon.benchmark.speed import Roofline, Throughput
 
 # Key in the figures, header, factor, decimals.
 SUBSET_COLUMNS = (
@@ -165,16 +165,6 @@ def speed_text(throughput: Throughput, roofline: Roofline) -> str:
     if roofline.uncounted:
         lines.append(f'Not counted: {", ".join(roofline.uncounted)}.')
     return '\n'.join(lines)
-
-
-def teacher_text(found: TeacherRatio) -> str:
-    """Return the teacher's time beside the student's in a sentence."""
-    return (
-        f'At {found.width}x{found.height} a MASt3R teacher of '
-        f'{found.teacher_parameters / 1e6:.1f} M weights (torch, float32) takes '
-        f"{found.teacher_ms:.0f} ms, the student's network {found.student_ms:.1f} ms: "
-        f'{found.ratio:.0f} times faster.'
-    )
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -47,11 +47,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         '--speed', action='store_true', help='also time the network against pixels and a roofline'
     )
     parser.add_argument(
-        '--teacher',
-        action='store_true',
-        help='also time a full-size MASt3R teacher (needs torch and 3 GB of memory)',
-    )
-    parser.add_argument(
         '--out', type=Path, default=Path('out/bench'), help='folder for tables and pictures'
     )
     parser.add_argument('--cache', type=Path, help='folder for rendered pairs')
@@ -217,13 +212,11 @@ def _memory_mb(
 
 def _measure_speed(args: argparse.Namespace, result: BenchmarkRun) -> None:
     from lunar_stereo_recon.backends import model_file
-    from lunar_stereo_recon.benchmark.speed import measure_speed, measure_teacher
+    from lunar_stereo_recon.benchmark.speed import measure_speed
 
     model, pair = model_file(args.model), result.pairs[0].load()[0]
     if args.speed:
         result.speed = measure_speed(model, args.threads, pair, args.backend)
-    if args.teacher:
-        result.teacher = measure_teacher(model, args.threads, pair, args.backend)
 
 
 def _write_pictures(

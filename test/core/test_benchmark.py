@@ -190,23 +190,6 @@ def test_speed_of_a_student(samples, model_maker, monkeypatch, capsys):
     assert (samples.parent / 'out' / 'throughput.png').is_file()
 
 
-def test_teacher_beside_the_student(samples, model_maker, monkeypatch, capsys):
-    pytest.importorskip('torch')
-    from lunar_stereo_recon.benchmark import speed
-    from lunar_stereo_recon.models import timing
-    from lunar_stereo_recon.models.mast3r import Mast3r, Mast3rConfig
-
-    small = Mast3rConfig(32, 1, 2, 24, 12, 2)
-    monkeypatch.setattr(timing.teacher_time, '__defaults__', (small,))
-    monkeypatch.setattr(speed.measure_teacher, '__defaults__', ('onnx', (64, 32)))
-    found = bench(samples, '--method', 'student', '--model', str(model_maker()), '--teacher')
-    found = found['teacher']
-    weights = sum(weight.numel() for weight in Mast3r(small).parameters())
-    assert found['teacher_parameters'] == weights
-    assert found['ratio'] == pytest.approx(found['teacher_ms'] / found['student_ms'])
-    assert found['teacher_ms'] > 1 and 'times faster' in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     'options, message',
     [

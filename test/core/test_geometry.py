@@ -11,7 +11,6 @@ from lunar_stereo_recon.geometry.disparity import (
     disparity_from_depth,
     fill_from_background,
 )
-from lunar_stereo_recon.geometry.metric_scale import disparity_from_pointmaps, scale_from_baseline
 
 
 def test_plane_at_five_metres(calibration):
@@ -79,38 +78,3 @@ def test_holes_are_filled_with_the_farther_neighbour():
 
 def test_nothing_to_fill_from_stays_missing():
     assert np.isnan(fill_from_background(np.zeros((3, 4), np.float32))).all()
-
-
-def test_scale_of_a_relative_pointmap(calibration, slope_disparity):
-    """Both views' points, divided by 3.7, with a third of them spoiled: the baseline tells 3.7."""
-    depth_left = depth_from_disparity(slope_disparity, calibration)
-    left = points_from_depth(depth_left, calibration) / 3.7
-    # The slope is constant along a row, so the right view has the left one's depths.
-    right = points_from_depth(depth_left, calibration)
-    right[..., 0] += calibration.baseline_m
-    right /= 3.7
-    right[::3, :, 0] += 5.0
-    assert scale_from_baseline(right, calibration) == pytest.approx(3.7, rel=1e-4)
-    disparity = disparity_from_pointmaps(left, right, calibration)
-    np.testing.assert_allclose(disparity, slope_disparity, rtol=1e-3)
-
-
-def test_scale_weighs_by_confidence(calibration, slope_disparity):
-    right = points_from_depth(depth_from_disparity(slope_disparity, calibration), calibration)
-    right[..., 0] += calibration.baseline_m
-    right[:40, :, 0] += 1.0
-    confidence = np.ones((64, 96))
-    confidence[:40] = 0.01
-    assert scale_from_baseline(right, calibration, confidence) == pytest.approx(1.0, rel=1e-4)
-
-
-def test_exchanged_views_have_no_scale(calibration, slope_disparity):
-    right = points_from_depth(depth_from_disparity(slope_disparity, calibration), calibration)
-    right[..., 0] -= calibration.baseline_m
-    with pytest.raises(InputError, match='exchanged'):
-        scale_from_baseline(right, calibration)
-
-
-def test_scale_of_nothing_is_an_error(calibration):
-    with pytest.raises(InputError, match='no finite point'):
-        scale_from_baseline(np.full((64, 96, 3), np.nan, np.float32), calibration)

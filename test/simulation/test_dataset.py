@@ -114,7 +114,7 @@ def test_splits_share_no_terrain():
 
 
 def test_stereolunar_folders_are_read_back(small_grids, tmp_path):
-    stereolunar = pytest.importorskip('training.stereolunar')
+    stereolunar = pytest.importorskip('training.data.stereolunar')
     assert write(tmp_path, 2, form='stereolunar') == 2
     assert write(tmp_path, 2, form='stereolunar') == 0
     pairs = stereolunar.list_view_pairs([tmp_path])

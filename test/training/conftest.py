@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip('torch')
 pytest.importorskip('omegaconf')
 
+from training.commands.smoke import write_plane_pairs  # noqa: E402
 from training.recipe import (  # noqa: E402
     DataRecipe,
     OptimizerRecipe,
@@ -17,7 +18,6 @@ from training.recipe import (  # noqa: E402
     StudentRecipe,
     TeacherRecipe,
 )
-from training.smoke import write_plane_pairs  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
 
 TINY_FLIGHT = {

@@ -14,22 +14,22 @@ torch = pytest.importorskip('torch')
 pytest.importorskip('omegaconf')
 
 from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
-from lunar_stereo_recon.models.lunar_teacher import pointmaps_from_disparity  # noqa: E402
-from lunar_stereo_recon.models.mast3r import Mast3r  # noqa: E402
-from training.__main__ import main  # noqa: E402
 from training.checkpoint import load_network, trained_network  # noqa: E402
+from training.cli import main  # noqa: E402
+from training.commands.export import write_safetensors  # noqa: E402
 from training.curves import draw_curves, read_curves  # noqa: E402
-from training.export import write_safetensors  # noqa: E402
 from training.frozen_teacher import CachedTeacher, TOKENS  # noqa: E402
 from training.learner import build_learner, FLIGHT_TERMS  # noqa: E402
-from training.recipe import LossRecipe, StartRecipe, StudentRecipe, TEACHER_TERMS  # noqa: E402
-from training.stereo_losses import (  # noqa: E402
+from training.losses.stereo import (  # noqa: E402
     bin_divergence,
     HIDDEN,
     LARGEST_ERROR_PX,
     occlusion_from_disparity,
     scale_loss,
 )
+from training.models.lunar_teacher import pointmaps_from_disparity  # noqa: E402
+from training.models.mast3r import Mast3r  # noqa: E402
+from training.recipe import LossRecipe, StartRecipe, StudentRecipe, TEACHER_TERMS  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
 from training.validation import rendered_frames, validate_pointmaps  # noqa: E402
 

@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip('torch')
 pytest.importorskip('omegaconf')
 
-from training.campaign import parse_step  # noqa: E402
+from training.commands.campaign import parse_step  # noqa: E402
+from training.commands.train import recipe_path  # noqa: E402
 from training.recipe import load_recipe  # noqa: E402
-from training.train import recipe_path  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 PAGES = ('training.md', 'campaign.md', 'ablation.md', 'svd_init.md')

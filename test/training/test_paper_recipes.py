@@ -12,14 +12,14 @@ torch = pytest.importorskip('torch')
 pytest.importorskip('omegaconf')
 OpenEXR = pytest.importorskip('OpenEXR')
 
-from lunar_stereo_recon.models.checkpoints import save_model  # noqa: E402
-from lunar_stereo_recon.models.encoders import encoder_spec  # noqa: E402
-from lunar_stereo_recon.models.heads import HeadConfig  # noqa: E402
-from lunar_stereo_recon.models.mast3r import Mast3r, Mast3rConfig  # noqa: E402
-from lunar_stereo_recon.models.paper_students import PAPER_STUDENTS  # noqa: E402
-from training.__main__ import main  # noqa: E402
+from training.cli import main  # noqa: E402
+from training.commands.train import recipe_path  # noqa: E402
+from training.models.checkpoints import save_model  # noqa: E402
+from training.models.encoders import encoder_spec  # noqa: E402
+from training.models.heads import HeadConfig  # noqa: E402
+from training.models.mast3r import Mast3r, Mast3rConfig  # noqa: E402
+from training.models.paper_students import PAPER_STUDENTS  # noqa: E402
 from training.recipe import DataRecipe, load_recipe  # noqa: E402
-from training.train import recipe_path  # noqa: E402
 from training.validation import validate_student  # noqa: E402
 
 SIDE = 64

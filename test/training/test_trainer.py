@@ -22,9 +22,9 @@ from training.checkpoint import (  # noqa: E402
     save_checkpoint,
 )
 from training.curves import read_curves  # noqa: E402
-from training.data import ARRAYS, PairsOnTheFly, RenderedPairs  # noqa: E402
+from training.data.batches import ARRAYS, PairsOnTheFly, RenderedPairs  # noqa: E402
 from training.learner import build_learner  # noqa: E402
-from training.losses import LossWeights  # noqa: E402
+from training.losses.distillation import LossWeights  # noqa: E402
 from training.recipe import (  # noqa: E402
     AMP,
     DataRecipe,

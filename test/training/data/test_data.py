@@ -1,0 +1,62 @@
+"""What training does to pairs on their way into a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip('torch')
+
+from training.data.batches import compressed, dust_shadow, misalign_rows, stack, vary_light  # noqa: E402
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    rows, columns = np.mgrid[:96, :128]
+    return (0.5 + 0.3 * np.sin(rows / 5.0) * np.cos(columns / 7.0)).astype(np.float32)
+
+
+def sample(image: np.ndarray, **more) -> dict[str, np.ndarray]:
+    return {'left': image, 'right': image, 'disparity': image, **more}
+
+
+def test_rows_move_down_by_the_offset_and_roll_about_the_centre(image):
+    moved = misalign_rows(image, 1.0, 0.0)
+    np.testing.assert_allclose(moved[1:], image[:-1], atol=1e-5)
+    ramp = np.repeat(np.arange(96, dtype=np.float32)[:, None], 128, axis=1)
+    rolled = misalign_rows(ramp, 0.0, 0.5)
+    left, right = rolled[48, 13], rolled[48, 114]
+    assert abs(left - right) == pytest.approx(101 * np.tan(np.radians(0.5)), abs=0.05)
+    assert rolled[48, 63] == pytest.approx(48, abs=0.05)
+
+
+def test_light_is_varied_within_range_and_repeats_with_the_seed(image):
+    changed = 0
+    for seed in range(40):
+        left, right = vary_light(image, image, np.random.default_rng(seed))
+        again = vary_light(image, image, np.random.default_rng(seed))
+        np.testing.assert_array_equal(left, again[0])
+        np.testing.assert_array_equal(right, again[1])
+        assert left.dtype == np.float32
+        assert left.min() >= 0
+        assert left.max() <= 1
+        changed += not np.allclose(left, right, atol=0.02)
+    # The two cameras are never quite alike.
+    assert changed > 20
+
+
+def test_dust_darkens_and_jpeg_loses_little(image):
+    light = dust_shadow(image.shape, np.random.default_rng(3))
+    assert light.shape == image.shape
+    assert 0 < light.min() < 0.95
+    assert light.max() <= 1
+    error = np.abs(compressed(image, 40) - image)
+    assert 0 < error.mean() < 0.02
+
+
+def test_a_batch_has_intrinsics_only_where_every_pair_has_them(image):
+    intrinsics = np.eye(3, dtype=np.float32)
+    mixed = stack([sample(image, intrinsics=intrinsics), sample(image)])
+    assert 'intrinsics' not in mixed
+    whole = stack([sample(image, intrinsics=intrinsics)] * 2)
+    assert whole['intrinsics'].shape == (2, 3, 3)

@@ -1,0 +1,1 @@
+"""Pairs that runs learn from."""

@@ -1,0 +1,226 @@
+"""Losses of the flight student on rectified pairs with exact or a teacher's disparity.
+
+Each returns a scalar tensor. Disparities are in pixels of the full-resolution image; at stride 4
+a bin is 4 px. NaN in a target means that there is nothing to learn at that pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn, Tensor
+import torch.nn.functional as F
+
+from lunar_stereo_recon.errors import ModelError
+from training.data.batches import OUT_OF_FRAME, SEEN
+from training.losses.distillation import cosine_margin, feature_map
+from training.models.flight import MATCH_STRIDE
+from training.recipe import LossRecipe
+
+HIDDEN = 1
+# A pixel is hidden where another one with a disparity larger by this lands on its match.
+HIDDEN_BY_PX = 1.0
+# A pull towards sub-pixel precision: errors above this grow linearly, below quadratically.
+SMOOTH_L1_BETA_PX = 0.25
+# Errors beyond this are the wrong bin, which cross entropy corrects and regression cannot; left
+# in, they would drown the sub-pixel gradient of all other pixels.
+LARGEST_ERROR_PX = 16.0
+
+
+def smooth_l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the mean smooth L1 distance over pixels with a finite target; 0 without any.
+
+    Distances stop counting more, and pulling, at `LARGEST_ERROR_PX`.
+    """
+    valid = torch.isfinite(target)
+    distance = F.smooth_l1_loss(
+        prediction, target.nan_to_num(0.0), reduction='none', beta=SMOOTH_L1_BETA_PX
+    )
+    return (distance.clamp_max(LARGEST_ERROR_PX) * valid).sum() / valid.sum().clamp_min(1)
+
+
+def cell_mean(disparity: Tensor, stride: int) -> Tensor:
+    """Return (B, H/stride, W/stride): mean of each cell, NaN where one pixel has none."""
+    return F.avg_pool2d(disparity[:, None], stride)[:, 0]
+
+
+def all_seen(occlusion: Tensor, stride: int) -> Tensor:
+    """Return (B, H/stride, W/stride) bool: both views see every pixel of the cell."""
+    return F.max_pool2d((occlusion != SEEN).float()[:, None], stride)[:, 0] == 0
+
+
+def bin_cross_entropy(logits: Tensor, position: Tensor, mask: Tensor) -> Tensor:
+    """Return cross entropy against the two bins around the target.
+
+    Args:
+        logits: (B, bins, H, W).
+        position: (B, H, W) target in bins, NaN where unknown; outside the bins it is left out.
+        mask: (B, H, W) bool, pixels that count.
+    """
+    bins = logits.shape[1]
+    mask = mask & (position >= 0) & (position <= bins - 1)  # False where NaN
+    position = position.nan_to_num(0.0).clamp(0, bins - 1)
+    lower = position.floor().long().clamp_max(bins - 2)
+    upper_weight = (position - lower)[:, None]
+    log_probability = logits.float().log_softmax(dim=1)
+    at_lower = log_probability.gather(1, lower[:, None])
+    at_upper = log_probability.gather(1, lower[:, None] + 1)
+    entropy = -((1 - upper_weight) * at_lower + upper_weight * at_upper)[:, 0]
+    return (entropy * mask).sum() / mask.sum().clamp_min(1)
+
+
+def scale_loss(
+    log_scale: Tensor, prediction: Tensor, target: Tensor, target_confidence: Tensor | None = None
+) -> Tensor:
+    """Return the negative log likelihood of the disparity's error after Laplace.
+
+    The error counts up to `LARGEST_ERROR_PX`, and as that where there is no target (sky): nothing
+    there may be trusted. Where the target is a teacher's, it is right with a probability only;
+    otherwise the error is as large.
+
+    Args:
+        log_scale: (B, H, W), logarithm of the expected error, px.
+        prediction, target: (B, H, W) px.
+        target_confidence: (B, H, W) in [0, 1].
+    """
+    error = (prediction.detach() - target).abs().nan_to_num(LARGEST_ERROR_PX)
+    error = error.clamp_max(LARGEST_ERROR_PX)
+    if target_confidence is not None:
+        error = target_confidence * error + (1 - target_confidence) * LARGEST_ERROR_PX
+    log_scale = log_scale.float()
+    return (error * (-log_scale).exp() + log_scale).mean()
+
+
+def bin_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean divergence of the student's bins from the teacher's, (B, bins, H, W).
+
+    Raises:
+        ModelError: The networks have different bins.
+    """
+    if student.shape != teacher.shape:
+        raise ModelError(
+            f'soft_bins: student has bins {tuple(student.shape)}, teacher '
+            f'{tuple(teacher.shape)}; they must be equal'
+        )
+    student, teacher = (bins.float().log_softmax(dim=1) for bins in (student, teacher.detach()))
+    return (teacher.exp() * (teacher - student)).sum(dim=1).mean()
+
+
+def occlusion_from_disparity(disparity: Tensor) -> Tensor:
+    """Return (B, H, W) uint8 of a left disparity (B, H, W): seen, hidden or out of frame.
+
+    Pixels are put where they land in the right view; of two that land in one column the nearer
+    is seen. A disparity of NaN makes no claim and hides nothing: out of frame.
+    """
+    known = disparity.nan_to_num(nan=torch.inf)
+    columns = torch.arange(disparity.shape[2], device=disparity.device)
+    landing = (columns - known).clamp_min(-1.0).round()
+    outside = landing < 0
+    index = landing.clamp_min(0).long()
+    nearest = torch.zeros_like(disparity).scatter_reduce(
+        2, index, known.masked_fill(outside, 0.0), 'amax'
+    )
+    hidden = known < nearest.gather(2, index) - HIDDEN_BY_PX
+    occlusion = torch.full_like(index, SEEN, dtype=torch.uint8).masked_fill(hidden, HIDDEN)
+    return occlusion.masked_fill(outside, OUT_OF_FRAME)
+
+
+def teacher_labels(
+    disparity: Tensor, confidence: Tensor, min_confidence: float
+) -> dict[str, Tensor]:
+    """Return what takes the place of ground truth where a teacher gives it.
+
+    Args:
+        disparity: (B, H, W) px.
+        confidence: (B, H, W), probability that it is right.
+        min_confidence: Below, there is nothing to learn from the disparity.
+
+    Returns:
+        `disparity` with NaN where the teacher is not sure enough, `all_disparity` without,
+        `confidence`, `occlusion` as it follows from the disparity.
+    """
+    return {
+        'disparity': disparity.masked_fill(~(confidence >= min_confidence), torch.nan),
+        'all_disparity': disparity,
+        'confidence': confidence,
+        'occlusion': occlusion_from_disparity(disparity),
+    }
+
+
+def feature_loss(
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    part: str,
+    grid: tuple[int, int],
+    projector: nn.Module,
+    margin: float,
+) -> Tensor:
+    """Return the cosine-margin loss of both views' tokens.
+
+    Args:
+        student, teacher: `encoder1`, ... (B, h * w, C), as in `training.frozen_teacher`.
+        part: 'encoder' or 'decoder'.
+        grid: Rows h and columns w.
+        projector: From the student's channels to the teacher's.
+        margin: Cosine from which a token counts as aligned.
+    """
+    maps = [
+        torch.cat([feature_map(tokens[f'{part}{view}'], grid) for view in (1, 2)])
+        for tokens in (student, teacher)
+    ]
+    return cosine_margin(maps[0], maps[1], projector, margin)[0]
+
+
+def flight_losses(
+    output: dict[str, Tensor],
+    batch: dict[str, Tensor],
+    weights: LossRecipe,
+    lesson: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the weighted sum of the enabled losses, and each one before weighting.
+
+    Feature alignment is not among them: its projectors belong to the learner.
+
+    Args:
+        output: Of `FlightStudent.forward`.
+        batch: `disparity` (B, H, W) px with NaN in the sky, `occlusion` (B, H, W); of a teacher
+            as `teacher_labels` gives them.
+        weights: Losses of weight 0 are not computed.
+        lesson: The teacher's, with `logits` where `soft_bins` is on.
+
+    Raises:
+        ModelError: An enabled loss lacks what it needs; says what.
+    """
+    target = batch['disparity']
+    coarse, fine = cell_mean(target, 4), cell_mean(target, 2)
+    seen4, seen2 = all_seen(batch['occlusion'], 4), all_seen(batch['occlusion'], 2)
+    upsampled = output['disparity_upsampled'][:, 0]
+    # The matcher at stride 2 sees offsets of 2 px around where the coarse estimate put it.
+    offset = (fine - upsampled.detach()) / 2 + output['match'].shape[1] // 2
+    lesson = lesson or {}
+    if weights.soft_bins and 'logits' not in lesson:
+        raise ModelError("loss 'soft_bins' is enabled but the teacher gives no 'logits'")
+    enabled: dict[str, Callable[[], Tensor]] = {
+        'disparity': lambda: smooth_l1(output['disparity'], target),
+        'coarse': lambda: smooth_l1(output['disparity_coarse'][:, 0], coarse),
+        'first': lambda: smooth_l1(output['disparity_first'][:, 0], coarse),
+        'upsampled': lambda: smooth_l1(upsampled, fine),
+        'bins': lambda: bin_cross_entropy(
+            output['logits'], coarse / MATCH_STRIDE, torch.ones_like(seen4)
+        ),
+        'correlation': lambda: bin_cross_entropy(
+            output['correlation'], coarse / MATCH_STRIDE, seen4
+        ),
+        'match': lambda: bin_cross_entropy(output['match'], offset, seen2),
+        'confidence': lambda: scale_loss(
+            output['log_scale'],
+            output['disparity'],
+            batch.get('all_disparity', target),
+            batch.get('confidence'),
+        ),
+        'soft_bins': lambda: bin_divergence(output['logits'], lesson['logits']),
+    }
+    terms = {name: loss() for name, loss in enabled.items() if getattr(weights, name)}
+    total = sum(getattr(weights, name) * term for name, term in terms.items())
+    return total, terms

@@ -1,0 +1,1 @@
+"""Networks and their weight files: teachers, the students of the paper, flight."""

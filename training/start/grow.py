@@ -1,0 +1,81 @@
+"""Start a flight network from a trained one of smaller channels, without losing what it computes.
+
+Net2Net (Chen et al., ICLR 2016) for convolutions: the small network's weights are the leading
+block of each tensor; new channels start at random but are not listened to by the old ones, so
+that at first the large network computes what the small one did, and the new channels get
+gradients from the first step on. A decoder of another size starts anew, and nothing listens to
+its tokens at first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import operator
+
+import torch
+from torch import Tensor
+
+from lunar_stereo_recon.errors import ModelError
+from training.models.flight import FlightStudent
+
+# Layers that read the decoder's tokens.
+TOKEN_READERS = ('descriptors.from_tokens', 'aggregation.tokens8', 'aggregation.tokens16')
+_DECODER = 'decoder.'
+
+
+@torch.no_grad()
+def grow(student: FlightStudent, smaller: Mapping[str, Tensor]) -> list[str]:
+    """Give a network the function of a smaller one; changes it in place.
+
+    Args:
+        student: With the weights that its new channels keep.
+        smaller: State dict of a trained flight network, no channel count larger.
+
+    Returns:
+        A line for each entry that was not copied whole.
+
+    Raises:
+        ModelError: An entry is missing, or is larger in the small network.
+    """
+    state = student.state_dict()
+    lacking = sorted(set(state) - set(smaller) - _decoder_entries(state))
+    if lacking:
+        raise ModelError(f'grow_from: the trained network has no {", ".join(lacking[:5])}')
+    same_decoder = all(
+        name in smaller and smaller[name].shape == state[name].shape
+        for name in _decoder_entries(state)
+    )
+    plan = []
+    for name, target in state.items():
+        reads_tokens = name.rpartition('.')[0] in TOKEN_READERS
+        if name.startswith(_DECODER) and not same_decoder:
+            plan.append(f'{name}: {tuple(target.shape)}, new')
+        elif reads_tokens and not same_decoder:
+            # A bias is the small network's; what it read in tokens is gone.
+            target.zero_()
+            if target.ndim == 1:
+                target[: smaller[name].shape[0]] = smaller[name]
+            plan.append(f'{name}: {tuple(target.shape)}, silent: the decoder is new')
+        elif target.shape == smaller[name].shape:
+            target.copy_(smaller[name])
+        else:
+            _widen(name, target, smaller[name])
+            shapes = f'{tuple(smaller[name].shape)} in {tuple(target.shape)}'
+            plan.append(f'{name}: {shapes}, new inputs of old outputs silent')
+    return plan
+
+
+def _decoder_entries(state: Mapping[str, Tensor]) -> set[str]:
+    return {name for name in state if name.startswith(_DECODER)}
+
+
+def _widen(name: str, target: Tensor, source: Tensor) -> None:
+    fits = target.ndim == source.ndim and all(map(operator.ge, target.shape, source.shape))
+    if not fits:
+        raise ModelError(
+            f'grow_from: {name} is {tuple(source.shape)} in the trained network and '
+            f'{tuple(target.shape)} here; it can only grow'
+        )
+    if target.ndim > 1:
+        target[: source.shape[0]] = 0.0
+    target[tuple(slice(size) for size in source.shape)] = source
