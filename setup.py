@@ -53,7 +53,7 @@ EXTRAS = {
     # that it was measured with: each changes what its compiler does.
     'openvino': ['openvino>=2026.4,<2027'],
     # Checks OpenSSF signatures of model files (parameter `model_key`).
-    'signing': ['model-signing>=1.1,<2'],
+    'signing': ['model-signing>=1.1,<2', 'pyopenssl>=24,<27'],
     # What `lunar-stereo fuse` writes maps with: GeoTIFF and LAZ.
     'map': ['laspy>=2.5,<3', 'lazrs>=0.6,<1', 'rasterio>=1.3,<2'],
     'sim': SIMULATION,

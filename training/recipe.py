@@ -14,8 +14,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+import yaml
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.yaml_files import read_yaml
 
 DATA_KINDS = ('rendered', 'on_the_fly', 'stereolunar')
 STUDENT_KINDS = ('flight', 'lunar_teacher', 'mast3r', 'S1', 'S2', 'S3', 'S4')
@@ -305,11 +307,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         merged = OmegaConf.merge(
             OmegaConf.structured(Recipe),
-            OmegaConf.load(path),
+            OmegaConf.create(read_yaml(Path(path)) or {}),
             OmegaConf.from_dotlist(list(overrides)),
         )
         recipe: Any = OmegaConf.to_object(merged)
-    except (OSError, OmegaConfBaseException) as error:
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f'recipe {path}: {error}') from error
     recipe.check()
     return recipe

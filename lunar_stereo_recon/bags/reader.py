@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import dataclasses
 from dataclasses import dataclass, field
 import difflib
+import importlib.util
 from pathlib import Path
 import sqlite3
 import struct
@@ -25,11 +26,15 @@ from rosbags.rosbag2 import ReaderError
 from rosbags.serde import SerdeError
 from rosbags.typesys import get_typestore, Stores
 
+from lunar_stereo_recon.bags.mcap_limits import check_chunks
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import decode_depth, pair_from_messages, stamp_ns, StereoTopics
 from lunar_stereo_recon.pairing import PairQueue, Side, Unpaired
 
+_SQLITE_ERRORS: tuple[type[Exception], ...] = (sqlite3.Error,)
+if importlib.util.find_spec('apsw'):  # what rosbags reads .db3 with since 0.11
+    _SQLITE_ERRORS += (importlib.import_module('apsw').Error,)
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdError
 else:
@@ -52,12 +57,12 @@ _TYPES_READ = (
 _STANDARD = get_typestore(Stores.ROS2_JAZZY)
 # What rosbags, its decompressors and SQLite raise on damaged files, checked by cutting and
 # flipping bytes; RuntimeError is lz4's, TypeError comes from reading past the end of a file.
-_DAMAGE = (
+_DAMAGE: tuple[type[Exception], ...] = (
     AnyReaderError,
     ReaderError,
     SerdeError,
     ZstdError,
-    sqlite3.Error,
+    *_SQLITE_ERRORS,
     struct.error,
     OSError,
     EOFError,
@@ -508,6 +513,9 @@ def _opened(path: Path) -> AnyReader:
     if path.suffix == '.bag':
         raise InputError(f'{path}: a ROS 1 bag; convert it with `rosbags-convert`')
     try:
+        files = sorted(path.glob('*.mcap')) if path.is_dir() else [path]
+        for file in files:
+            check_chunks(file)
         reader = AnyReader([path], default_typestore=_STANDARD)
         reader.open()
     except _DAMAGE as error:

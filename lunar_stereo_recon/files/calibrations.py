@@ -12,6 +12,7 @@ import yaml
 
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import CalibrationError
+from lunar_stereo_recon.files.yaml_files import read_yaml
 from lunar_stereo_recon.messages import calibration_from_camera_infos, StereoTopics
 
 # Of a calibration in plain numbers. Anything else, such as distortion, would be ignored.
@@ -124,10 +125,10 @@ def load_calibration(
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding='utf-8'))
+        document = read_yaml(path)
     except OSError as error:
         raise CalibrationError(f'cannot read calibration {path}: {error.strerror}') from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         reason = ' '.join(str(error).split())
         raise CalibrationError(f'calibration {path} is not YAML: {reason}') from error
     return _mapping(document, path)
@@ -182,7 +183,7 @@ def _matrix(
     """Return the values of a matrix entry, `count` of them where that is given."""
     try:
         values = tuple(float(value) for value in document[name]['data'])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CalibrationError(f'{source} has no readable {name}.data of numbers') from error
     if count is not None and len(values) != count:
         raise CalibrationError(f'{source}: {name} has {len(values)} values, not {count}')
@@ -219,7 +220,7 @@ def _from_numbers(
         fx, fy, cx, cy, cx_right, baseline = (
             float(numbers[name]) for name in ('fx', 'fy', 'cx', 'cy', 'cx_right', 'baseline')
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CalibrationError(f'{source}: {error}') from error
     try:
         return StereoCalibration(fx, fy, cx, cy, cx_right, baseline, width, height)

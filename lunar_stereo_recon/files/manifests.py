@@ -54,7 +54,7 @@ def load_manifest(path: str | Path) -> list[ManifestEntry]:
         document = json.loads(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise InputError(f'cannot read manifest {path}: {error.strerror}') from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f'manifest {path} is not JSON: {error}') from error
     pairs = document.get('pairs') if isinstance(document, dict) else None
     if not isinstance(pairs, list) or not pairs:
@@ -92,7 +92,7 @@ def _entry(pair: Any, index: int, path: Path) -> ManifestEntry:
         raise InputError(f'manifest {path} pair {name} lacks {error}') from error
     except CalibrationError as error:
         raise CalibrationError(f'manifest {path} pair {name}: {error}') from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f'manifest {path} pair {name}: {error}') from error
     ground_truth = path.parent / str(pair['gt']) if pair.get('gt') else None
     return ManifestEntry(name, str(pair.get('tag', '')), left, right, ground_truth, calibration)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction
+from lunar_stereo_recon.files.atomic import atomic_file
 from lunar_stereo_recon.visualize import (
     ColorScale,
     CONFIDENCE_SCALE,
@@ -101,7 +102,7 @@ def write_ply_points(
         'property float confidence',
         'end_header\n',
     ]
-    with path.open('wb') as file:
+    with atomic_file(path) as file:
         file.write('\n'.join(header).encode('ascii'))
         file.write(vertex.tobytes())
     return len(vertex)
@@ -132,7 +133,7 @@ def write_pcd(path: Path, reconstruction: Reconstruction) -> int:
         f'POINTS {count}',
         'DATA binary\n',
     ]
-    with path.open('wb') as file:
+    with atomic_file(path) as file:
         file.write('\n'.join(header).encode('ascii'))
         file.write(vertex.tobytes())
     return count

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import yaml
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.yaml_files import read_yaml
 from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation, rotation_from_rpy
 
 _OPTICAL_IN_BODY = rotation_from_rpy(-math.pi / 2, 0.0, -math.pi / 2)
@@ -78,10 +79,10 @@ def read_rig_frames(path: str | Path) -> RigFrames:
 
 def _entries(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding='utf-8'))
+        document = read_yaml(path)
     except OSError as error:
         raise InputError(f'cannot read the rig {path}: {error.strerror}') from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise InputError(f'the rig {path} is not YAML: {" ".join(str(error).split())}') from error
     known = {*_NAMES, *_VECTORS, 'baseline'}
     if not isinstance(document, dict) or document.keys() != known:
@@ -101,7 +102,7 @@ def _entries(path: Path) -> dict[str, Any]:
 def _numbers(path: Path, name: str, values: Any, count: int) -> list[float]:
     try:
         numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise InputError(f'{path}: {name} is {values!r}; {count} finite numbers are needed')

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.yaml_files import read_yaml
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 
 COMPRESSED = '/compressed'
@@ -82,13 +83,13 @@ def read_preset(path: Path) -> CameraPreset:
         InputError: The file cannot be read, or an entry is unknown or of another type.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding='utf-8'))
+        document = read_yaml(path)
     except OSError as error:
         near = ', '.join(sorted(other.stem for other in path.parent.glob('*.yaml')))
         raise InputError(
             f'cannot read the preset {path}: {error.strerror}; its folder has {near or "none"}'
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         reason = ' '.join(str(error).split())
         raise InputError(f'the preset {path} is not YAML: {reason}') from error
     if not isinstance(document, dict):

@@ -19,6 +19,7 @@ from launch_ros.substitutions import FindPackageShare
 import yaml
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.yaml_files import read_yaml
 from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset
 
 PACKAGE = 'lunar_stereo_recon'
@@ -139,8 +140,8 @@ def included(launch_file: str, **arguments: str) -> IncludeLaunchDescription:
 def _parameter_in_file(path: Path, name: str) -> Any:
     """Return a parameter of the node in a ROS parameters file; None where it is not there."""
     try:
-        document = yaml.safe_load(path.expanduser().read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        document = read_yaml(path.expanduser())
+    except (OSError, yaml.YAMLError) as error:
         reason = ' '.join(str(error).split())
         raise InputError(f'cannot read the parameters file {path}: {reason}') from error
     found = None

@@ -27,7 +27,7 @@ from rclpy.serialization import deserialize_message
 from lunar_stereo_recon.bags.writer import BagWriter
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import cdr_stamp_ns
-from lunar_stereo_recon.ros.node_main import EXIT_DONE, run_node
+from lunar_stereo_recon.ros.node_main import EXIT_DONE, EXIT_ERROR, run_node
 from lunar_stereo_recon.ros.parameters import declare_parameters, named, RecorderParameters
 from lunar_stereo_recon.ros.rclpy_messages import message_class, OK
 
@@ -45,6 +45,8 @@ TOPIC_TYPES = {
     STATUS: 'diagnostic_msgs/msg/DiagnosticArray',
 }
 QUEUE_DEPTH = 20
+# Waiting to be written; beyond it messages are dropped, and that is said.
+MAX_QUEUED_BYTES = 256 * 2**20
 
 
 @dataclass
@@ -93,6 +95,10 @@ class RecorderNode(Node):
         self.frames: dict[int, FrameRecord] = {}
         self._last_message_s: float | None = None
         self._writer = BagWriter(self.settings.bag, overwrite=self.settings.overwrite)
+        self.failure: OSError | None = None
+        self._dropped = 0
+        self._queued_bytes = 0
+        self._bytes_lock = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[str, str, bytes, int] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_queue, daemon=True)
         self._thread.start()
@@ -107,7 +113,9 @@ class RecorderNode(Node):
             )
 
     def is_done(self) -> bool:
-        """Say whether enough frames were answered, or nothing has come for too long."""
+        """Say whether enough frames were answered, nothing came for long, or writing failed."""
+        if self.failure is not None:
+            return True
         answered = sum(1 for frame in self.frames.values() if frame.outcome)
         if 0 < self.settings.stop_after <= answered:
             return True
@@ -129,7 +137,14 @@ class RecorderNode(Node):
         """Write everything that is queued, close the bag, write the summary."""
         self._queue.put(None)
         self._thread.join()
-        self._writer.close()
+        try:
+            self._writer.close()
+        except OSError as error:
+            self._fail(error)
+        if self._dropped:
+            self.get_logger().error(f'{self._dropped} messages were not recorded: no room')
+        if self.failure is not None:
+            return
         if self.settings.summary:
             path = Path(self.settings.summary)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +174,13 @@ class RecorderNode(Node):
 
     def _on_message(self, topic: str, data: bytes, info: dict[str, Any]) -> None:
         self._last_message_s = time.monotonic()
-        stamp = cdr_stamp_ns(data)
+        try:
+            stamp = cdr_stamp_ns(data)
+        except InputError as error:
+            self.get_logger().error(f'{topic}: {error}', throttle_duration_sec=5.0)
+            return
+        if not self._takes(len(data)):
+            return
         frame = self.frames.setdefault(stamp, FrameRecord())
         frame.received.add(topic)
         if topic == IMAGE:
@@ -174,7 +195,36 @@ class RecorderNode(Node):
 
     def _write_queue(self) -> None:
         while (entry := self._queue.get()) is not None:
-            self._writer.write_raw(*entry)
+            with self._bytes_lock:
+                self._queued_bytes -= len(entry[2])
+            if self.failure is None:
+                try:
+                    self._writer.write_raw(*entry)
+                except OSError as error:
+                    self._fail(error)
+
+    def _takes(self, size: int) -> bool:
+        """Reserve room in the queue; count and say it where there is none."""
+        with self._bytes_lock:
+            room = self._queued_bytes + size <= MAX_QUEUED_BYTES
+            self._queued_bytes += size if room else 0
+        if not room:
+            self._dropped += 1
+            self.get_logger().error(
+                f'{self._dropped} messages not recorded: {MAX_QUEUED_BYTES} bytes wait to be '
+                'written; the disk is too slow',
+                throttle_duration_sec=5.0,
+            )
+        return room
+
+    def _fail(self, error: OSError) -> None:
+        """Stop recording: what is written stays."""
+        if self.failure is None:
+            self.failure = error
+            self.get_logger().error(
+                f'cannot write {self.settings.bag}: {error.strerror}; recording stops, what was '
+                'written until now is kept'
+            )
 
 
 def _note_status(frame: FrameRecord, data: bytes) -> None:
@@ -182,7 +232,18 @@ def _note_status(frame: FrameRecord, data: bytes) -> None:
     for status in message.status:
         frame.outcome = status.message
         if status.level == OK:
-            frame.values = {entry.key: float(entry.value) for entry in status.values}
+            frame.values = {
+                entry.key: value
+                for entry in status.values
+                if (value := _number(entry.value)) is not None
+            }
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _record(node: RecorderNode, interrupted: threading.Event) -> int:
@@ -193,7 +254,7 @@ def _record(node: RecorderNode, interrupted: threading.Event) -> int:
     while not node.is_drained() and time.monotonic() < deadline:
         rclpy.spin_once(node, timeout_sec=0.1)
     node.finish()
-    return EXIT_DONE
+    return EXIT_DONE if node.failure is None else EXIT_ERROR
 
 
 def main(argv: Sequence[str] | None = None) -> int:

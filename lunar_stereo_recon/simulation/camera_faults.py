@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.yaml_files import read_yaml
 from lunar_stereo_recon.simulation.camera import Motion, RigError, Sensor
 from lunar_stereo_recon.simulation.renderer import Box, Lighting, render, Rendering, View
 from lunar_stereo_recon.simulation.secondary_light import (
@@ -125,10 +126,10 @@ def read_camera_faults(path: Path) -> CameraFaults:
         InputError: The file cannot be read, or names or values are wrong.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding='utf-8'))
+        document = read_yaml(path)
     except OSError as error:
         raise InputError(f'cannot read {path}: {error.strerror}') from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise InputError(f'{path} is not YAML: {error}') from error
     parts = {'right_error': RigError, 'motion': Motion}
     values = _known(document, CameraFaults, path)

@@ -37,6 +37,7 @@ import yaml
 
 from lunar_stereo_recon import cli as package_cli
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.yaml_files import read_yaml
 from training import cli
 
 PACKAGE_COMMAND = 'lunar-stereo'
@@ -115,7 +116,7 @@ def read_campaign(
             looked at before the first is run.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        content = read_yaml(path)
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f'campaign {path}: {error}') from error
     steps = content.get('steps') if isinstance(content, dict) and set(content) == {'steps'} else 0

@@ -1,0 +1,58 @@
+"""YAML from outside: a file is measured before objects are made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lunar_stereo_recon.limits import MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_NODES
+
+
+class YamlRefusedError(yaml.YAMLError):
+    """The file is YAML, or nearly, but not of the plain and small kind that is read here."""
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the document in a file, within `limits` once its aliases are followed.
+
+    Raises:
+        OSError: The file cannot be read.
+        yaml.YAMLError: It is not UTF-8 or not YAML, or is refused.
+    """
+    size = path.stat().st_size
+    if size > MAX_YAML_BYTES:
+        raise YamlRefusedError(f'{size} bytes; at most {MAX_YAML_BYTES} are read')
+    try:
+        text = path.read_text(encoding='utf-8')
+        _measure(text)
+        return yaml.safe_load(text)
+    except ValueError as error:  # not UTF-8, month 99, a number of 5000 digits
+        raise YamlRefusedError(str(error)) from error
+
+
+def _measure(text: str) -> None:
+    """Refuse what would take memory or time out of all proportion."""
+    nodes = 0
+    open_collections: list[tuple[str | None, int]] = []  # anchor, entries before it
+    entries_of: dict[str | None, int] = {}  # by anchor, once it is whole
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in entries_of:
+                raise YamlRefusedError(f'alias *{event.anchor} refers to itself or to nothing')
+            nodes += entries_of[event.anchor]
+        elif isinstance(event, yaml.NodeEvent):
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_collections.append((event.anchor, nodes))
+            else:
+                entries_of[event.anchor] = 1
+            nodes += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_collections.pop()
+            entries_of[anchor] = nodes - before
+        if len(open_collections) > MAX_YAML_DEPTH or nodes > MAX_YAML_NODES:
+            raise YamlRefusedError(
+                f'{nodes} entries, {len(open_collections)} deep; at most {MAX_YAML_NODES} and '
+                f'{MAX_YAML_DEPTH} are read'
+            )

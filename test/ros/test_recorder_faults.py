@@ -1,0 +1,66 @@
+"""A recorder on a full or slow disk: it says so, keeps what is whole, bounds its memory."""
+
+import errno
+
+import pytest
+
+pytest.importorskip('rclpy')
+import rclpy
+from rclpy.parameter import Parameter
+
+from lunar_stereo_recon.bags.writer import BagWriter
+from lunar_stereo_recon.ros import recorder_node
+from lunar_stereo_recon.ros.recorder_node import RecorderNode
+
+pytestmark = pytest.mark.ros
+HEADER = b'\x00\x01\x00\x00' + bytes(12)
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    bag = Parameter('bag', value=str(tmp_path / 'bag'))
+    node = RecorderNode(context=context, parameter_overrides=[bag])
+    yield node
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def give(node, size=100):
+    times = {'source_timestamp': 1, 'received_timestamp': 2}
+    node._on_message('confidence', HEADER + bytes(size), times)
+
+
+def test_full_disk_stops_the_recording_and_keeps_the_bag(recorder, monkeypatch):
+    give(recorder)
+    while not recorder._queue.empty():
+        pass
+    full = OSError(errno.ENOSPC, 'No space left on device')
+
+    def fail(*args):
+        raise full
+
+    monkeypatch.setattr(BagWriter, 'write_raw', fail)
+    for _ in range(5):
+        give(recorder)
+    recorder.finish()
+    assert recorder.failure is full
+    assert recorder.is_done()
+    assert recorder._queued_bytes == 0
+
+
+def test_queue_of_a_slow_disk_is_bounded(recorder, monkeypatch):
+    monkeypatch.setattr(recorder_node, 'MAX_QUEUED_BYTES', 10_000)
+    monkeypatch.setattr(recorder, '_queue', recorder_node.queue.SimpleQueue())  # nobody takes
+    for _ in range(50):
+        give(recorder, 1000)
+    assert recorder._queued_bytes <= 10_000
+    assert recorder._dropped == 50 - recorder._queue.qsize()
+    recorder._thread.join(0)
+
+
+def test_bytes_that_are_no_message_are_passed_over(recorder):
+    recorder._on_message('confidence', b'abc', {})
+    recorder.finish()
+    assert recorder.failure is None
