@@ -77,6 +77,7 @@ EXTRAS = {
     'dev': [
         'colcon-core>=0.15,<1',
         'colcon-ros>=0.5,<1',
+        'hypothesis>=6.100,<7',
         'mypy>=1.11,<3',
         'onnx>=1.16,<2',
         'pytest>=8,<10',

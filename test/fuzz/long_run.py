@@ -1,0 +1,101 @@
+"""Mutate valid inputs for a while and count what became of them.
+
+PYTHONPATH=. python test/fuzz/long_run.py --minutes 60 --seed 1
+
+With atheris installed, `--atheris NAME` lets coverage guide the bytes of one entry point instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+import json
+import logging
+from pathlib import Path
+import random
+import sys
+import time
+import traceback
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from entry_points import ENTRY_POINTS, try_bytes  # noqa: E402
+
+TOKENS = (
+    *(b'[', b']', b'{', b'}', b'&a', b'*a', b'9' * 400, b'1e999', b'-1e300', b'1e-300', b'.nan'),
+    *(b'.inf', b'null', b'NaN', b'Infinity', b'2001-99-99', b'\xff\xff\xff\xff', b'\0\0\0\0'),
+    *(b'\x7f\xff\xff\xff', b'\x7f\xf0\0\0\0\0\0\0', b'!!binary x', b'"', b'\n', b': '),
+)
+MAX_BYTES = 4096
+SLOW_S = 2.0
+
+
+def mutated(data: bytes, randomness: random.Random) -> bytes:
+    """Return the bytes with one to eight changes."""
+    content = bytearray(data)
+    for _ in range(randomness.randint(1, 8)):
+        at = randomness.randrange(len(content) + 1)
+        kind = randomness.randrange(6)
+        if kind == 0 and at < len(content):
+            content[at] ^= 1 << randomness.randrange(8)
+        elif kind == 1 and at < len(content):
+            content[at] = randomness.randrange(256)
+        elif kind == 2:
+            content[at:at] = randomness.choice(TOKENS)
+        elif kind == 3:
+            token = randomness.choice(TOKENS)
+            content[at : at + len(token)] = token
+        elif kind == 4:
+            del content[at : at + randomness.randint(1, 16)]
+        else:
+            piece = content[at : at + randomness.randint(1, 32)]
+            content[at:at] = piece * randomness.randint(1, 8)
+    return bytes(content[:MAX_BYTES])
+
+
+def campaign(seconds: float, seed: int, inputs: int = 0) -> tuple[Counter, dict[str, str]]:
+    """Return counts by entry point and outcome, and the first traceback of each failure."""
+    randomness = random.Random(seed)
+    counts: Counter = Counter()
+    failures: dict[str, str] = {}
+    end = time.monotonic() + seconds
+    names = list(ENTRY_POINTS)
+    while time.monotonic() < end and not 0 < inputs <= counts.total():
+        name = randomness.choice(names)
+        data = mutated(randomness.choice(ENTRY_POINTS[name][1]), randomness)
+        start = time.monotonic()
+        try:
+            outcome = 'taken' if try_bytes(name, data) else 'refused'
+        except Exception as error:  # noqa: BLE001 (finding these is what this is for)
+            outcome = type(error).__name__
+            failures.setdefault(f'{name}: {outcome}', f'{data!r}\n{traceback.format_exc()}')
+        if time.monotonic() - start > SLOW_S:
+            failures.setdefault(f'{name}: slow', repr(data))
+        counts[f'{name}: {outcome}'] += 1
+    return counts, failures
+
+
+def main() -> int:
+    """Return 1 where anything but a ReconError came out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--minutes', type=float, default=60.0)
+    parser.add_argument('--inputs', type=int, default=0, help='stop after so many; 0 is no limit')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--atheris', choices=list(ENTRY_POINTS), help='guided by coverage')
+    args, rest = parser.parse_known_args()
+    if args.atheris:
+        import atheris
+
+        atheris.instrument_all()
+        atheris.Setup([sys.argv[0], *rest], lambda data: try_bytes(args.atheris, data))
+        atheris.Fuzz()
+    logging.disable(logging.WARNING)
+    counts, failures = campaign(60 * args.minutes, args.seed, args.inputs)
+    print(json.dumps(dict(sorted(counts.items())), indent=2))
+    print(f'{counts.total()} inputs, {len(failures)} kinds of failure')
+    for name, text in failures.items():
+        print(f'\n{name}\n{text}')
+    return 1 if failures else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
