@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
-from lunar_stereo_recon.backends.model_seal import check_model_file
+from lunar_stereo_recon.backends.model_seal import check_model_file, seal_model
 from lunar_stereo_recon.bags.writer import make_message
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import ReconError
@@ -86,6 +86,13 @@ def _folder() -> str:
     return tempfile.mkdtemp(prefix='fuzz_')
 
 
+def _sealed(content: bytes) -> bytes:
+    path = Path(_folder()) / 'sealed'
+    path.write_bytes(content)
+    seal_model(path)
+    return path.read_bytes()
+
+
 def _encoded(ending: str, shape: tuple[int, ...], dtype: type = np.uint8) -> bytes:
     values = (np.arange(math.prod(shape)) * 7 % 251).reshape(shape).astype(dtype)
     return cv2.imencode(ending, values)[1].tobytes()
@@ -110,7 +117,7 @@ ENTRY_POINTS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     ),
     'rig': (functools.partial(_file, read_rig_frames), [RIG_FILE]),
     'manifest': (functools.partial(_file, load_manifest), [MANIFEST]),
-    'model seal': (functools.partial(_file, check_model_file), [bytes(200)]),
+    'model seal': (functools.partial(_file, check_model_file), [_sealed(bytes(200))]),
 }
 
 
