@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Sequence
 import importlib
 import logging
+import signal
 import sys
+import threading
 
 from lunar_stereo_recon import __version__
 from lunar_stereo_recon.errors import ReconError
@@ -24,6 +26,7 @@ COMMANDS = (
     'gallery',
     'export_gazebo',
     'info',
+    'repair',
 )
 
 EXIT_ERROR = 2
@@ -44,9 +47,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; return its exit status, 2 for an error it explains."""
     args = build_parser().parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        # As with Ctrl-C, what is being written is closed properly.
+        signal.signal(signal.SIGTERM, _interrupt)
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
         format='%(levelname)s %(name)s: %(message)s',

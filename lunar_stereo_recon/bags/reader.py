@@ -10,35 +10,29 @@ from collections.abc import Iterator
 import dataclasses
 from dataclasses import dataclass, field
 import difflib
-import importlib.util
+import logging
 from pathlib import Path
-import sqlite3
-import struct
-import sys
+import re
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.interfaces import Connection
-from rosbags.rosbag2 import ReaderError
+from rosbags.interfaces import Connection, MessageDefinitionFormat
 from rosbags.serde import SerdeError
-from rosbags.typesys import get_typestore, Stores
+from rosbags.typesys import (
+    get_types_from_idl,
+    get_types_from_msg,
+    get_typestore,
+    Stores,
+    TypesysError,
+)
 
-from lunar_stereo_recon.bags.mcap_limits import check_chunks
+from lunar_stereo_recon.bags.storage import DAMAGE, Recording
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import decode_depth, pair_from_messages, stamp_ns, StereoTopics
 from lunar_stereo_recon.pairing import PairQueue, Side, Unpaired
-
-_SQLITE_ERRORS: tuple[type[Exception], ...] = (sqlite3.Error,)
-if importlib.util.find_spec('apsw'):  # what rosbags reads .db3 with since 0.11
-    _SQLITE_ERRORS += (importlib.import_module('apsw').Error,)
-if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdError
-else:
-    from backports.zstd import ZstdError
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 INFO_TYPE = 'sensor_msgs/msg/CameraInfo'
@@ -55,28 +49,7 @@ _TYPES_READ = (
     'std_msgs/msg/Header',
 )
 _STANDARD = get_typestore(Stores.ROS2_JAZZY)
-# What rosbags, its decompressors and SQLite raise on damaged files, checked by cutting and
-# flipping bytes; RuntimeError is lz4's, TypeError comes from reading past the end of a file.
-_DAMAGE: tuple[type[Exception], ...] = (
-    AnyReaderError,
-    ReaderError,
-    SerdeError,
-    ZstdError,
-    *_SQLITE_ERRORS,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    AssertionError,
-    MemoryError,
-)
-_MEND = (
-    'A recording that was cut off is mended by `mcap recover` (.mcap) or `ros2 bag reindex` (.db3)'
-)
+_LOG = logging.getLogger(__name__)
 # Frames held back while their ground truth, recorded a little later, is read.
 _GROUND_TRUTH_LOOKAHEAD = 4
 # Pairs held back while the camera_infos of their own stamps may still come.
@@ -235,17 +208,17 @@ class StereoBagReader:
         """
         self.path = Path(path)
         self._tolerance_ns = round(tolerance_s * 1e9)
-        self._reader = _opened(self.path)
+        self._reader = Recording(self.path)
         self.all_topics = {
             connection.topic: connection.msgtype for connection in self._reader.connections
         }
         try:
             if self._reader.message_count == 0:
                 raise InputError(f'{self.path}: the bag is empty (0 messages)')
-            self._check_definitions()
             self.topics = self._checked(topics) if topics else self._found_topics()
             self.depth_topic = self._ground_truth_topic(depth_topic, 'depth', IMAGE_TYPES[:1])
             self.pose_topic = self._ground_truth_topic(pose_topic, 'pose', (POSE_TYPE,))
+            self._check_definitions()
         except InputError:
             self._reader.close()
             raise
@@ -267,6 +240,16 @@ class StereoBagReader:
         self._reader.close()
 
     @property
+    def losses(self) -> list[str]:
+        """Return what could not be read so far, one sentence each."""
+        return self._reader.losses
+
+    @property
+    def connections(self) -> list[Connection]:
+        """Return topics with type, number of messages, QoS and definition."""
+        return self._reader.connections
+
+    @property
     def frame_count(self) -> int:
         """Return the number of frames the bag can have: the fewer of left and right images."""
         return min(
@@ -284,14 +267,9 @@ class StereoBagReader:
     ) -> Iterator[tuple[Connection, int, bytes]]:
         """Yield (connection, recording time in ns, CDR bytes) in recording order.
 
-        Raises:
-            InputError: The file is damaged.
+        What is damaged is left out; `losses` names it.
         """
-        connections = [c for c in self._reader.connections if topics is None or c.topic in topics]
-        try:
-            yield from self._reader.messages(connections=connections)
-        except _DAMAGE as error:
-            raise self._damaged(error) from error
+        yield from self._reader.messages(self.all_topics if topics is None else topics)
 
     def deserialize(self, raw: bytes, message_type: str) -> Any:
         """Return the message of CDR bytes.
@@ -300,9 +278,11 @@ class StereoBagReader:
             InputError: The bytes are not such a message.
         """
         try:
-            return self._reader.deserialize(raw, message_type)
-        except _DAMAGE as error:
-            raise self._damaged(error) from error
+            return _STANDARD.deserialize_cdr(raw, message_type)
+        except (*DAMAGE, SerdeError) as error:
+            raise InputError(
+                f'{self.path}: a {message_type} is damaged ({type(error).__name__}: {error})'
+            ) from error
 
     def frames(self) -> Iterator[BagFrame]:
         """Yield the synchronized frames in order.
@@ -394,15 +374,21 @@ class StereoBagReader:
     def _check_definitions(self) -> None:
         """Refuse a bag whose own definition of a type that is read here is not the standard one.
 
-        The bag's definition says where each field is, so damage in it would go unnoticed.
+        The bag's definition says where each field is, so damage in it would go unnoticed. Where
+        a recorder found no definition, or left one that nobody can parse, the standard one serves.
         """
-        for message_type in _TYPES_READ:
-            own = self._reader.typestore.fielddefs.get(message_type)
-            if own is not None and own[1] != _STANDARD.fielddefs[message_type][1]:
-                raise InputError(
-                    f'{self.path}: its definition of {message_type} is not that of ROS 2; the bag '
-                    'is damaged or from another system'
-                )
+        used = {*dataclasses.astuple(self.topics), self.depth_topic, self.pose_topic}
+        for connection in self._reader.connections:
+            if connection.topic not in used:
+                continue
+            own = _definitions(connection)
+            for message_type in _TYPES_READ:
+                fields = own.get(message_type)
+                if fields is not None and fields[1] != _STANDARD.fielddefs[message_type][1]:
+                    raise InputError(
+                        f'{self.path}: its definition of {message_type} ({connection.topic}) is '
+                        'not that of ROS 2; the bag is damaged or from another system'
+                    )
 
     def _checked(self, topics: StereoTopics) -> StereoTopics:
         """Refuse topics that the bag lacks; name the nearest that it has."""
@@ -480,11 +466,6 @@ class StereoBagReader:
         ]
         return min(found, key=len, default='')
 
-    def _damaged(self, error: BaseException) -> InputError:
-        return InputError(
-            f'{self.path}: the bag is damaged ({type(error).__name__}: {error}). {_MEND}'
-        )
-
 
 def bag_topics(path: str | Path) -> dict[str, str]:
     """Return the message type by topic of everything in a bag.
@@ -492,38 +473,33 @@ def bag_topics(path: str | Path) -> dict[str, str]:
     Raises:
         InputError: Missing or damaged bag.
     """
-    reader = _opened(Path(path))
+    recording = Recording(Path(path))
     try:
-        return {connection.topic: connection.msgtype for connection in reader.connections}
+        return {connection.topic: connection.msgtype for connection in recording.connections}
     finally:
-        reader.close()
+        recording.close()
 
 
-def _opened(path: Path) -> AnyReader:
-    if not path.exists():
-        raise InputError(f'{path}: no such bag; a rosbag2 directory, .mcap or .db3 is needed')
-    if path.is_dir() and not (path / 'metadata.yaml').exists():
-        files = sorted([*path.glob('*.mcap'), *path.glob('*.db3')])
-        if len(files) != 1:
-            raise InputError(
-                f'{path}: neither metadata.yaml nor a single .mcap or .db3 file in it; a rosbag2 '
-                'directory is needed'
-            )
-        path = files[0]
-    if path.suffix == '.bag':
-        raise InputError(f'{path}: a ROS 1 bag; convert it with `rosbags-convert`')
+def _definitions(connection: Connection) -> dict[str, Any]:
+    """Return the fields by type of a connection's definition; empty where it has none."""
+    definition = connection.msgdef
     try:
-        files = sorted(path.glob('*.mcap')) if path.is_dir() else [path]
-        for file in files:
-            check_chunks(file)
-        reader = AnyReader([path], default_typestore=_STANDARD)
-        reader.open()
-    except _DAMAGE as error:
-        raise InputError(
-            f'{path}: cannot be read as a rosbag2 recording ({type(error).__name__}: {error}). '
-            f'{_MEND}'
-        ) from error
-    return reader
+        if definition.format == MessageDefinitionFormat.MSG:
+            return dict(get_types_from_msg(definition.data, connection.msgtype))
+        if definition.format == MessageDefinitionFormat.IDL:
+            types: dict[str, Any] = {}
+            for part in definition.data.split('=' * 80 + '\n'):
+                if part.strip():
+                    types.update(get_types_from_idl(re.sub(r'\AIDL: .*\n', '', part)))
+            return types
+    except (TypesysError, SyntaxError, *DAMAGE) as error:
+        _LOG.warning(
+            '%s: definition of %s cannot be parsed (%s); that of ROS 2 is taken',
+            connection.topic,
+            connection.msgtype,
+            str(error).partition('\n')[0],
+        )
+    return {}
 
 
 def _right_twin(left: str) -> str | None:
