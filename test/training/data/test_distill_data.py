@@ -110,7 +110,7 @@ def test_filter_leaves_pairs_out_and_says_so(flight):
         ('.npz', None, 'not a readable camera file'),
         ('.exr', b'no exr', 'not a readable EXR file'),
         ('.jpg', None, 'no image at'),
-        ('.jpg', b'', 'cannot decode'),
+        ('.jpg', b'', '0 bytes are not PNG'),
     ],
 )
 def test_damaged_view_is_counted_and_named(flight, suffix, content, message):
