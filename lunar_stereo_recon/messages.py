@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
 from lunar_stereo_recon.files.encoded_image import decoded_image, image_header
-from lunar_stereo_recon.geometry.rectify import RawCamera, rectified_image, seen_mask
+from lunar_stereo_recon.geometry.rectify import (
+    DEFAULT_MODEL,
+    fitting_coefficients,
+    RawCamera,
+    rectified_image,
+    seen_mask,
+)
 from lunar_stereo_recon.limits import MAX_STAMP_NS, MAX_STAMP_S
 from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
 
@@ -331,6 +337,9 @@ def raw_camera_of_info(
     fx, _, cx, _, fy, cy = info.k[:6]
     x_offset, y_offset, width, height, _, _ = _read_out_window(info, topic)
     x_scale, y_scale = calibration.width / width, calibration.height / height
+    model = info.distortion_model.strip().lower()
+    if not model and any(info.d):  # ROS's own parsers take it so, too
+        model = DEFAULT_MODEL
     try:
         return RawCamera(
             calibration.width,
@@ -341,8 +350,8 @@ def raw_camera_of_info(
                 float((cx - x_offset + 0.5) * x_scale - 0.5),
                 float((cy - y_offset + 0.5) * y_scale - 0.5),
             ),
-            info.distortion_model.strip().lower(),
-            tuple(map(float, info.d)),
+            model,
+            fitting_coefficients(model, info.d),
             tuple(map(float, info.r)),
             (
                 calibration.fx,

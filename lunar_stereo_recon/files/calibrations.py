@@ -165,7 +165,7 @@ def _camera_info(document: Mapping[str, Any], source: str, width: int, height: i
         width,
         height,
         _matrix(document, 'projection_matrix', 12, source),
-        distortion_model=str(document.get('distortion_model') or ''),
+        distortion_model=_distortion_model(document),
     )
     if 'camera_matrix' in document:
         info = dataclasses.replace(info, k=_matrix(document, 'camera_matrix', 9, source))
@@ -175,6 +175,14 @@ def _camera_info(document: Mapping[str, Any], source: str, width: int, height: i
         coefficients = _matrix(document, 'distortion_coefficients', None, source)
         info = dataclasses.replace(info, d=coefficients)
     return info
+
+
+def _distortion_model(document: Mapping[str, Any]) -> str:
+    """Return the model; without a name that of ROS's own parser, which takes plumb_bob."""
+    name = document.get('distortion_model') or document.get('camera_model')
+    if not name and 'distortion_coefficients' in document:
+        return 'plumb_bob'
+    return str(name or '')
 
 
 def _matrix(

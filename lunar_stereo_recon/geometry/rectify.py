@@ -5,6 +5,7 @@ The maps follow from the calibration alone and are kept, two cameras of two rigs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 import functools
 import math
@@ -30,11 +31,34 @@ COEFFICIENTS = {
 }
 FISHEYE = ('equidistant', 'fisheye')
 MAPS_KEPT = 4
+DEFAULT_MODEL = 'plumb_bob'
 ROTATION_TOLERANCE = 1e-3
 # The slope of the map, which tells where it folds, takes two pixels each way.
 MIN_SIDE_PX = 2
 
 ImageMap = tuple[NDArray[np.int16], NDArray[np.uint16]]
+
+
+def fitting_coefficients(model: str, coefficients: Sequence[float]) -> tuple[float, ...]:
+    """Return the coefficients in a number that the model has.
+
+    Drivers pad with zeros, which say nothing, or leave out the last ones, which are then zero.
+
+    Args:
+        model: One of `COEFFICIENTS`; others are returned as they are.
+        coefficients: As a camera_info has them.
+    """
+    found = tuple(map(float, coefficients))
+    counts = COEFFICIENTS.get(model, ())
+    if not counts or len(found) in counts:
+        return found
+    used = len(found)
+    while used and found[used - 1] == 0:
+        used -= 1
+    enough = [count for count in counts if count >= used]
+    if not enough or not found:
+        return found
+    return found[:used] + (0.0,) * (min(enough) - used)
 
 
 @dataclass(frozen=True)

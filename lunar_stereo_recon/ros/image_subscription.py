@@ -13,6 +13,7 @@ from typing import Any
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import (
+    DurabilityPolicy,
     HistoryPolicy,
     qos_policy_name_from_kind,
     QoSPolicyKind,
@@ -46,6 +47,7 @@ class ImageSubscription:
         callback: Callable[[Any], None],
         reliability: str = 'auto',
         depth: int = 5,
+        latched: bool = False,
     ) -> None:
         """Prepare; nothing is subscribed before `refresh`.
 
@@ -56,14 +58,16 @@ class ImageSubscription:
             callback: Called with each message.
             reliability: 'auto', 'reliable' or 'best_effort'.
             depth: Messages kept until the callback has time.
+            latched: Ask for what was published before, where every publisher keeps it.
         """
         self._node = node
         self._message_type = message_type
         self._callback = callback
         self._reliability = reliability
         self._depth = depth
+        self._latched = latched
         self._subscription: Any = None
-        self._current: ReliabilityPolicy | None = None
+        self._current: tuple[ReliabilityPolicy, DurabilityPolicy] | None = None
         self.lost = 0
         self.conflict = ''
         self.topic = topic
@@ -71,15 +75,23 @@ class ImageSubscription:
 
     def refresh(self) -> None:
         """Subscribe, or subscribe anew, where the publishers ask for it."""
-        wanted = _FIXED.get(self._reliability) or self._offered()
-        if wanted is None or wanted == self._current:
+        reliability = _FIXED.get(self._reliability) or self._offered()
+        if reliability is None:
+            return
+        wanted = reliability, self._durability(reliability)
+        if wanted == self._current:
             return
         self.close()
         self._subscription = self._node.create_subscription(
             self._message_type,
             self.topic,
             self._callback,
-            QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=wanted),
+            QoSProfile(
+                history=HistoryPolicy.KEEP_LAST,
+                depth=self._depth,
+                reliability=wanted[0],
+                durability=wanted[1],
+            ),
             qos_overriding_options=QoSOverridingOptions(
                 (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
             ),
@@ -88,7 +100,7 @@ class ImageSubscription:
             ),
         )
         self._current = wanted
-        self._node.get_logger().debug(f'{self.resolved}: subscribed {wanted.name}')
+        self._node.get_logger().debug(f'{self.resolved}: subscribed {wanted[0].name}')
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -110,6 +122,18 @@ class ImageSubscription:
             f'{self.resolved}: a publisher offers a {self.conflict} that does not fit; nothing '
             'comes from it'
         )
+
+    def _durability(self, reliability: ReliabilityPolicy) -> DurabilityPolicy:
+        """Return transient local for a latched topic whose publishers all are so."""
+        if not self._latched or reliability != ReliabilityPolicy.RELIABLE:
+            return DurabilityPolicy.VOLATILE
+        offers = {
+            publisher.qos_profile.durability
+            for publisher in self._node.get_publishers_info_by_topic(self.resolved)
+        }
+        if offers == {DurabilityPolicy.TRANSIENT_LOCAL}:
+            return DurabilityPolicy.TRANSIENT_LOCAL
+        return DurabilityPolicy.VOLATILE
 
     def _offered(self) -> ReliabilityPolicy | None:
         """Return the strongest reliability that every publisher offers; None without one."""

@@ -608,6 +608,8 @@ def _descriptor(item: dataclasses.Field) -> ParameterDescriptor:
 def _checked(item: dataclasses.Field, value: Any) -> Any:
     choices = item.metadata['choices']
     is_list = isinstance(_default(item), list)
+    if is_list and value is None:  # what rcl makes of [], a list without a type
+        value = []
     given = named(value) if is_list and choices else [value]
     unknown = [text for text in given if choices and text not in choices]
     if unknown:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.errors import InputError
@@ -31,6 +31,8 @@ FRAME_TOLERANCE_NS = 20_000_000
 POLL_S = 0.02
 OPTIONAL_WAIT_S = 2.0
 SETTLE_S = 0.3
+# Static transforms that a late subscriber still gets.
+STATIC_DEPTH = 1000
 
 
 class ReplayNode(Node):
@@ -127,11 +129,31 @@ class ReplayNode(Node):
             except (ModuleNotFoundError, AttributeError):
                 self.get_logger().warning(f'{topic} is left out: {type_name} is not installed')
                 continue
-            qos = QoSProfile(depth=10)
-            if topic.endswith('tf_static'):
-                qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
-            publishers[topic] = self.create_publisher(kind, self._output_name(topic), qos)
+            publishers[topic] = self.create_publisher(
+                kind, self._output_name(topic), self._recorded_qos(topic)
+            )
         return publishers
+
+    def _recorded_qos(self, topic: str) -> QoSProfile:
+        """Return what the recorded publishers of a topic offered, the weakest of several."""
+        qos = QoSProfile(depth=10)
+        offers = [
+            offer
+            for connection in self._reader.connections
+            if connection.topic == topic
+            for offer in connection.ext.offered_qos_profiles
+        ]
+        if offers:
+            qos.depth = max(qos.depth, *(offer.depth for offer in offers))
+            if any(offer.reliability.name == 'BEST_EFFORT' for offer in offers):
+                qos.reliability = ReliabilityPolicy.BEST_EFFORT
+            if all(offer.durability.name == 'TRANSIENT_LOCAL' for offer in offers):
+                qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
+        if topic.endswith('tf_static'):
+            qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
+            # Each node of the recording has a message of its own here.
+            qos.depth = STATIC_DEPTH
+        return qos
 
     def _output_name(self, topic: str) -> str:
         """Return the name under which a topic of the bag is published."""
@@ -188,11 +210,16 @@ class ReplayNode(Node):
         pairs: PairQueue[int] = PairQueue(FRAME_TOLERANCE_NS)
         first_ns: int | None = None
         start_s = time.monotonic()
+        kept: list[tuple[str, bytes]] = []
         for connection, time_ns, raw in self._reader.raw_messages(list(self._outputs)):
             first_ns = time_ns if first_ns is None else first_ns
             recorded_s = (time_ns - first_ns) * 1e-9 - self.settings.start_offset
             if recorded_s < 0:
+                self._keep_latched(kept, connection.topic, bytes(raw))
                 continue
+            while kept:
+                topic, earlier = kept.pop(0)
+                self._outputs[topic].publish(earlier)
             if self._interrupted.is_set():
                 return
             self._wait_until(start_s, recorded_s, first_ns)
@@ -205,6 +232,14 @@ class ReplayNode(Node):
                 for left_stamp, _ in pairs.add(sides[connection.topic], stamp, stamp):
                     self._expect_answer(left_stamp)
             self._outputs[connection.topic].publish(bytes(raw))
+
+    def _keep_latched(self, kept: list[tuple[str, bytes]], topic: str, raw: bytes) -> None:
+        """Keep what holds from the skipped beginning on: static transforms, the last infos."""
+        if topic.endswith('tf_static'):
+            kept.append((topic, raw))
+        elif topic in (self._reader.topics.left_info, self._reader.topics.right_info):
+            kept[:] = [item for item in kept if item[0] != topic]
+            kept.append((topic, raw))
 
     def _wait_until(self, start_s: float, recorded_s: float, first_ns: int) -> None:
         """Sleep until a message is due; the clock goes on meanwhile."""

@@ -55,7 +55,7 @@ class StereoInputs:
         image_type = 'CompressedImage' if compressed else 'Image'
 
         def subscription(
-            type_name: str, topic: str, callback: Callable[[Any], None]
+            type_name: str, topic: str, callback: Callable[[Any], None], latched: bool = False
         ) -> ImageSubscription:
             return ImageSubscription(
                 node,
@@ -64,6 +64,7 @@ class StereoInputs:
                 callback,
                 parameters.input_reliability,
                 parameters.queue_size,
+                latched,
             )
 
         images = [
@@ -79,6 +80,7 @@ class StereoInputs:
                 'sensor_msgs/msg/CameraInfo',
                 f'{side}/camera_info',
                 functools.partial(self._on_info, side),
+                latched=True,
             )
             for side in OTHER
             if side not in file_infos
