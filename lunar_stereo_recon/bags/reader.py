@@ -50,6 +50,17 @@ _TYPES_READ = (
 )
 _STANDARD = get_typestore(Stores.ROS2_JAZZY)
 _LOG = logging.getLogger(__name__)
+# How drivers name the two sides: what the left topic has, and the right one in its place.
+_TWINS = (
+    ('left', 'right'),
+    ('Left', 'Right'),
+    ('LEFT', 'RIGHT'),
+    ('infra1', 'infra2'),
+    (r'(?<=cam)0|(?<=cam_)0|(?<=camera)0|(?<=camera_)0', '1'),
+    (r'(?<=cam)1|(?<=cam_)1|(?<=camera)1|(?<=camera_)1', '2'),
+    ('(?<![A-Za-z])l(?![A-Za-z])', 'r'),
+    ('(?<![A-Za-z])L(?![A-Za-z])', 'R'),
+)
 # Frames held back while their ground truth, recorded a little later, is read.
 _GROUND_TRUTH_LOOKAHEAD = 4
 # Pairs held back while the camera_infos of their own stamps may still come.
@@ -116,9 +127,11 @@ class BagFrame:
         *,
         baseline_m: float = 0.0,
         white_level: float | None = None,
-        rectify: bool = False,
+        rectify: bool | None = None,
     ) -> StereoPair:
         """Return the decoded pair; see `messages.pair_from_messages`.
+
+        Where `rectify` is None, images that look raw (`looks_raw`) are rectified.
 
         Raises:
             InputError: An image cannot be decoded, or sizes differ.
@@ -132,9 +145,21 @@ class BagFrame:
             self.right_info,
             baseline_m=baseline_m,
             white_level=white_level,
-            rectify=rectify,
+            rectify=self.looks_raw if rectify is None else rectify,
             topics=self.topics,
         )
+
+    @property
+    def looks_raw(self) -> bool:
+        """Say whether a camera_info has distortion and no image topic is called rectified.
+
+        camera_infos of rectified images may keep the raw camera's D, so the name decides first.
+        """
+        named_rectified = any(
+            'rect' in topic.lower() for topic in (self.topics.left_image, self.topics.right_image)
+        )
+        distorted = any(np.any(info.d) for info in (self.left_info, self.right_info))
+        return distorted and not named_rectified
 
     def depth(self) -> FloatImage | None:
         """Return the ground-truth depth, (H, W) metres, NaN invalid; None where there is none."""
@@ -432,9 +457,13 @@ class StereoBagReader:
         infos = [topic for topic, kind in self.all_topics.items() if kind == INFO_TYPE]
         candidates, lacking = [], []
         for left in images:
-            right = _right_twin(left)
-            if right in images:
-                left_info, right_info = (_nearest_info(image, infos) for image in (left, right))
+            right = _right_twin(left, images)
+            if right:
+                left_info = _nearest_info(left, infos)
+                twin = _right_twin(left_info, infos) if left_info else None
+                right_info = twin or _nearest_info(right, infos)
+                if left_info == right_info:
+                    right_info = None
                 if left_info and right_info:
                     candidates.append(StereoTopics(left, right, left_info, right_info))
                 else:
@@ -447,10 +476,11 @@ class StereoBagReader:
             )
         return min(candidates, key=self._rank)
 
-    def _rank(self, topics: StereoTopics) -> tuple[bool, bool, int]:
+    def _rank(self, topics: StereoTopics) -> tuple[bool, bool, int, str]:
         """Order candidates: rectified first, then uncompressed, then the shortest name."""
-        compressed = self.all_topics[topics.left_image] == IMAGE_TYPES[1]
-        return ('rect' not in topics.left_image, compressed, len(topics.left_image))
+        name = topics.left_image
+        compressed = self.all_topics[name] == IMAGE_TYPES[1]
+        return ('rect' not in name.lower(), compressed, len(name), name)
 
     def _ground_truth_topic(self, topic: str | None, name: str, types: tuple[str, ...]) -> str:
         if topic:
@@ -502,10 +532,19 @@ def _definitions(connection: Connection) -> dict[str, Any]:
     return {}
 
 
-def _right_twin(left: str) -> str | None:
-    """Return the topic with its last 'left' replaced by 'right'; None where there is none."""
-    head, found, tail = left.rpartition('left')
-    return f'{head}right{tail}' if found else None
+def _right_twin(left: str, there: list[str]) -> str | None:
+    """Return the topic of the other side, by the first rule that names one; None without one."""
+    for pattern, right in _TWINS:
+        found = list(re.finditer(pattern, left))
+        if not found:
+            continue
+        last = found[-1]
+        # The side may be named once or, in folder and topic, everywhere.
+        once = left[: last.start()] + right + left[last.end() :]
+        for candidate in (once, re.sub(pattern, right, left)):
+            if candidate in there:
+                return candidate
+    return None
 
 
 def _nearest_info(image: str, infos: list[str]) -> str | None:
@@ -516,8 +555,8 @@ def _nearest_info(image: str, infos: list[str]) -> str | None:
         here = [info for info in infos if info.rpartition('/')[0] == namespace]
         if here:
             return min(here, key=len)
-    side = 'left' if 'left' in image else 'right'
-    same_side = [info for info in infos if side in info]
+    side = 'left' if 'left' in image.lower() else 'right'
+    same_side = [info for info in infos if side in info.lower()]
     return same_side[0] if len(same_side) == 1 else None
 
 

@@ -77,8 +77,9 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--rectify',
-        action='store_true',
-        help='the images are raw: rectify them by D, K, R and P of their camera_infos',
+        action=argparse.BooleanOptionalAction,
+        help='rectify the images by D, K, R and P of their camera_infos; where not said, those '
+        'with distortion whose topics are not called rectified',
     )
     parser.add_argument(
         '--tolerance',
@@ -171,6 +172,11 @@ def replay(
     counts = ReplayCounts()
     for frame in reader.frames():
         counts.frames += 1
+        if counts.frames == 1 and args.rectify is None and frame.looks_raw:
+            print(
+                f'{frame.topics.left_image} has raw images (D of its camera_info is not 0): they '
+                'are rectified; --no-rectify takes them as they are'
+            )
         start = time.perf_counter()
         try:
             pair = frame.pair(

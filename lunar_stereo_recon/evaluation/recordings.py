@@ -60,7 +60,7 @@ class ReportSettings:
         tolerance_s: Largest difference of left and right stamps, seconds.
         baseline_m: Overrides the baseline of the source's camera_info where positive.
         white_level: Image value that becomes 1.0; the encoding's maximum where None.
-        rectify: The images of the source are raw.
+        rectify: The images of the source are raw; None looks at names and distortion.
     """
 
     voxel_m: float = 0.01
@@ -70,7 +70,7 @@ class ReportSettings:
     tolerance_s: float = 0.0
     baseline_m: float = 0.0
     white_level: float | None = None
-    rectify: bool = False
+    rectify: bool | None = None
 
 
 @dataclass
