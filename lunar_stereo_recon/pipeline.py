@@ -27,6 +27,7 @@ from lunar_stereo_recon.datatypes import (
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.confidence import (
+    blindness,
     calibrated_confidence,
     confidence_features,
     ConfidenceCalibration,
@@ -158,6 +159,7 @@ class StereoReconstructor:
                 confidence,
                 matched.features[FEATURES.index('outside')],
                 matched.features[FEATURES.index('dark')],
+                blindness(matched.features),
             )
         with stages('geometry'):
             disparity = self._accepted(dense, confidence, pair)

@@ -20,6 +20,9 @@ from lunar_stereo_recon.datatypes import FloatImage
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.geometry.refine import Refinement
 
+# Deviation of the offset by texture and noise from which a place begins to be without texture,
+# log10 of pixels; ten times that, and nothing is seen.
+BLIND_FROM_LOG10_PX = np.float32(-0.5)
 FEATURES = (
     'prior_logit',  # log odds of the network's own confidence
     'agreement',  # of the views at the result, 0..1; 0 where the right camera does not see it
@@ -163,6 +166,22 @@ def _decimal_logarithm(values: FloatImage, offset: float, out: FloatImage) -> No
     np.add(values, np.float32(offset), out=out)
     cv2.log(out, dst=out)
     out *= np.float32(1 / np.log(10))
+
+
+def blindness(features: FloatImage) -> FloatImage:
+    """Return (H, W) float32 in [0, 1], 1 where the images cannot tell the disparity.
+
+    That is in black and white windows, outside of the right view, and where the texture leaves
+    the offset open by pixels.
+
+    Args:
+        features: (K, H, W), `FEATURES`.
+    """
+    deviation = features[FEATURES.index('deviation')]
+    blind = np.clip(deviation - BLIND_FROM_LOG10_PX, 0, 1)
+    for name in ('outside', 'dark', 'saturated'):
+        np.maximum(blind, features[FEATURES.index(name)], out=blind)
+    return blind
 
 
 def calibrated_confidence(

@@ -36,6 +36,7 @@ def follow_surroundings(
     confidence: FloatImage,
     outside: FloatImage | None = None,
     dark: FloatImage | None = None,
+    blind: FloatImage | None = None,
 ) -> FloatImage:
     """Return the disparity with its unsure pixels replaced by what surrounds them.
 
@@ -47,11 +48,18 @@ def follow_surroundings(
         confidence: (H, W) float32 in [0, 1].
         outside, dark: (H, W) float32 in [0, 1], 1 where the right camera does not see the place,
             and where the image is black (see `geometry.confidence.FEATURES`); None for nowhere.
+        blind: (H, W) float32 in [0, 1], 1 where nothing can be seen (see
+            `geometry.confidence.blindness`), and 0 where an unsure pixel keeps its disparity;
+            None for everywhere.
     """
     if dark is not None:
         odds = np.exp(-np.float32(DARK_LOGIT) * dark)
         confidence = confidence * odds / (confidence * odds + (1 - confidence))
     share = np.clip((KEPT - confidence) / (KEPT - LOST), 0, 1)
+    if blind is not None:
+        # Where the images say something, an unsure disparity is still better than the ground
+        # around it: what stands up is unsure first.
+        share *= blind
     if outside is not None:
         np.maximum(share, np.float32(OUTSIDE_SHARE) * outside, out=share)
     if not share.any():
