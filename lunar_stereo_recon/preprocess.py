@@ -17,6 +17,8 @@ from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage, Stereo
 from lunar_stereo_recon.errors import InputError
 
 NETWORK_WIDTH = 640
+# Images of at least this width are enlarged to the network's; smaller ones are chosen for speed.
+LEAST_ENLARGED_WIDTH = 360
 
 
 def grey_from_array(image: NDArray[Any], white_level: float | None = None) -> FloatImage:
@@ -109,20 +111,26 @@ def aligned_principal_points(pair: StereoPair) -> StereoPair:
 
 
 def network_pair(
-    pair: StereoPair, size_multiple: int, max_width: int | None = NETWORK_WIDTH
+    pair: StereoPair, size_multiple: int, network_width: int | None = NETWORK_WIDTH
 ) -> StereoPair:
-    """Return the pair at the network's size: scaled down to `max_width`, then padded.
+    """Return the pair at the network's size: scaled to `network_width`, then padded.
 
-    Never scaled up; aspect ratio kept to within half a row; padded at the right and bottom by
-    edge replication, so that no column of the image moves. `max_width` None keeps the size.
+    Images from `LEAST_ENLARGED_WIDTH` on are enlarged: what is thin stays apart in the network's
+    coarse grid. Aspect ratio
+    kept to within half a row; padded at the right and bottom by edge replication, so that no
+    column of the image moves. `network_width` None keeps the size.
     """
-    width, height = content_size(pair, max_width)
+    width, height = content_size(pair, network_width)
     left, right, calibration = pair.left, pair.right, pair.calibration
     if (width, height) != (calibration.width, calibration.height):
+        smaller = width < calibration.width
+        interpolation = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
         left, right = (
-            cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+            cv2.resize(image, (width, height), interpolation=interpolation)
             for image in (left, right)
         )
+        if not smaller:  # a cubic overshoots beside edges
+            left, right = np.clip(left, 0, 1), np.clip(right, 0, 1)
         calibration = calibration.resized(width, height)
     pad_right, pad_bottom = -width % size_multiple, -height % size_multiple
     if pad_right or pad_bottom:
@@ -134,19 +142,19 @@ def network_pair(
     return StereoPair(left, right, calibration, pair.stamp_ns, pair.frame_id)
 
 
-def content_size(pair: StereoPair, max_width: int | None) -> tuple[int, int]:
+def content_size(pair: StereoPair, network_width: int | None) -> tuple[int, int]:
     """Return width and height of the image inside the network's padded input."""
     width, height = pair.calibration.width, pair.calibration.height
-    if max_width is None or width <= max_width:
+    if network_width is None or width < min(network_width, LEAST_ENLARGED_WIDTH):
         return width, height
-    return max_width, max(1, round(height * max_width / width))
+    return network_width, max(1, round(height * network_width / width))
 
 
 def full_size_prediction(
-    prediction: DisparityPrediction, pair: StereoPair, max_width: int | None = NETWORK_WIDTH
+    prediction: DisparityPrediction, pair: StereoPair, network_width: int | None = NETWORK_WIDTH
 ) -> DisparityPrediction:
     """Undo `network_pair`: cut the padding, scale to the pair's size, disparity with the width."""
-    width, height = content_size(pair, max_width)
+    width, height = content_size(pair, network_width)
     disparity = prediction.disparity[:height, :width]
     confidence = prediction.confidence[:height, :width]
     full_width, full_height = pair.calibration.width, pair.calibration.height

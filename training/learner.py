@@ -24,8 +24,11 @@ from training.students import build_student, encoder_modules, feature_widths, gr
 
 TOKEN_STRIDE = 16
 PARTS = ('encoder', 'decoder')
+NOT_TERMS = 'feature_margin', 'edge_weight'
 # Losses of a flight student: all numbers of a `LossRecipe` that are weights.
-FLIGHT_TERMS = tuple(item.name for item in fields(LossRecipe) if item.name != 'feature_margin')
+FLIGHT_TERMS = tuple(
+    item.name for item in fields(LossRecipe) if item.name not in ('feature_margin', 'edge_weight')
+)
 
 
 class Learner(nn.Module):

@@ -47,6 +47,10 @@ class DataRecipe:
         photometric: Vary the light and what cameras do to it on top of the rendered camera.
         max_vertical_offset_px: Largest random shift of the right rows, pixels.
         max_roll_deg: Largest random roll of the right view, degrees.
+        max_row_bend_px: Some pairs' right rows bend by up to this instead; 0 for none.
+        flipped_share: Of the pairs, that are turned upside down (lunar ones less often).
+        mirrored_share: Of those with a right disparity, that are seen in a mirror.
+        zoomed_share: Of the pairs, that are scaled by 0.7 to 1.6, as far as the crop fits.
         matches: Correspondences drawn a pair, for the matching loss; 0 for none.
         min_overlap: StereoLunar: pairs are left out where a smaller share of the left view is
             seen in the right one.
@@ -64,6 +68,10 @@ class DataRecipe:
     photometric: bool = True
     max_vertical_offset_px: float = 0.4
     max_roll_deg: float = 0.05
+    max_row_bend_px: float = 0.0
+    flipped_share: float = 0.0
+    mirrored_share: float = 0.0
+    zoomed_share: float = 0.0
     matches: int = 0
     min_overlap: float = 0.3
     max_frame_distance: int = 1
@@ -84,6 +92,7 @@ class LossRecipe:
         correlation: Cross entropy of the raw correlation, on pixels seen in both views.
         match: Cross entropy of the matching at stride 2, on pixels seen in both views.
         confidence: Likelihood of the error under its predicted size; sky counts as wrong.
+        edge_weight: By how much pixels near a jump of the disparity count more than others.
         soft_bins: Divergence of the bins from the teacher's.
         encoder_features, decoder_features: Cosine-margin alignment with the teacher's tokens.
         feature_margin: Cosine from which a feature counts as aligned.
@@ -97,6 +106,7 @@ class LossRecipe:
     correlation: float = 0.3
     match: float = 0.3
     confidence: float = 0.3
+    edge_weight: float = 0.0
     soft_bins: float = 0.0
     encoder_features: float = 0.0
     decoder_features: float = 0.0

@@ -15,6 +15,7 @@ import zipfile
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,13 +24,22 @@ from lunar_stereo_recon.errors import InputError
 from training.recipe import DataRecipe
 
 LOG = logging.getLogger(__name__)
+# Pairs are scaled by a factor from this range, and so many of those with bent rows have them.
+ZOOM = (0.7, 1.6)
+BENT_SHARE = 0.4
+# Lunar pairs stand on their ground: they are turned upside down so many times as often.
+LUNAR_FLIPS = 0.3
 ARRAYS = ('left', 'right', 'disparity', 'shadow', 'occlusion')
 # What only some sets hold: pairs with labels from a teacher have its confidence, warped textures
 # the right view's disparity.
 OPTIONAL_ARRAYS = ('confidence', 'intrinsics', 'disparity_right')
 # A batch has these only where all of its pairs do.
 DROPPED_UNLESS_IN_ALL = ('intrinsics', 'disparity_right')
-SEEN, OUT_OF_FRAME = 0, 2
+SEEN, HIDDEN, OUT_OF_FRAME = 0, 1, 2
+# A place is hidden where the other view has something nearer by this, pixels.
+HIDDEN_BY_PX = 1.0
+# Neighbouring disparities that differ by less belong to one surface, pixels.
+ONE_SURFACE_PX = 0.5
 
 
 class UnsuitablePairError(InputError):
@@ -128,6 +138,84 @@ def use_one_thread(worker: int) -> None:
     """Keep a loader process to one core: there are as many of them as cores."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+def exchange_views(sample: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the pair seen in a mirror: the right view becomes the left one, and back."""
+    mirrored = {
+        'left': sample['right'],
+        'right': sample['left'],
+        'disparity': sample['disparity_right'],
+        'disparity_right': sample['disparity'],
+        'shadow': np.zeros_like(sample['shadow']),  # known of the left view alone
+    }
+    mirrored = {name: np.ascontiguousarray(array[:, ::-1]) for name, array in mirrored.items()}
+    disparity, other = mirrored['disparity'], mirrored['disparity_right']
+    landing = np.rint(np.arange(disparity.shape[1]) - np.nan_to_num(disparity)).astype(np.int64)
+    there = np.take_along_axis(other, landing.clip(0, disparity.shape[1] - 1), axis=1)
+    occlusion = np.where(there > disparity + HIDDEN_BY_PX, np.uint8(HIDDEN), np.uint8(SEEN))
+    mirrored['occlusion'] = np.where(landing < 0, np.uint8(OUT_OF_FRAME), occlusion)
+    kept = {name: sample[name] for name in sample if name not in mirrored}
+    if 'intrinsics' in kept:
+        kept['intrinsics'] = kept['intrinsics'].copy()
+        kept['intrinsics'][0, 2] = disparity.shape[1] - 1 - kept['intrinsics'][0, 2]
+    return kept | mirrored
+
+
+def flip_rows(sample: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the pair upside down: the same matching problem."""
+    flipped = {
+        name: np.ascontiguousarray(array[::-1])
+        for name, array in sample.items()
+        if name != 'intrinsics'
+    }
+    if 'intrinsics' in sample:
+        flipped['intrinsics'] = sample['intrinsics'].copy()
+        flipped['intrinsics'][1, 2] = sample['left'].shape[0] - 1 - sample['intrinsics'][1, 2]
+    return flipped
+
+
+def zoom(sample: dict[str, NDArray[Any]], scale: float) -> dict[str, NDArray[Any]]:
+    """Return the pair at another size; its disparities grow with it."""
+    height, width = (round(side * scale) for side in sample['left'].shape[:2])
+    factor_y, factor_x = height / sample['left'].shape[0], width / sample['left'].shape[1]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+
+    def resized(array: NDArray[Any], interpolation: int) -> NDArray[Any]:
+        return cv2.resize(array, (width, height), interpolation=interpolation)
+
+    zoomed: dict[str, NDArray[Any]] = {}
+    for name, array in sample.items():
+        if name in ('left', 'right'):
+            zoomed[name] = resized(array, method)
+        elif name == 'intrinsics':
+            move_x, move_y = 0.5 * factor_x - 0.5, 0.5 * factor_y - 0.5
+            scaling = np.array([[factor_x, 0, move_x], [0, factor_y, move_y], [0, 0, 1]])
+            zoomed[name] = (scaling @ array).astype(array.dtype)
+        elif name.startswith('disparity'):
+            nearest = resized(array, cv2.INTER_NEAREST_EXACT)
+            smooth = resized(array, cv2.INTER_LINEAR)
+            # Between two surfaces there is none.
+            same = np.abs(smooth - nearest) < ONE_SURFACE_PX
+            zoomed[name] = np.where(same, smooth, nearest) * np.float32(factor_x)
+        else:
+            nearest = resized(array.astype(np.uint8), cv2.INTER_NEAREST_EXACT)
+            zoomed[name] = nearest.astype(array.dtype)
+    return zoomed
+
+
+def bend_rows(
+    image: NDArray[np.float32], rng: np.random.Generator, largest_px: float
+) -> NDArray[np.float32]:
+    """Return the image with rows that bend by up to so much, as a lens that moved does it."""
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
+    across, down = columns / image.shape[1] * 2 - 1, rows / image.shape[0] * 2 - 1
+    weights = rng.normal(size=5)
+    bend = weights[0] + weights[1] * across + weights[2] * down
+    bend = bend + weights[3] * across * down + weights[4] * across**2
+    bend *= rng.uniform(0, largest_px) / np.abs(bend).max()
+    rows = (rows + bend).astype(np.float32)
+    return cv2.remap(image, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
 class StepBatches(Dataset[Any]):
@@ -250,6 +338,8 @@ class RenderedPairs(StepBatches):
             InputError: The pair is smaller than the crop.
         """
         height, width = self.recipe.crop_height, self.recipe.crop_width
+        if not self.recipe.fixed_crops:
+            sample = self._turned(sample, rng)
         rows, columns = sample['left'].shape
         if rows < height or columns < width:
             raise InputError(f'pair is {columns}x{rows}, smaller than the crop {width}x{height}')
@@ -268,13 +358,34 @@ class RenderedPairs(StepBatches):
         if self.recipe.fixed_crops:
             return crop
         offset, roll = self.recipe.max_vertical_offset_px, self.recipe.max_roll_deg
-        if offset or roll:
+        if self.recipe.max_row_bend_px and rng.random() < BENT_SHARE:
+            crop['right'] = bend_rows(crop['right'], rng, self.recipe.max_row_bend_px)
+        elif offset or roll:
             crop['right'] = misalign_rows(
                 crop['right'], rng.uniform(-offset, offset), rng.uniform(-roll, roll)
             )
         if self.recipe.photometric:
             crop['left'], crop['right'] = vary_light(crop['left'], crop['right'], rng)
         return crop
+
+    def _turned(
+        self, sample: dict[str, NDArray[Any]], rng: np.random.Generator
+    ) -> dict[str, NDArray[Any]]:
+        """Return the pair upside down, mirrored, larger or smaller, as the recipe has it."""
+        recipe = self.recipe
+        if 'disparity_right' in sample and rng.random() < recipe.mirrored_share:
+            sample = exchange_views(sample)
+        general = 'disparity_right' in sample
+        if rng.random() < (
+            recipe.flipped_share if general else LUNAR_FLIPS * recipe.flipped_share
+        ):
+            sample = flip_rows(sample)
+        if rng.random() < recipe.zoomed_share:
+            rows, columns = sample['left'].shape
+            least = max(recipe.crop_height / rows, recipe.crop_width / columns, ZOOM[0])
+            if least < ZOOM[1]:
+                sample = zoom(sample, float(np.exp(rng.uniform(np.log(least), np.log(ZOOM[1])))))
+        return sample
 
 
 class PairsOnTheFly(RenderedPairs):

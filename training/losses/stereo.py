@@ -26,9 +26,12 @@ SMOOTH_L1_BETA_PX = 0.25
 # Errors beyond this are the wrong bin, which cross entropy corrects and regression cannot; left
 # in, they would drown the sub-pixel gradient of all other pixels.
 LARGEST_ERROR_PX = 16.0
+# A jump of the disparity by more than this is an edge, and this far around it edges count more.
+EDGE_JUMP_PX = 1.5
+EDGE_REACH_PX = 4
 
 
-def smooth_l1(prediction: Tensor, target: Tensor) -> Tensor:
+def smooth_l1(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the mean smooth L1 distance over pixels with a finite target; 0 without any.
 
     Distances stop counting more, and pulling, at `LARGEST_ERROR_PX`.
@@ -37,12 +40,51 @@ def smooth_l1(prediction: Tensor, target: Tensor) -> Tensor:
     distance = F.smooth_l1_loss(
         prediction, target.nan_to_num(0.0), reduction='none', beta=SMOOTH_L1_BETA_PX
     )
-    return (distance.clamp_max(LARGEST_ERROR_PX) * valid).sum() / valid.sum().clamp_min(1)
+    share = valid if weight is None else valid * weight
+    return (distance.clamp_max(LARGEST_ERROR_PX) * share).sum() / share.sum().clamp_min(1)
 
 
-def cell_mean(disparity: Tensor, stride: int) -> Tensor:
-    """Return (B, H/stride, W/stride): mean of each cell, NaN where one pixel has none."""
-    return F.avg_pool2d(disparity[:, None], stride)[:, 0]
+def edge_weights(disparity: Tensor, extra: float) -> Tensor:
+    """Return (B, H, W): 1, and `1 + extra` near a jump of the disparity (B, H, W)."""
+    known = disparity.nan_to_num(0.0)[:, None]
+    side = 2 * EDGE_REACH_PX + 1
+    most = F.max_pool2d(known, side, 1, EDGE_REACH_PX)
+    least = -F.max_pool2d(-known, side, 1, EDGE_REACH_PX)
+    return 1 + extra * (most - least > EDGE_JUMP_PX)[:, 0].to(known.dtype)
+
+
+def cells(disparity: Tensor, stride: int) -> Tensor:
+    """Return (B, stride * stride, H/stride, W/stride): the pixels of each cell."""
+    return F.pixel_unshuffle(disparity[:, None], stride)
+
+
+def cell_median(disparity: Tensor, stride: int) -> Tensor:
+    """Return (B, H/stride, W/stride): median of each cell, NaN where one pixel has none.
+
+    The mean of two surfaces lies on neither.
+    """
+    pixels = cells(disparity, stride)
+    middle = pixels.nanmedian(dim=1).values
+    return middle.masked_fill(pixels.isnan().any(dim=1), torch.nan)
+
+
+def bin_histogram_entropy(logits: Tensor, positions: Tensor) -> Tensor:
+    """Return cross entropy against all pixels of each cell: two peaks where it has two surfaces.
+
+    Args:
+        logits: (B, bins, H, W).
+        positions: (B, pixels, H, W) targets in bins, NaN where unknown; outside the bins they
+            are left out.
+    """
+    bins = logits.shape[1]
+    mask = (positions >= 0) & (positions <= bins - 1)
+    positions = positions.nan_to_num(0.0).clamp(0, bins - 1)
+    lower = positions.floor().long().clamp_max(bins - 2)
+    upper_weight = positions - lower
+    log_probability = logits.float().log_softmax(dim=1)
+    at_lower, at_upper = (log_probability.gather(1, index) for index in (lower, lower + 1))
+    entropy = -((1 - upper_weight) * at_lower + upper_weight * at_upper)
+    return (entropy * mask).sum() / mask.sum().clamp_min(1)
 
 
 def all_seen(occlusion: Tensor, stride: int) -> Tensor:
@@ -193,7 +235,9 @@ def flight_losses(
         ModelError: An enabled loss lacks what it needs; says what.
     """
     target = batch['disparity']
-    coarse, fine = cell_mean(target, 4), cell_mean(target, 2)
+    coarse, fine = cell_median(target, 4), cell_median(target, 2)
+    near_edges = edge_weights(target, weights.edge_weight)
+    near_edges2, near_edges4 = (F.avg_pool2d(near_edges[:, None], n)[:, 0] for n in (2, 4))
     seen4, seen2 = all_seen(batch['occlusion'], 4), all_seen(batch['occlusion'], 2)
     upsampled = output['disparity_upsampled'][:, 0]
     # The matcher at stride 2 sees offsets of 2 px around where the coarse estimate put it.
@@ -202,12 +246,12 @@ def flight_losses(
     if weights.soft_bins and 'logits' not in lesson:
         raise ModelError("loss 'soft_bins' is enabled but the teacher gives no 'logits'")
     enabled: dict[str, Callable[[], Tensor]] = {
-        'disparity': lambda: smooth_l1(output['disparity'], target),
-        'coarse': lambda: smooth_l1(output['disparity_coarse'][:, 0], coarse),
-        'first': lambda: smooth_l1(output['disparity_first'][:, 0], coarse),
-        'upsampled': lambda: smooth_l1(upsampled, fine),
-        'bins': lambda: bin_cross_entropy(
-            output['logits'], coarse / MATCH_STRIDE, torch.ones_like(seen4)
+        'disparity': lambda: smooth_l1(output['disparity'], target, near_edges),
+        'coarse': lambda: smooth_l1(output['disparity_coarse'][:, 0], coarse, near_edges4),
+        'first': lambda: smooth_l1(output['disparity_first'][:, 0], coarse, near_edges4),
+        'upsampled': lambda: smooth_l1(upsampled, fine, near_edges2),
+        'bins': lambda: bin_histogram_entropy(
+            output['logits'], cells(target, MATCH_STRIDE) / MATCH_STRIDE
         ),
         'correlation': lambda: bin_cross_entropy(
             output['correlation'], coarse / MATCH_STRIDE, seen4

@@ -1,0 +1,35 @@
+"""`python -m training general-scenes --out DIR --count 3000`: scenes of random things."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+import time
+
+from tqdm import tqdm
+
+from training.data.general_scenes import SPLITS, write_scenes
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the sub-command."""
+    parser = subparsers.add_parser('general-scenes', help='write scenes of random things')
+    parser.add_argument('--out', type=Path, required=True, help='folder; what is there is kept')
+    parser.add_argument('--count', type=int, required=True, help='number of scenes')
+    parser.add_argument('--seed', type=int, default=1, help='everything random follows from it')
+    parser.add_argument('--split', default='train', choices=tuple(SPLITS))
+    parser.add_argument('--photos', type=Path, help='folder of photographs to use as textures')
+    parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
+    parser.add_argument('--minutes', type=float, help='stop after so long; call again to go on')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write what is missing."""
+    started = time.monotonic()
+    scenes = write_scenes(args.out, args.count, args.seed, args.photos, args.split, args.workers)
+    for _ in tqdm(scenes, total=args.count, unit='scene'):
+        if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
+            break
+    scenes.close()
+    return 0
