@@ -5,6 +5,7 @@
 
 from collections.abc import Container, Mapping
 import dataclasses
+import itertools
 from pathlib import Path
 import shutil
 
@@ -13,6 +14,7 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
     EmitEvent,
     ExecuteProcess,
+    LogInfo,
     OpaqueFunction,
     RegisterEventHandler,
     SetLaunchConfiguration,
@@ -36,8 +38,9 @@ from lunar_stereo_recon.ros.launch_arguments import (
     parameter_arguments,
     value,
 )
+from lunar_stereo_recon.ros.node_processes import large_message_environment
 from lunar_stereo_recon.ros.parameters import ReplayParameters
-from lunar_stereo_recon.ros.reconstruction_node import OUTPUT_TOPICS, RECTIFIED_TOPICS
+from lunar_stereo_recon.ros.result_outputs import OUTPUT_TOPICS, RECTIFIED_TOPICS
 
 PLAYERS = ('auto', 'rosbag2', 'replay_node')
 REPLAY = ('rate', 'loop', 'start_offset', 'flow_control', 'wait_for_subscribers')
@@ -80,11 +83,21 @@ def _replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         rig = reader.topics
         connection, _, raw = next(reader.raw_messages([rig.left_image]))
         frame = reader.deserialize(raw, connection.msgtype).header.frame_id
+        raw_images = bool(rig.left_info and rig.right_info) and any(
+            first.looks_raw for first in itertools.islice(reader.frames(), 1)
+        )
+    actions: list[LaunchDescriptionEntity] = []
     found = {**dataclasses.asdict(rig), 'optical_frame': frame}
     if recorded[rig.left_image] == COMPRESSED_IMAGE:
         found['input_transport'] = 'compressed'
+    if raw_images and not value(context, 'rectify'):
+        found['rectify'] = 'true'
+        said = (
+            f'{rig.left_image} has raw images (D is not 0): rectify:=true; rectify:=false if not'
+        )
+        actions.append(LogInfo(msg=said))
     player = _player(context, bag, rig, recorded)
-    actions = [*(SetLaunchConfiguration(*item) for item in found.items()), player]
+    actions += [*(SetLaunchConfiguration(*item) for item in found.items()), player]
     if flag(context, 'exit_at_end'):
         end = EmitEvent(event=Shutdown(reason='the recording is over'))
         actions.append(RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end])))
@@ -130,6 +143,7 @@ def _player(
             name='replay_node',
             namespace=namespace,
             output='screen',
+            additional_env=large_message_environment(),
             parameters=[
                 {
                     **{'bag': bag, 'topics': played, 'clock': True},
@@ -153,6 +167,7 @@ def _player(
             *(['--topics', *played] if len(played) < len(recorded) else []),
         ],
         output='screen',
+        additional_env=large_message_environment(),
     )
 
 

@@ -3,7 +3,6 @@
 With it, where asked for: static transforms of the rig, RViz, a bridge to Foxglove.
 """
 
-import os
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -23,7 +22,7 @@ from lunar_stereo_recon.ros.launch_arguments import (
     rectifies,
     value,
 )
-from lunar_stereo_recon.ros.node_processes import LARGE_MESSAGES_PROFILE, PROFILE_VARIABLE
+from lunar_stereo_recon.ros.node_processes import large_message_environment
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 
 
@@ -70,6 +69,11 @@ def generate_launch_description() -> LaunchDescription:
             ),
             argument('foxglove', 'Start foxglove_bridge for Foxglove', 'false', FLAG),
             argument('foxglove_port', 'Port of foxglove_bridge', '8765'),
+            argument(
+                'foxglove_address',
+                'Address that foxglove_bridge listens on; 0.0.0.0 lets the network in',
+                '127.0.0.1',
+            ),
             argument('log_level', 'debug, info, warn or error', 'info'),
             *parameter_arguments(ReconstructionParameters),
             OpaqueFunction(function=_nodes),
@@ -93,9 +97,7 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         namespace=value(context, 'namespace'),
         output='screen',
         # Clouds fill more shared memory than Fast DDS reserves; a profile of the user's stays.
-        additional_env={
-            PROFILE_VARIABLE: os.environ.get(PROFILE_VARIABLE, str(LARGE_MESSAGES_PROFILE))
-        },
+        additional_env=large_message_environment(),
         # The last one wins.
         parameters=[
             {**preset.parameters, 'use_sim_time': preset.use_sim_time},

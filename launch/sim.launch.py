@@ -14,6 +14,7 @@ from lunar_stereo_recon.ros.launch_arguments import (
     parameter_arguments,
     value,
 )
+from lunar_stereo_recon.ros.node_processes import large_message_environment
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters, SimulatorParameters
 
 # A name that both nodes have means the reconstruction's; the simulator's has the prefix.
@@ -52,5 +53,6 @@ def _simulator(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             namespace=value(context, 'namespace'),
             output='screen',
             parameters=[given] if given else [],
+            additional_env=large_message_environment(),
         )
     ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ament_index_python.packages import get_packages_with_prefixes
 from launch import LaunchContext, LaunchDescriptionEntity
 from launch.actions import LogInfo
 from launch_ros.actions import Node
 
+from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.rigs import FrameTransform
 from lunar_stereo_recon.ros.launch_arguments import flag, shared_file, value
 
@@ -48,6 +50,12 @@ def views(
         remappings: Of the inputs, so that RViz shows the images that the node takes.
     """
     actions: list[LaunchDescriptionEntity] = []
+    for name, package in (('rviz', 'rviz2'), ('foxglove', 'foxglove_bridge')):
+        if flag(context, name) and package not in get_packages_with_prefixes():
+            raise InputError(
+                f'{name}:=true needs the package {package}, which is not installed: '
+                f'apt install ros-<distro>-{package.replace("_", "-")}'
+            )
     if flag(context, 'rviz'):
         name = 'reconstruction.rviz' if fixed_frame else 'optical.rviz'
         shipped = shared_file(context, 'config', 'rviz', name)
@@ -73,8 +81,14 @@ def views(
                 package='foxglove_bridge',
                 executable='foxglove_bridge',
                 name='foxglove_bridge',
-                parameters=[{'port': int(port), 'use_sim_time': use_sim_time}],
+                parameters=[
+                    {
+                        'port': int(port),
+                        'address': value(context, 'foxglove_address'),
+                        'use_sim_time': use_sim_time,
+                    }
+                ],
             ),
-            LogInfo(msg=f'Foxglove: open ws://<this machine>:{port} and import {layout}'),
+            LogInfo(msg=f'Foxglove: open ws://localhost:{port} and import {layout}'),
         ]
     return actions

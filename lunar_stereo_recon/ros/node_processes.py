@@ -17,12 +17,23 @@ from lunar_stereo_recon.errors import ReconError
 LARGE_MESSAGES_PROFILE = Path(__file__).with_name('fastdds_large_messages.xml')
 # What Fast DDS 2 (Humble, Jazzy) reads; a profile that the user has set stays.
 PROFILE_VARIABLE = 'FASTRTPS_DEFAULT_PROFILES_FILE'
+# Its name since Fast DDS 3 (Kilted and newer).
+NEW_PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
 # Above 101, DDS ports reach into those that Linux gives to outgoing connections.
 LAST_DOMAIN_ID = 101
 LOG_TAIL_LINES = 15
 STOP_TIMEOUT_S = 20.0
 
 ParameterValue = str | int | float | bool | list[str]
+
+
+def large_message_environment() -> dict[str, str]:
+    """Return the variables of a process that publishes images or clouds; what is set stays."""
+    given = os.environ.get(PROFILE_VARIABLE) or os.environ.get(NEW_PROFILE_VARIABLE)
+    profile = given or str(LARGE_MESSAGES_PROFILE)
+    return {
+        name: os.environ.get(name, profile) for name in (PROFILE_VARIABLE, NEW_PROFILE_VARIABLE)
+    }
 
 
 def private_domain() -> dict[str, str]:
@@ -80,7 +91,8 @@ class NodeProcesses:
         """
         environment = dict(self._environment)
         if large_messages:
-            environment.setdefault(PROFILE_VARIABLE, str(LARGE_MESSAGES_PROFILE))
+            for variable in (PROFILE_VARIABLE, NEW_PROFILE_VARIABLE):
+                environment.setdefault(variable, str(LARGE_MESSAGES_PROFILE))
         # The output goes to our log; ROS need not write a second one.
         arguments = ['--ros-args', '--disable-external-lib-logs']
         for key, value in parameters.items():

@@ -195,7 +195,10 @@ def test_names_of_raw_images_go_to_a_node_that_rectifies(
         ({'backend': 'magic'}, 'magic'),
         ({'max_range': 'far'}, 'far'),
         ({'lazy': 'perhaps'}, 'perhaps'),
-        ({'camera_preset': 'zed9'}, 'its folder has isaac_sim, lunarsim, omnilrs, zed, zed_5_0'),
+        (
+            {'camera_preset': 'zed9'},
+            'its folder has isaac_sim, lunarsim, oak, omnilrs, realsense, zed, zed_5_0',
+        ),
         ({'rig': '/nowhere/rig.yaml'}, '/nowhere/rig.yaml'),
     ],
 )
@@ -349,7 +352,11 @@ def test_points_arrive_from_every_launch_file(install_environment, launch_system
 def test_preset_is_complete(path):
     preset = read_preset(path)
     topics = dict(preset.remappings(rectify=False))
-    assert topics['left/image_rect'].replace('left', 'right') == topics['right/image_rect']
+    left, right = (
+        topics[f'{side}/image_rect'].replace(name, '')
+        for side, name in (('left', 'infra1'), ('right', 'infra2'))
+    )
+    assert left.replace('left', 'right') == right
     assert all(topic.startswith('/') for topic in topics.values())
     urls = [preset.parameters.get(f'{side}_camera_info_url') for side in ('left', 'right')]
     assert all(urls) or {'left/camera_info', 'right/camera_info'} <= set(topics)
@@ -438,7 +445,7 @@ def test_unusable_preset_is_refused_with_the_reason(tmp_path, text, reason):
 @pytest.fixture(scope='module')
 def published_topics():
     """Return type by name of what the node takes and gives, seen from its namespace."""
-    from lunar_stereo_recon.ros.reconstruction_node import OUTPUT_TOPICS
+    from lunar_stereo_recon.ros.result_outputs import OUTPUT_TOPICS
 
     outputs = {name: kind for name, (kind, _) in OUTPUT_TOPICS.items()}
     inputs = dict.fromkeys(('left/image_rect', 'right/image_rect'), 'sensor_msgs/msg/Image')
