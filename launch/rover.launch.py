@@ -26,6 +26,8 @@ from lunar_stereo_recon.ros.launch_arguments import (
 from lunar_stereo_recon.ros.node_processes import LARGE_MESSAGES_PROFILE, PROFILE_VARIABLE
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 
+RESPAWN_DELAY_S = 2.0
+
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments and the nodes; `ros2 launch --show-args` lists the arguments."""
@@ -70,6 +72,7 @@ def generate_launch_description() -> LaunchDescription:
             ),
             argument('foxglove', 'Start foxglove_bridge for Foxglove', 'false', FLAG),
             argument('foxglove_port', 'Port of foxglove_bridge', '8765'),
+            argument('respawn', 'Start the node again where it ends by itself', 'true', FLAG),
             argument('log_level', 'debug, info, warn or error', 'info'),
             *parameter_arguments(ReconstructionParameters),
             OpaqueFunction(function=_nodes),
@@ -104,6 +107,8 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         ],
         remappings=[*remappings, ('imu', value(context, 'imu'))],
         arguments=['--ros-args', '--log-level', value(context, 'log_level')],
+        respawn=flag(context, 'respawn'),
+        respawn_delay=RESPAWN_DELAY_S,
     )
     frames = _rig_frames(context)
     base_frame = frames[0].parent if frames else ''
