@@ -25,6 +25,8 @@ from lunar_stereo_recon.ros.launch_arguments import (
 from lunar_stereo_recon.ros.node_processes import large_message_environment
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 
+RESPAWN_DELAY_S = 2.0
+
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments and the nodes; `ros2 launch --show-args` lists the arguments."""
@@ -74,6 +76,7 @@ def generate_launch_description() -> LaunchDescription:
                 'Address that foxglove_bridge listens on; 0.0.0.0 lets the network in',
                 '127.0.0.1',
             ),
+            argument('respawn', 'Start the node again where it ends by itself', 'true', FLAG),
             argument('log_level', 'debug, info, warn or error', 'info'),
             *parameter_arguments(ReconstructionParameters),
             OpaqueFunction(function=_nodes),
@@ -106,6 +109,8 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         ],
         remappings=[*remappings, ('imu', value(context, 'imu'))],
         arguments=['--ros-args', '--log-level', value(context, 'log_level')],
+        respawn=flag(context, 'respawn'),
+        respawn_delay=RESPAWN_DELAY_S,
     )
     frames = _rig_frames(context)
     base_frame = frames[0].parent if frames else ''

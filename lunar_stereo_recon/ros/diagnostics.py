@@ -26,6 +26,8 @@ LATENCY_WINDOW = 100
 LOW_CONFIDENCE = 0.15
 # A stream whose last two messages were so far apart may be silent for twice that, up to this.
 LONGEST_REST_S = 10.0
+# Why a pair has no result although one was wanted, as it reads in a sentence.
+BAD_PAIRS = {'failed': 'failed', 'stuck': 'were stuck', 'invalid': 'were refused'}
 # Share of the images of a second that may stay without a partner.
 FEW_PAIRS = 0.2
 
@@ -37,7 +39,7 @@ class FrameStatistics:
     Attributes:
         published: Reconstructions published.
         drops: Pairs not reconstructed, by reason.
-        last_error: Text of the newest invalid pair; '' where there was none.
+        last_error: Text of the newest pair that was invalid or failed; '' where there was none.
         latencies_ms: Last times from the pair being complete to its results being published.
         mean_confidence: Of the newest reconstruction; NaN before the first.
         rows: How the rows are aligned, in words; '' before the first reconstruction.
@@ -82,6 +84,21 @@ class FrameStatistics:
             return dataclasses.replace(
                 self, drops=Counter(self.drops), latencies_ms=self.latencies_ms.copy()
             )
+
+
+@dataclass(frozen=True)
+class MatcherState:
+    """What the matcher is.
+
+    Attributes:
+        facts: About model and provider, shown as they are.
+        error: Why the matcher is not the one that was asked for; '' where it is.
+        warning: A lasting problem such as a fallback provider; '' where there is none.
+    """
+
+    facts: dict[str, str]
+    error: str = ''
+    warning: str = ''
 
 
 class Pulse:
@@ -153,8 +170,7 @@ class NodeReport:
         self,
         sync: SyncStatistics,
         frames: FrameStatistics,
-        engine: dict[str, Any],
-        warning: str,
+        matcher: MatcherState,
         idle: bool,
         enabled: bool,
     ) -> list[Any]:
@@ -163,8 +179,7 @@ class NodeReport:
         Args:
             sync: Statistics of the synchronizer now.
             frames: Statistics of the pairs now.
-            engine: Facts about model and provider, shown as they are.
-            warning: A lasting problem such as a fallback provider; '' where there is none.
+            matcher: What matches now.
             idle: True while no images are received on purpose.
             enabled: False while the work is stopped by ~/enable.
         """
@@ -179,16 +194,17 @@ class NodeReport:
             self._input_status(sync, elapsed, reason, pairs_come),
             self._output_status(sync, frames, elapsed, reason, results_come),
             self._calibration_status(frames),
-            self._engine_status(engine, warning),
+            self._matcher_status(matcher),
         ]
         self._time, self._sync, self._frames = now, copy.deepcopy(sync), frames.snapshot()
         return statuses
 
     def _reason(self, sync: SyncStatistics, frames: FrameStatistics) -> str:
         before = self._frames_at_silence
-        if frames.drops['invalid'] > before.drops['invalid']:
-            count = frames.drops['invalid'] - before.drops['invalid']
-            return f'{count} pairs were refused: {frames.last_error}'
+        new = frames.drops - before.drops
+        for reason, words in BAD_PAIRS.items():
+            if new[reason]:
+                return f'{new[reason]} pairs {words}: {frames.last_error}'
         if sync.pairs > self._sync_at_silence.pairs:
             return 'pairs are coming, but none is finished yet'
         return explain_no_pairs(
@@ -265,7 +281,10 @@ class NodeReport:
         before = self._frames
         rate = (frames.published - before.published) / elapsed
         level, text = OK, f'{rate:.1f} reconstructions per second'
-        if frames.drops['invalid'] > before.drops['invalid']:
+        new = frames.drops - before.drops
+        if new['failed'] or new['stuck']:
+            level, text = ERROR, f'pairs fail: {frames.last_error}'
+        elif new['invalid']:
             level, text = ERROR, f'pairs are refused: {frames.last_error}'
         elif idle:
             text = idle
@@ -282,9 +301,8 @@ class NodeReport:
                 f'mean confidence is {frames.mean_confidence:.2f}: are the images dark, blurred, '
                 'not rectified, or left and right exchanged?'
             )
-        elif frames.drops['superseded'] > before.drops['superseded']:
-            superseded = frames.drops['superseded'] - before.drops['superseded']
-            text = f'{text}; {superseded} pairs superseded by newer ones'
+        elif new['superseded']:
+            text = f'{text}; {new["superseded"]} pairs superseded by newer ones'
         latencies = list(frames.latencies_ms)
         p50, p95 = np.percentile(latencies, [50, 95]) if latencies else (0.0, 0.0)
         values = {
@@ -313,6 +331,8 @@ class NodeReport:
         values |= {f'{side} camera_info': source for side, source in sources.items()}
         return diagnostic_status(level, f'{self._node_name}: calibration', text, values)
 
-    def _engine_status(self, engine: dict[str, Any], warning: str) -> Any:
-        level, text = (WARN, warning) if warning else (OK, 'ready')
-        return diagnostic_status(level, f'{self._node_name}: model', text, engine)
+    def _matcher_status(self, matcher: MatcherState) -> Any:
+        level, text = (WARN, matcher.warning) if matcher.warning else (OK, 'ready')
+        if matcher.error:
+            level, text = ERROR, matcher.error
+        return diagnostic_status(level, f'{self._node_name}: model', text, matcher.facts)

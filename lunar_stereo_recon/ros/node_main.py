@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import signal
 import sys
 import threading
+import traceback
 from typing import Any
 
 import rclpy
@@ -59,12 +60,27 @@ def run_node(
         rclpy.try_shutdown()
 
 
+class CannotGoOnError(ReconError):
+    """A node cannot be mended from within: it ends, and whoever started it starts it again."""
+
+
 def serve(node: Any, interrupted: threading.Event) -> int:
-    """Serve the callbacks in this thread until interrupted; the `work` of most nodes."""
+    """Serve the callbacks in this thread until interrupted; the `work` of most nodes.
+
+    No message and no request ends it: what a callback raises is logged, and the next one follows.
+
+    Raises:
+        CannotGoOnError: A callback says so.
+    """
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     while not interrupted.is_set():
-        executor.spin_once(timeout_sec=SIGNAL_CHECK_S)
+        try:
+            executor.spin_once(timeout_sec=SIGNAL_CHECK_S)
+        except CannotGoOnError:
+            raise
+        except Exception:  # noqa: BLE001 (whatever a message may bring about)
+            node.get_logger().error(f'a callback failed:\n{traceback.format_exc()}')
     return EXIT_DONE
 
 

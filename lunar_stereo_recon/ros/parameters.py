@@ -1,4 +1,4 @@
-"""Every parameter of the nodes, declared once: default, description, unit, range, when it acts.
+"""Parameters of the nodes, declared once: default, description, unit, range, when they act.
 
 A node's parameters are a frozen dataclass. Declaring, reading and checking changes are derived
 from its fields, so a parameter is added by adding a field.
@@ -295,6 +295,23 @@ class ReconstructionParameters:
         unit='Hz',
         minimum=0.0,
         maximum=1000.0,
+        dynamic=True,
+    )
+    fallback_after: int = parameter(
+        3,
+        'Failures of the matcher in a row after which a simpler one takes over: its execution '
+        'provider gives way to the CPU, then the network to sgbm; 0 never. ~/set_model goes back',
+        minimum=0,
+        maximum=1000,
+        dynamic=True,
+    )
+    watchdog: float = parameter(
+        30.0,
+        'Time in the work of one pair after which the matcher counts as stuck and is replaced as '
+        'by fallback_after; 0 waits for ever',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
         dynamic=True,
     )
     silence_warning: float = parameter(

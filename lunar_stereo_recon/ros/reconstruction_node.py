@@ -15,19 +15,18 @@ from pathlib import Path
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 import cv2
-import numpy as np
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from lunar_stereo_recon.backends import load_backend
-from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
-from lunar_stereo_recon.errors import CalibrationError, ReconError
+from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
+from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
 from lunar_stereo_recon.files.calibrations import CameraInfo
 from lunar_stereo_recon.files.results import write_pcd, write_ply
 from lunar_stereo_recon.messages import (
@@ -36,16 +35,15 @@ from lunar_stereo_recon.messages import (
     pair_from_messages,
 )
 from lunar_stereo_recon.pairing import Side
-from lunar_stereo_recon.pipeline import StereoReconstructor
 from lunar_stereo_recon.ros.camera_info_files import camera_infos_from_files
 from lunar_stereo_recon.ros.core_logs import log_core_to, stop_logging_core
 from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
+from lunar_stereo_recon.ros.matching_engine import MatchingEngine
 from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
-from lunar_stereo_recon.ros.node_main import EXIT_ERROR, run_node, serve
+from lunar_stereo_recon.ros.node_main import CannotGoOnError, EXIT_ERROR, run_node, serve
 from lunar_stereo_recon.ros.parameters import (
     changed_parameters,
     declare_parameters,
-    named,
     ReconstructionParameters,
 )
 from lunar_stereo_recon.ros.rclpy_messages import (
@@ -63,15 +61,21 @@ NAME = 'reconstruction_node'
 CLOUD_WRITERS = {'ply': write_ply, 'pcd': write_pcd}
 DIAGNOSTICS_PERIOD_S = 1.0
 SUBSCRIPTION_CHECK_S = 0.1
-WARM_UP_SIZE = (480, 640)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """A synchronized set on its way to the worker, and when it was complete (monotonic, s)."""
+    """A synchronized set on its way through the worker.
+
+    Attributes:
+        messages: The set.
+        received_s: When it was complete (monotonic, seconds).
+        given_up: It was answered already, while the matcher was stuck in it.
+    """
 
     messages: StereoMessages
     received_s: float
+    given_up: bool = False
 
 
 def transition(
@@ -93,6 +97,22 @@ def transition(
     return logged
 
 
+def answered(callback: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    """Answer a request whatever it raises: without an answer the caller waits for ever."""
+
+    @functools.wraps(callback)
+    def answering(node: Any, request: Any, response: Any) -> Any:
+        try:
+            return callback(node, request, response)
+        except Exception as error:  # noqa: BLE001 (no request may end the node)
+            node.get_logger().error(f'{callback.__name__} failed:\n{traceback.format_exc()}')
+            response.success = False
+            response.message = f'failed: {type(error).__name__}: {error}'
+            return response
+
+    return answering
+
+
 class ReconstructionNode(LifecycleNode):
     """See the module."""
 
@@ -106,7 +126,7 @@ class ReconstructionNode(LifecycleNode):
         self.parameters = declare_parameters(self, ReconstructionParameters)
         self._core_logs = log_core_to(self.get_logger())
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        self._engine: StereoReconstructor | None = None
+        self._engine: MatchingEngine | None = None
         self._file_infos: dict[Side, CameraInfo] = {}
         self._newest: Reconstruction | None = None
         self._enabled = True
@@ -135,39 +155,15 @@ class ReconstructionNode(LifecycleNode):
         self._file_infos = camera_infos_from_files(
             parameters.left_camera_info_url, parameters.right_camera_info_url
         )
-        self._engine = self._loaded_engine(parameters)
+        self._engine = MatchingEngine(parameters, self.get_logger())
         self._outputs.open()
         return super().on_configure(state)
-
-    def _loaded_engine(self, parameters: ReconstructionParameters) -> StereoReconstructor:
-        """Load the model that the parameters name and warm it up.
-
-        Raises:
-            ModelError: It cannot be used.
-        """
-        backend = load_backend(
-            parameters.backend,
-            parameters.model or None,
-            named(parameters.providers) or None,
-            parameters.threads,
-            parameters.model_key or None,
-        )
-        engine = StereoReconstructor(backend, parameters.options)
-        start = time.perf_counter()
-        engine.reconstruct(_blank_pair())
-        self.get_logger().info(
-            f'{backend.name} on {backend.provider}, '
-            f'first pair {1e3 * (time.perf_counter() - start):.0f} ms'
-        )
-        if backend.provider_fallback:
-            self.get_logger().warning(backend.provider_fallback)
-        return engine
 
     @transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and start the worker."""
         self._begin_statistics()
-        self._worker = NewestItemWorker(self._work)
+        self._worker = NewestItemWorker(self._work, self._on_failure)
         self._inputs = StereoInputs(self, self.parameters, self._file_infos, self._on_pair)
         self._refresh()
         # With use_sim_time the node's own clock stands still until somebody plays.
@@ -223,8 +219,8 @@ class ReconstructionNode(LifecycleNode):
 
     def _on_pair(self, messages: StereoMessages) -> None:
         """Hand a pair to the worker unless nobody wants it; answer for each one that is not."""
-        if self._worker is None:  # A callback that was already under way when the node stopped.
-            return
+        if self._worker is None or self._engine is None:
+            return  # The node stopped while this callback was already under way.
         if self._stamps.jumped_back(messages.stamp_ns):
             self._outputs.forget_motion()
         if not self._enabled:
@@ -235,6 +231,10 @@ class ReconstructionNode(LifecycleNode):
             return
         if self._stamps.too_soon(messages.stamp_ns, self.parameters.target_rate):
             self._answer_drop(messages, 'target_rate')
+            return
+        self._pairs_wanted += 1
+        if self._pairs_wanted % self._engine.load.effort.one_in:
+            self._answer_drop(messages, 'pressure')
             return
         replaced = self._worker.submit(Job(messages, time.monotonic()))
         if replaced is not None:
@@ -247,18 +247,18 @@ class ReconstructionNode(LifecycleNode):
     # The work, in the worker's thread
 
     def _work(self, job: Job) -> None:
-        parameters, messages = self.parameters, job.messages
-        engine = self._engine  # ~/set_model may put another one in its place meanwhile
+        engine, parameters, messages = self._engine, self.parameters, job.messages
+        if engine is None:
+            return  # the node was shut down while the matcher was stuck
         start = time.monotonic()
         try:
             pair = self._pair(messages, parameters)
             decoded = time.monotonic()
-            engine.options = parameters.options
-            result = engine.reconstruct(pair)
-        except ReconError as error:
-            self._frames.count_drop('invalid', str(error))
-            self.get_logger().error(str(error), throttle_duration_sec=LOG_THROTTLE_S)
-            self._outputs.answer(messages, ERROR, f'invalid: {error}', {})
+            result = engine.reconstruct(pair, parameters)
+        except (InputError, CalibrationError) as error:
+            self._refuse(job, 'invalid', str(error))
+            return
+        if job.given_up:
             return
         self._newest = result
         done = time.monotonic()
@@ -277,6 +277,24 @@ class ReconstructionNode(LifecycleNode):
         values['mean confidence'] = float(result.confidence.mean())
         values.update({f'withheld {topic}': reason for topic, reason in withheld.items()})
         self._outputs.answer(messages, WARN if withheld else OK, 'published', values)
+
+    def _on_failure(self, job: Job, error: Exception) -> None:
+        """Answer for a pair that failed in a way that nobody foresaw; the next one is served."""
+        text = f'{type(error).__name__}: {error}'
+        if text != self._told_failure:
+            self._told_failure = text
+            trace = ''.join(traceback.format_exception(error))
+            self.get_logger().error(f'a pair failed, the same is not told again:\n{trace}')
+        self._refuse(job, 'failed', text)
+
+    def _refuse(self, job: Job, reason: str, text: str) -> None:
+        """Count, log and answer a pair of which there is no result."""
+        if job.given_up:
+            return
+        self._frames.count_drop(reason, text)
+        if reason == 'invalid':
+            self.get_logger().error(text, throttle_duration_sec=LOG_THROTTLE_S)
+        self._outputs.answer(job.messages, ERROR, f'{reason}: {text}', {})
 
     def _pair(self, messages: StereoMessages, parameters: ReconstructionParameters) -> StereoPair:
         self._frames.baseline_conflict = ''
@@ -310,6 +328,7 @@ class ReconstructionNode(LifecycleNode):
 
     # Services, health and parameters
 
+    @answered
     def _on_enable(self, request: Any, response: Any) -> Any:
         """Stop or resume the work; a paused node does not even receive images."""
         self._enabled = request.data
@@ -317,6 +336,7 @@ class ReconstructionNode(LifecycleNode):
         response.message = 'enabled' if request.data else 'disabled: no images are received'
         return response
 
+    @answered
     def _on_save_cloud(self, request: Any, response: Any) -> Any:
         """Write the newest cloud; the answer says where, or why not."""
         result = self._newest
@@ -336,20 +356,22 @@ class ReconstructionNode(LifecycleNode):
         response.message = f'{count} points in {path.resolve()}'
         return response
 
+    @answered
     def _on_set_model(self, request: Any, response: Any) -> Any:
         """Change to the model of the parameters; the subscriptions stay, and so does a good model.
 
-        The pair in work is finished by the old one.
+        It is tried on a pair first. The pair in work is finished by the old one.
         """
         if self._engine is None:
             response.message = 'the node is not configured; configuring loads the model'
             return response
+        before = self._engine.reconstructor.backend.name
         try:
-            self._engine = self._loaded_engine(self.parameters)
+            self._engine.replace(self.parameters)
         except ReconError as error:
-            response.message = f'{error}; {self._engine.backend.name} goes on'
+            response.message = f'{error}; {before} goes on'
             return response
-        backend = self._engine.backend
+        backend = self._engine.reconstructor.backend
         response.success = True
         response.message = f'{backend.name} on {backend.provider}'
         return response
@@ -358,7 +380,7 @@ class ReconstructionNode(LifecycleNode):
         """Publish diagnostics, and say it in the log when nothing comes out."""
         if self._worker is None or self._inputs is None or self._engine is None:
             return
-        self._worker.check()
+        self._watch()
         sync, frames, idle = self._inputs.statistics, self._frames.snapshot(), self._inputs.idle
         self._report.publishers = self._inputs.publishers
         self._report.conflicts = self._inputs.conflicts
@@ -367,20 +389,32 @@ class ReconstructionNode(LifecycleNode):
         reason = self._report.silence(sync, frames, limit_s, idle)
         if reason:
             self.get_logger().warning(f'no result for {limit_s:g} s: {reason}')
-        backend = self._engine.backend
-        engine = {
-            'model': backend.name,
-            'provider': backend.provider,
-            'weights sha256': backend.metadata.get('weights_sha256', ''),
-            'network width, px': str(self._engine.network_width_px or 'any'),
-        }
-        statuses = self._report.statuses(
-            sync, frames, engine, backend.provider_fallback, idle, self._enabled
-        )
+        matcher = self._engine.state(self.parameters)
+        statuses = self._report.statuses(sync, frames, matcher, idle, self._enabled)
         for status in statuses:  # names are alike where a rover has two rigs
             status.hardware_id = self.get_fully_qualified_name()
         now_ns = self.get_clock().now().nanoseconds
         self._diagnostics.publish(diagnostic_array(now_ns, '', statuses))
+
+    def _watch(self) -> None:
+        """Where the matcher does not return from a pair, give up both.
+
+        Raises:
+            CannotGoOnError: There is nothing simpler to go on with.
+        """
+        limit_s = self.parameters.watchdog
+        if self._worker is None or self._engine is None or limit_s <= 0:
+            return
+        busy_s = self._worker.busy_s
+        if busy_s < limit_s:
+            return
+        text = f'the matcher has not returned for {busy_s:.0f} s; watchdog is {limit_s:g} s'
+        for job in self._worker.stop(patience_s=0.0):
+            self._refuse(job, 'stuck', text)
+            job.given_up = True
+        self._worker = NewestItemWorker(self._work, self._on_failure)
+        if not self._engine.fall_back(self.parameters, text):
+            raise CannotGoOnError(text)
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         try:
@@ -393,10 +427,14 @@ class ReconstructionNode(LifecycleNode):
         self._frames = FrameStatistics()
         self._report = NodeReport(self.get_name(), self.topics, self.parameters.tolerance_ns)
         self._stamps = PairStamps()
+        self._pairs_wanted = 0
+        self._told_failure = ''
 
     def _stop(self) -> None:
         if self._worker is not None:
-            self._worker.stop()
+            for job in self._worker.stop(self.parameters.watchdog or None):
+                self._refuse(job, 'stopped', 'the node was stopped before it was done')
+                job.given_up = True
             self._worker = None
         for timer in self._periodic:
             self.destroy_timer(timer)
@@ -409,14 +447,6 @@ class ReconstructionNode(LifecycleNode):
     def _release(self) -> None:
         self._outputs.close()
         self._engine, self._newest = None, None
-
-
-def _blank_pair() -> StereoPair:
-    height, width = WARM_UP_SIZE
-    image = np.zeros(WARM_UP_SIZE, np.float32)
-    center = ((width - 1) / 2, (height - 1) / 2)
-    calibration = StereoCalibration(width, width, *center, center[0], 0.1, width, height)
-    return StereoPair(image, image, calibration)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from lunar_stereo_recon.datatypes import (  # noqa: E402
     StereoCalibration,
 )
 from lunar_stereo_recon.messages import StereoTopics  # noqa: E402
-from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport  # noqa: E402
+from lunar_stereo_recon.ros.diagnostics import FrameStatistics, MatcherState, NodeReport  # noqa: E402
 from lunar_stereo_recon.ros.rclpy_messages import ERROR, OK, WARN  # noqa: E402
 from lunar_stereo_recon.ros.stereo_sync import SyncStatistics  # noqa: E402
 
@@ -45,13 +45,14 @@ def report():
     return NodeReport('node', TOPICS, 5_000_000)
 
 
-def status_of(report, task, sync=None, frames=None, idle=False, enabled=True, warning=''):
+def status_of(
+    report, task, sync=None, frames=None, idle=False, enabled=True, error='', warning=''
+):
     """Return level, message and values of one task's status."""
     statuses = report.statuses(
         sync or SyncStatistics(),
         (frames or FrameStatistics()).snapshot(),
-        {'model': 'flight'},
-        warning,
+        MatcherState({'model': 'flight'}, error, warning),
         idle,
         enabled,
     )
@@ -150,7 +151,7 @@ def test_slow_stream_is_not_one_that_stopped(report, monkeypatch):
             sync.pairs += 1
         if second < 12 and second % 3 == 1:
             frames.count_published(1000.0, reconstruction())
-        statuses = report.statuses(sync, frames.snapshot(), {}, '', False, True)
+        statuses = report.statuses(sync, frames.snapshot(), MatcherState({}), False, True)
         for task, status in zip(levels, statuses, strict=False):
             levels[task].append(status.level)
     assert levels['input'][3:14] == [OK] * 11
@@ -160,7 +161,7 @@ def test_slow_stream_is_not_one_that_stopped(report, monkeypatch):
     # Pairs come again, and no result.
     now += 100.0
     sync.pairs += 1
-    assert report.statuses(sync, frames.snapshot(), {}, '', False, True)[1].level == WARN
+    assert report.statuses(sync, frames.snapshot(), MatcherState({}), False, True)[1].level == WARN
 
 
 def test_what_was_lost_is_said_as_it_is(report):
@@ -236,3 +237,17 @@ def test_fallback_of_the_provider_is_a_warning(report):
     level, message, values = status_of(report, 'model', warning='cuda is not there: CPU')
     assert (level, message) == (WARN, 'cuda is not there: CPU')
     assert values == {'model': 'flight'}
+
+
+def test_matcher_that_was_left_is_an_error(report):
+    level, message, _ = status_of(report, 'model', error='sgbm instead of flight', warning='hot')
+    assert (level, message) == (ERROR, 'sgbm instead of flight')
+
+
+@pytest.mark.parametrize('reason', ['failed', 'stuck'])
+def test_pairs_that_fail_are_an_error(report, reason):
+    frames = FrameStatistics()
+    frames.count_drop(reason, 'ZeroDivisionError: no')
+    level, message, values = status_of(report, 'output', frames=frames)
+    assert (level, message) == (ERROR, 'pairs fail: ZeroDivisionError: no')
+    assert values[f'dropped: {reason}'] == '1'

@@ -1,0 +1,122 @@
+"""The node's matcher is tried before it is trusted, and left when it does not work."""
+
+import logging
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+pytestmark = pytest.mark.ros
+
+from lunar_stereo_recon import backends  # noqa: E402
+from lunar_stereo_recon.datatypes import DisparityPrediction  # noqa: E402
+from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
+from lunar_stereo_recon.ros import load_control  # noqa: E402
+from lunar_stereo_recon.ros.matching_engine import MatchingEngine, trial_pair  # noqa: E402
+from lunar_stereo_recon.ros.parameters import ReconstructionParameters  # noqa: E402
+
+PAIR = trial_pair(96, 64)
+
+
+class Matcher:
+    """A student on a provider of its own that does what the test wants."""
+
+    name, provider, provider_fallback = 'student', 'GPU', ''
+    size_multiple, max_width_px, max_disparity_px = 32, 96, 32.0
+    confidence_calibration, metadata = None, {}
+
+    def __init__(self):
+        self.error = None
+        self.ms_per_pixel = 0.0
+
+    def predict(self, left, right):
+        if self.error is not None:
+            raise self.error
+        time.sleep(1e-3 * self.ms_per_pixel * left.size)
+        disparity = np.full(left.shape, 8.0, np.float32)
+        return DisparityPrediction(disparity, np.ones_like(disparity))
+
+
+@pytest.fixture
+def matcher(monkeypatch):
+    """Return what the backend 'onnx' is while it does not run on the CPU."""
+    matcher, onnx = Matcher(), backends.BACKENDS['onnx']
+
+    def load(path, providers, threads, *key):
+        return onnx(path, providers, 1, *key) if providers == ['cpu'] else matcher
+
+    monkeypatch.setitem(backends.BACKENDS, 'onnx', load)
+    return matcher
+
+
+def engine_for(**parameters):
+    parameters = ReconstructionParameters(**parameters)
+    return MatchingEngine(parameters, logging.getLogger('test')), parameters
+
+
+def fail(engine, parameters, count):
+    for _ in range(count):
+        with pytest.raises(ZeroDivisionError):
+            engine.reconstruct(PAIR, parameters)
+
+
+def test_model_that_fails_on_a_pair_is_not_taken(matcher):
+    engine, parameters = engine_for(backend='sgbm')
+    engine.reconstruct(PAIR, parameters)
+    matcher.error = ZeroDivisionError('no')
+    with pytest.raises(ModelError, match='onnx fails on a trial pair of 96x64: ZeroDivisionError'):
+        engine.replace(ReconstructionParameters())
+    assert engine.reconstructor.backend.name == 'sgbm'
+    with pytest.raises(ModelError, match='640x480'):
+        engine_for()
+
+
+def test_failures_in_a_row_lead_to_the_cpu_and_to_sgbm(matcher, caplog):
+    engine, parameters = engine_for(fallback_after=3)
+    matcher.error = ZeroDivisionError('out of memory')
+    fail(engine, parameters, 2)
+    matcher.error = None
+    engine.reconstruct(PAIR, parameters)  # the row is broken
+    matcher.error = ZeroDivisionError('out of memory')
+    fail(engine, parameters, 3)
+    assert engine.reconstructor.backend.provider == 'CPUExecutionProvider'
+    assert 'flight on CPUExecutionProvider instead of student on GPU' in engine.fallback
+    assert '3 failures, the last: out of memory' in engine.fallback
+    assert engine.fallback in [r.getMessage() for r in caplog.records if r.levelname == 'ERROR']
+    assert np.isfinite(engine.reconstruct(PAIR, parameters).depth).any()
+    assert engine.fall_back(parameters, 'it is stuck')
+    assert engine.reconstructor.backend.name == 'sgbm'
+    assert not engine.fall_back(parameters, 'it is stuck')
+    matcher.error = None
+    engine.replace(parameters)
+    assert (engine.reconstructor.backend, engine.fallback) == (matcher, '')
+
+
+def test_bad_pairs_are_no_failures_of_the_matcher(matcher):
+    engine, parameters = engine_for(fallback_after=1)
+    matcher.error = InputError('too small')
+    with pytest.raises(InputError):
+        engine.reconstruct(PAIR, parameters)
+    assert engine.reconstructor.backend is matcher
+    engine, parameters = engine_for(backend='sgbm', fallback_after=0)
+    assert engine.fallback == ''
+
+
+def test_slow_matcher_gets_less_to_do_and_more_again(matcher, monkeypatch):
+    """The processor slows down to a fifth and recovers."""
+    monkeypatch.setattr(load_control, 'NETWORK_WIDTHS', (32, 64, 96))
+    engine, parameters = engine_for(target_ms=200.0)
+    engine.reconstruct(PAIR, parameters)
+    assert engine.reconstructor.network_width_px == 96
+    matcher.ms_per_pixel = 0.06  # 369 ms at 96 px, 184 ms at 64 px, 61 ms at 32 px
+    for _ in range(3 * load_control.SLOW_PAIRS):
+        engine.reconstruct(PAIR, parameters)
+    assert engine.load.reduced
+    assert engine.reconstructor.network_width_px in (32, 64)
+    assert matcher.max_width_px == 96
+    matcher.ms_per_pixel = 0.0
+    for _ in range(3 * load_control.QUICK_PAIRS):
+        engine.reconstruct(PAIR, parameters)
+    assert engine.reconstructor.network_width_px == 96
+    assert not engine.load.reduced

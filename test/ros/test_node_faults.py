@@ -1,0 +1,185 @@
+"""The node outlives what is wrong with its matcher, its messages and its requests."""
+
+import os
+from pathlib import Path
+import signal
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+pytestmark = pytest.mark.ros
+
+from std_srvs.srv import Trigger  # noqa: E402
+
+NODE = 'reconstruction_node'
+OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
+ROOT = Path(__file__).resolve().parents[2]
+# Read by every Python that has its folder on the path: the backend 'openvino' does what a file
+# says, for each pair anew.
+FAULTY_BACKEND = """
+import os, time
+from lunar_stereo_recon import backends
+
+class Faulty:
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def predict(self, left, right):
+        with open(os.environ['FAULT']) as file:
+            fault = file.read()
+        if fault == 'fail':
+            raise ZeroDivisionError('a bug')
+        while fault == 'hang':
+            time.sleep(0.1)
+            with open(os.environ['FAULT']) as file:
+                fault = file.read()
+        return self._inner.predict(left, right)
+
+backends.BACKENDS['openvino'] = lambda *arguments: Faulty(
+    backends.BACKENDS['sgbm'](*arguments)
+)
+"""
+
+
+@pytest.fixture
+def fault(processes, tmp_path):
+    """Return the file that says what the backend 'openvino' does."""
+    (tmp_path / 'sitecustomize.py').write_text(FAULTY_BACKEND)
+    path = tmp_path / 'fault'
+    path.write_text('')
+    processes.environment = {
+        'PYTHONPATH': os.pathsep.join(
+            [str(tmp_path), str(ROOT), os.environ.get('PYTHONPATH', '')]
+        ),
+        'FAULT': str(path),
+    }
+    return path
+
+
+@pytest.fixture
+def node(processes, cameras, fault):
+    """Return the process of a node with the faulty backend that has served a pair."""
+    cameras.advertise()
+    cameras.listen('points2', 'frame_status')
+    cameras.listen_diagnostics()
+    process = processes.start(NODE, backend='openvino', threads=1, watchdog=1.0)
+    cameras.wait_until_heard()
+    assert cameras.answer(cameras.publish()).message == 'published'
+    return process
+
+
+def status_of(cameras, task, level):
+    """Wait for a task's status of a level and return its text."""
+    cameras.received['diagnostics'].clear()
+    found = cameras.spin_until(
+        lambda: [
+            s
+            for s in cameras.received['diagnostics']
+            if s.name == f'{NODE}: {task}' and s.level == level
+        ]
+    )
+    return found[0].message
+
+
+def test_failures_are_answered_and_another_matcher_takes_over(node, processes, cameras, fault):
+    fault.write_text('fail')
+    for _ in range(3):
+        status = cameras.answer(cameras.publish())
+        assert (status.level, status.message) == (ERROR, 'failed: ZeroDivisionError: a bug')
+    assert cameras.answer(cameras.publish()).message == 'published'
+    text = status_of(cameras, 'model', ERROR)
+    assert 'flight on CPUExecutionProvider instead of sgbm' in text
+    assert '3 failures, the last: a bug' in text
+    assert processes.log(NODE).count('Traceback') == 1
+    # It is tried before it is taken back.
+    answer = cameras.call(Trigger, 'set_model')
+    assert not answer.success
+    assert 'openvino fails on a trial pair of 96x64: ZeroDivisionError: a bug' in answer.message
+    assert cameras.answer(cameras.publish()).message == 'published'
+    fault.write_text('')
+    assert cameras.call(Trigger, 'set_model').success
+    status_of(cameras, 'model', OK)
+    assert cameras.answer(cameras.publish()).message == 'published'
+
+
+def test_matcher_that_is_stuck_is_left(node, processes, cameras, fault):
+    fault.write_text('hang')
+    status = cameras.answer(cameras.publish())
+    assert status.level == ERROR
+    assert status.message.startswith('stuck: the matcher has not returned for ')
+    assert cameras.answer(cameras.publish()).message == 'published'
+    assert 'flight on CPUExecutionProvider instead of sgbm' in status_of(cameras, 'model', ERROR)
+    answered = len(cameras.received['frame_status'])
+    fault.write_text('')
+    cameras.spin_for(0.5)  # The thread that was left ends, and says nothing.
+    assert len(cameras.received['frame_status']) == answered
+    fault.write_text('hang')
+    node.send_signal(signal.SIGINT)
+    assert node.wait(60) == 0
+
+
+def test_node_whose_last_resort_is_stuck_ends(processes, cameras, fault):
+    # The last resort itself hangs.
+    (fault.parent / 'sitecustomize.py').write_text(
+        FAULTY_BACKEND + "\nbackends.BACKENDS['bm'] = backends.BACKENDS['openvino']\n"
+    )
+    cameras.advertise()
+    cameras.listen('points2', 'frame_status')
+    process = processes.start(NODE, backend='bm', threads=1, watchdog=1.0)
+    cameras.wait_until_heard()
+    fault.write_text('hang')
+    cameras.publish()
+    cameras.spin_until(lambda: process.poll() is not None)
+    assert process.returncode == 1
+    assert 'nothing simpler than sgbm' in processes.log(NODE)
+
+
+def test_model_that_loads_and_cannot_run_is_refused(node, cameras, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    from onnx import helper, TensorProto
+
+    shape = ['batch', 1, 'height', 'width']
+    tensor = helper.make_tensor_value_info
+    images = [tensor(name, TensorProto.FLOAT, shape) for name in ('left', 'right')]
+    results = [
+        tensor(name, TensorProto.FLOAT, ['b', 'h', 'w']) for name in ('disparity', 'confidence')
+    ]
+    size = onnx.numpy_helper.from_array(np.array([1, 7, 7]), 'size')
+    nodes = [
+        helper.make_node('Reshape', [source, 'size'], [name])
+        for source, name in (('left', 'disparity'), ('right', 'confidence'))
+    ]
+    graph = helper.make_graph(nodes, 'bad', images, results, [size])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=9)
+    entries = {'format_version': '1', 'max_disparity_px': '8', 'name': 'bad'}
+    helper.set_model_props(model, entries)
+    path = tmp_path / 'bad.onnx'
+    onnx.save(model, path)
+    cameras.set_parameters(backend='onnx', model=str(path))
+    answer = cameras.call(Trigger, 'set_model')
+    assert not answer.success
+    assert 'bad fails when run' in answer.message
+    assert cameras.answer(cameras.publish()).message == 'published'
+
+
+def test_messages_out_of_the_ordinary_do_not_end_the_node(node, processes, cameras):
+    def huge(side, info):
+        if side == 'right':
+            info.p[2] = 1e30
+
+    def tiny(side, info):
+        info.width = info.height = 1
+
+    dot = {side: np.zeros((1, 1), np.uint8) for side in ('left', 'right')}
+    for changes in ({'change_info': huge}, {'change_info': tiny, **dot}):
+        status = cameras.answer(cameras.publish(**changes))
+        assert status.level in (OK, ERROR), status.message
+    cameras.publish(2**31 * 10**9 - 1)  # the last stamp there is
+    cameras.spin_for(0.2)
+    cameras.received['frame_status'].clear()
+    assert cameras.answer(cameras.publish()).message == 'published'
+    assert node.poll() is None
