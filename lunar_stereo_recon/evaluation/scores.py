@@ -546,7 +546,12 @@ def reliability(
 
 def calibration_error_of(sums: NDArray[np.float64]) -> float:
     """Return the expected calibration error of `reliability`'s sums, whose bins may be divided."""
-    bins = sums.reshape(3, CONFIDENCE_BINS, -1).sum(axis=2)
+    return float(calibration_errors_of(sums[None])[0])
+
+
+def calibration_errors_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (N,) expected calibration errors of (N, 3, bins) sums."""
+    bins = sums.reshape(len(sums), 3, CONFIDENCE_BINS, -1).sum(axis=3)
     return _gap(bins)
 
 
@@ -561,21 +566,21 @@ def calibration_figures(sums: NDArray[np.float64]) -> dict[str, float]:
     return {
         'ece': calibration_error_of(sums),
         'ece_low': calibration_error_of(sums * share),
-        'ece_mass': _gap(
-            np.diff(_up_to(sums, np.arange(1, CONFIDENCE_BINS + 1) / CONFIDENCE_BINS), axis=1)
-        ),
+        'ece_mass': float(_gap(_equal_mass(sums))),
     }
 
 
-def _up_to(sums: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (3, 1 + N): the sums over these shares of the pixels, least confident first."""
+def _equal_mass(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (3, CONFIDENCE_BINS) sums over equal numbers of pixels, least confident first."""
     total = np.concatenate([np.zeros((3, 1)), np.cumsum(sums, axis=1)], axis=1)
-    targets = np.concatenate([[0.0], shares]) * total[0, -1]
-    return np.stack([np.interp(targets, total[0], row) for row in total])
+    ends = np.linspace(0, total[0, -1], CONFIDENCE_BINS + 1)
+    return np.diff([np.interp(ends, total[0], row) for row in total], axis=1)
 
 
-def _gap(bins: NDArray[np.float64]) -> float:
-    return float(np.abs(bins[1] - bins[2]).sum() / max(bins[0].sum(), 1))
+def _gap(bins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean gap, weighted by pixels, of sums (..., 3, bins)."""
+    gaps = np.abs(bins[..., 1, :] - bins[..., 2, :]).sum(axis=-1)
+    return gaps / np.maximum(bins[..., 0, :].sum(axis=-1), 1)
 
 
 def _unpacked(mask: NDArray[Any], height: int, width: int) -> NDArray[np.bool_]:
