@@ -58,7 +58,8 @@ class BenchmarkPair:
             raise InputError(f'pair {self.id} has no ground truth')
         calibration = self.source.calibration
         factor = calibration.fx * calibration.baseline_m
-        return pair, load_ground_truth(self.source.ground_truth, *pair.left.shape, factor)
+        height, width = pair.left.shape
+        return pair, load_ground_truth(self.source.ground_truth, height, width, factor)
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _sets_of_manifest(manifest: Path, name: str) -> list[BenchmarkSet]:
     if len(unscored) == len(entries):
         raise InputError(f'no pair of {manifest} has ground truth ("gt")')
     named = any(entry.says_reference for entry in entries)
-    sets = []
+    sets: list[BenchmarkSet] = []
     for reference in REFERENCES:
         members = [e for e in entries if e.ground_truth is not None and e.reference == reference]
         if members:
@@ -193,6 +194,11 @@ def _sets_of_manifest(manifest: Path, name: str) -> list[BenchmarkSet]:
             left_out = () if sets else unscored
             sets.append(BenchmarkSet(title, pairs, reference, named, left_out))
     return sets
+
+
+def pairs_at(path: Path) -> list[BenchmarkPair]:
+    """Return the pairs of all sets of `sets_at`."""
+    return [pair for each in sets_at(path) for pair in each.pairs]
 
 
 def first_of_each(pairs: Sequence[BenchmarkPair], count: int) -> list[BenchmarkPair]:

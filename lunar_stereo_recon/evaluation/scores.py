@@ -262,7 +262,7 @@ def score_pair(
 
 
 def _certainty_terms(
-    error: NDArray, confidence: NDArray | None, flying: NDArray[np.bool_]
+    error: NDArray[Any], confidence: NDArray[Any] | None, flying: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Return (4, N): sure, sure yet wrong, shown, shown yet flying."""
     sure = np.zeros(error.shape, bool) if confidence is None else confidence >= SURE
@@ -340,7 +340,9 @@ def _patches(image: NDArray[Any]) -> NDArray[np.float64]:
     return blocks.reshape(down * across, PATCH_PX**2).astype(np.float64)
 
 
-def summarise(scores: Sequence[PairScore], mean_of_pairs: bool = False) -> dict[str, dict]:
+def summarise(
+    scores: Sequence[PairScore], mean_of_pairs: bool = False
+) -> dict[str, dict[str, Any]]:
     """Return the figures of each tag and 'overall'.
 
     A dict for each subset, and `ause` (mean over pairs), `ece`, `ece_low`, `ece_mass` (see
@@ -358,10 +360,10 @@ def summarise(scores: Sequence[PairScore], mean_of_pairs: bool = False) -> dict[
     return {name: _figures(members, mean_of_pairs) for name, members in groups.items()}
 
 
-def _figures(scores: list[PairScore], mean_of_pairs: bool) -> dict:
+def _figures(scores: list[PairScore], mean_of_pairs: bool) -> dict[str, Any]:
     groups = [[score] for score in scores] if mean_of_pairs else [scores]
     pooled = [pooled_figures(group) for group in groups]
-    figures: dict = {
+    figures: dict[str, Any] = {
         name: _mean_figures([each[name] for each in pooled])
         for name, value in pooled[0].items()
         if isinstance(value, dict)
@@ -375,7 +377,7 @@ def _figures(scores: list[PairScore], mean_of_pairs: bool) -> dict:
     return figures
 
 
-def _mean_figures(figures: Sequence[Mapping]) -> dict:
+def _mean_figures(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the mean of each figure over pairs that have pixels, and their pixels."""
     known = [each for each in figures if each['pixels']] or list(figures[:1])
     means = {key: _mean([each[key] for each in known]) for key in known[0]}

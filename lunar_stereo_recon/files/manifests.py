@@ -114,7 +114,7 @@ def _entry(pair: Any, index: int, path: Path) -> ManifestEntry:
     )
 
 
-def _reference(pair: Mapping, name: str, path: Path) -> str:
+def _reference(pair: Mapping[str, Any], name: str, path: Path) -> str:
     if not pair.get('gt'):
         return 'none'
     reference = pair.get('reference', 'ground truth')
