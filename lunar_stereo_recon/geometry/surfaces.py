@@ -5,8 +5,8 @@ Disparities are (H, W), pixels, NaN where unknown; what is unknown never makes a
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
@@ -20,7 +20,7 @@ FLYING_SHARE = 0.03
 
 def depth_edges(disparity: NDArray[np.floating]) -> Mask:
     """Return the pixels within 3 px of a jump of more than 1.5 px between two neighbours."""
-    jump = np.zeros(disparity.shape, np.uint8)
+    jump = np.zeros(disparity.shape, bool)
     down = np.abs(np.diff(disparity, axis=0)) > JUMP_PX
     across = np.abs(np.diff(disparity, axis=1)) > JUMP_PX
     jump[:-1] |= down
@@ -28,7 +28,13 @@ def depth_edges(disparity: NDArray[np.floating]) -> Mask:
     jump[:, :-1] |= across
     jump[:, 1:] |= across
     # The two pixels of the jump are within its reach themselves.
-    return cv2.dilate(jump, _disc(EDGE_REACH_PX - 1)) > 0
+    height, width = disparity.shape
+    reach = EDGE_REACH_PX - 1
+    padded = np.pad(jump, reach)
+    edges = np.zeros_like(jump)
+    for y, x in _disc(reach):
+        edges |= padded[reach + y : reach + y + height, reach + x : reach + x + width]
+    return edges
 
 
 def thin_surfaces(disparity: NDArray[np.floating]) -> Mask:
@@ -39,14 +45,15 @@ def thin_surfaces(disparity: NDArray[np.floating]) -> Mask:
     thin = np.zeros(disparity.shape, bool)
     known = np.isfinite(disparity)
     # Beyond the known, and beyond the image, the surface is taken to go on.
-    reach = THIN_WIDTH_PX + 1
-    filled = np.pad(np.where(known, disparity, np.inf), reach, constant_values=np.inf)
-    filled = filled.astype(np.float32)
-    inner = slice(reach, -reach), slice(reach, -reach)
-    for size in ((reach, 1), (1, reach)):
-        line = cv2.getStructuringElement(cv2.MORPH_RECT, size)
-        opened = cv2.morphologyEx(filled, cv2.MORPH_OPEN, line)
-        thin |= known & (filled > opened + np.float32(JUMP_PX))[inner]
+    filled = np.where(known, disparity, np.inf).astype(np.float32)
+    for axis in (0, 1):
+        # An opening along the axis: least, then greatest, of the pixels that a line covers.
+        pad = [(0, 0), (0, 0)]
+        pad[axis] = (THIN_WIDTH_PX, THIN_WIDTH_PX)
+        lines = np.pad(filled, pad, constant_values=np.inf)
+        for extreme in (np.min, np.max):
+            lines = extreme(sliding_window_view(lines, THIN_WIDTH_PX + 1, axis), axis=-1)
+        thin |= known & (filled > lines + np.float32(JUMP_PX))
     return thin
 
 
@@ -66,9 +73,7 @@ def flying_points(
     height, width = disparity.shape
     flying = np.zeros(disparity.shape, bool)
     # From the pixel itself outwards: few are left after the first look.
-    reach = range(-FLYING_REACH_PX, FLYING_REACH_PX + 1)
-    offsets = [(y, x) for y in reach for x in reach if x * x + y * y <= FLYING_REACH_PX**2]
-    for down, across in sorted(offsets, key=lambda offset: offset[0] ** 2 + offset[1] ** 2):
+    for down, across in _disc(FLYING_REACH_PX):
         y, x = rows + down, columns + across
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         true = true_disparity[y.clip(0, height - 1), x.clip(0, width - 1)]
@@ -81,6 +86,8 @@ def flying_points(
     return flying
 
 
-def _disc(radius: int) -> NDArray[np.uint8]:
-    axis = np.arange(-radius, radius + 1)
-    return (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius**2).astype(np.uint8)
+def _disc(radius: int) -> list[tuple[int, int]]:
+    """Return the offsets (down, across) within a radius, the nearest first."""
+    axis = range(-radius, radius + 1)
+    offsets = [(y, x) for y in axis for x in axis if x * x + y * y <= radius**2]
+    return sorted(offsets, key=lambda offset: offset[0] ** 2 + offset[1] ** 2)
