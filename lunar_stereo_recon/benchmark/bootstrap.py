@@ -37,7 +37,7 @@ def intervals(scores: Sequence[PairScore], draws: int = DRAWS) -> dict[str, Any]
         total = known.sum(axis=1)
         mean = known @ np.nan_to_num(ause) / np.maximum(total, 1)
         found['ause'] = _interval(mean[total > 0])
-    bins = [score.reliability for score in scores if score.reliability is not None]
+    bins = [score.reliability['all'] for score in scores if score.reliability is not None]
     if len(bins) == len(scores):
         pooled = np.tensordot(weights, np.stack(bins), axes=1)
         found['ece'] = _interval(np.array([calibration_error_of(sums) for sums in pooled]))

@@ -16,7 +16,7 @@ import numpy as np
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.scores import GroundTruth, load_ground_truth
-from lunar_stereo_recon.files.manifests import load_manifest, ManifestEntry
+from lunar_stereo_recon.files.manifests import load_manifest, ManifestEntry, REFERENCES
 from lunar_stereo_recon.preprocess import grey_from_array
 
 DEFINITION = Path(__file__).resolve().parent.parent / 'data' / 'benchmark.json'
@@ -56,7 +56,30 @@ class BenchmarkPair:
         pair = self.source.load_pair()
         if self.source.ground_truth is None:
             raise InputError(f'pair {self.id} has no ground truth')
-        return pair, load_ground_truth(self.source.ground_truth, *pair.left.shape)
+        calibration = self.source.calibration
+        factor = calibration.fx * calibration.baseline_m
+        height, width = pair.left.shape
+        return pair, load_ground_truth(self.source.ground_truth, height, width, factor)
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """Pairs that are judged together.
+
+    Attributes:
+        name: For the tables.
+        pairs: With a reference each.
+        reference: What that is, see `ManifestEntry`.
+        mean_of_pairs: Figures are means over pairs; otherwise pixels are pooled. For pairs of
+            unlike kinds and sizes, of which the largest would else decide.
+        unscored: Pairs without any reference.
+    """
+
+    name: str
+    pairs: Sequence[BenchmarkPair]
+    reference: str = 'ground truth'
+    mean_of_pairs: bool = False
+    unscored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,22 +158,47 @@ def render_missing(
     )
 
 
-def pairs_at(path: Path) -> list[BenchmarkPair]:
-    """Return the pairs of a manifest, of a folder with `manifest.json`, or of one with .npz files.
+def sets_at(path: Path) -> list[BenchmarkSet]:
+    """Return the sets of a manifest, of a folder with `manifest.json`, or of one with .npz files.
+
+    A manifest is one set, unless it says what kind of reference its pairs have: then there is a
+    set for each kind.
 
     Raises:
-        InputError: There are none with ground truth.
+        InputError: There are no pairs with ground truth.
     """
     manifest = path / 'manifest.json' if path.is_dir() else path
+    name = manifest.parent.resolve().name if manifest.is_file() else path.resolve().name
     if manifest.is_file():
-        entries = [entry for entry in load_manifest(manifest) if entry.ground_truth is not None]
-        if not entries:
-            raise InputError(f'no pair of {manifest} has ground truth ("gt")')
-        return [BenchmarkPair(entry.id, entry.tag or 'untagged', entry) for entry in entries]
+        return _sets_of_manifest(manifest, name)
     files = sorted(path.glob('*.npz')) if path.is_dir() else []
     if not files:
         raise InputError(f'{path} is no manifest and holds neither manifest.json nor .npz pairs')
-    return [BenchmarkPair(file.stem, _stratum_of(file), file) for file in files]
+    return [
+        BenchmarkSet(name, [BenchmarkPair(file.stem, _stratum_of(file), file) for file in files])
+    ]
+
+
+def _sets_of_manifest(manifest: Path, name: str) -> list[BenchmarkSet]:
+    entries = load_manifest(manifest)
+    unscored = tuple(entry.id for entry in entries if entry.ground_truth is None)
+    if len(unscored) == len(entries):
+        raise InputError(f'no pair of {manifest} has ground truth ("gt")')
+    named = any(entry.says_reference for entry in entries)
+    sets: list[BenchmarkSet] = []
+    for reference in REFERENCES:
+        members = [e for e in entries if e.ground_truth is not None and e.reference == reference]
+        if members:
+            pairs = [BenchmarkPair(e.id, e.tag or 'untagged', e) for e in members]
+            title = f'{name}, {reference}' if named else name
+            left_out = () if sets else unscored
+            sets.append(BenchmarkSet(title, pairs, reference, named, left_out))
+    return sets
+
+
+def pairs_at(path: Path) -> list[BenchmarkPair]:
+    """Return the pairs of all sets of `sets_at`."""
+    return [pair for each in sets_at(path) for pair in each.pairs]
 
 
 def first_of_each(pairs: Sequence[BenchmarkPair], count: int) -> list[BenchmarkPair]:

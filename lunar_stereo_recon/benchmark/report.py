@@ -14,7 +14,12 @@ from lunar_stereo_recon.benchmark.methods import Estimator, FILL, filled, Method
 from lunar_stereo_recon.benchmark.pairs import BenchmarkPair
 from lunar_stereo_recon.benchmark.plots import draw_plot, Series
 from lunar_stereo_recon.benchmark.speed import Roofline, Throughput
-from lunar_stereo_recon.evaluation.scores import PairScore, subset_figures, summarise
+from lunar_stereo_recon.evaluation.scores import (
+    CONFIDENCE_BINS,
+    PairScore,
+    subset_figures,
+    summarise,
+)
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity
 from lunar_stereo_recon.visualize import contact_sheet, RgbImage, SheetRow
 
@@ -218,8 +223,9 @@ def _with_intervals(scores: Sequence[PairScore]) -> dict[str, dict[str, Any]]:
 
 
 def _reliability_series(method: str, scores: Sequence[PairScore]) -> Series:
-    bins = [score.reliability for score in scores if score.reliability is not None]
-    pixels, confidence, correct = np.sum(bins, axis=0)
+    bins = [score.reliability['all'] for score in scores if score.reliability is not None]
+    fine = np.sum(bins, axis=0)
+    pixels, confidence, correct = fine.reshape(3, CONFIDENCE_BINS, -1).sum(axis=2)
     seen = pixels > 0
     return Series(
         method,

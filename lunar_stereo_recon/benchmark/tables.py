@@ -41,6 +41,17 @@ INTERVAL_COLUMNS = (
     (None, 'ause', 'AUSE', 1, 3),
     (None, 'ece', 'ECE', 1, 4),
 )
+# Missing counts as wrong.
+COMPACT_COLUMNS = (
+    ('epe_px', 'EPE px', 1, 3),
+    ('bad05_all', 'bad-0.5 %', 100, 2),
+    ('bad1_all', 'bad-1 %', 100, 2),
+    ('bad2_all', 'bad-2 %', 100, 2),
+    ('ece', 'ECE', 1, 4),
+    ('sure_wrong', 'sure yet wrong %', 100, 2),
+    ('flying', 'flying %', 100, 2),
+)
+COMPACT_SUBSETS = ('all', 'lit', 'shadow', 'occluded', 'rocks', 'lit rocks', 'edges', 'thin')
 DIFFERENCE_COLUMNS = (
     ('epe_px', 'EPE px', 1, 3),
     ('bad05_all', 'bad-0.5 %', 100, 2),
@@ -63,6 +74,20 @@ def subset_table(results: Results, group: str, subset: str) -> str:
             cells += [_number(figures[key], *form) for key, _, *form in GROUP_COLUMNS]
         rows.append([method, *cells])
     return _table(['method', *(header for _, header, *_ in columns)], rows)
+
+
+def compact_table(results_by_set: Sequence[tuple[str, Results]]) -> str:
+    """Return a line for each set, subset with pixels and method."""
+    rows = []
+    for name, results in results_by_set:
+        for subset in COMPACT_SUBSETS:
+            for method, summary in results.items():
+                figures = summary['overall'][subset]
+                if figures['pixels']:
+                    cells = [_number(figures[key], *form) for key, _, *form in COMPACT_COLUMNS]
+                    rows.append([name, subset, method, *cells])
+    headers = [header for _, header, *_ in COMPACT_COLUMNS]
+    return _table(['set', 'subset', 'method', *headers], rows)
 
 
 def interval_table(results: Results, group: str) -> str:

@@ -25,7 +25,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         'on the first run (extra [sim]) and kept.',
     )
     parser.add_argument(
-        '--data', type=Path, help='manifest, or folder of pairs (manifest.json or .npz files)'
+        '--data',
+        type=Path,
+        action='append',
+        help='manifest, or folder of pairs (manifest.json or .npz files); several with --json',
+    )
+    parser.add_argument(
+        '--json',
+        type=Path,
+        metavar='FILE',
+        help='only one compact table of all sets and their subsets; its figures go to this file',
     )
     parser.add_argument('--pairs', type=int, help='only so many pairs of each stratum')
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
@@ -63,16 +72,21 @@ def run(args: argparse.Namespace) -> int:
     from lunar_stereo_recon.backends import STUDENT_BACKENDS
     from lunar_stereo_recon.benchmark.methods import load_estimator, METHODS, runs_of
     from lunar_stereo_recon.benchmark.report import BenchmarkRun
+    from lunar_stereo_recon.errors import InputError
 
     _chosen('backend', [args.backend], STUDENT_BACKENDS)
     methods = _chosen('method', args.method or list(METHODS), METHODS)
     variants = _variants(args.degrade)
     _check_positive(args)
+    if args.json is None and args.data and len(args.data) > 1:
+        raise InputError(f'{len(args.data)} times --data; the full report takes one, --json more')
     cv2.setNumThreads(args.threads)
     estimators = {
         name: load_estimator(name, args.model, args.threads, args.backend)
         for name in runs_of(methods)
     }
+    if args.json is not None:
+        return _compact(args, methods, estimators)
     pairs = _pairs(args)
     result = BenchmarkRun(
         _setting(args, pairs, estimators), pairs, _scores(pairs, methods, estimators, variants)
@@ -88,6 +102,47 @@ def run(args: argparse.Namespace) -> int:
     (args.out / 'bench.md').write_text(report, encoding='utf-8')
     _write_pictures(args.out, result, methods[-1], estimators)
     print(f'Written to {args.out}: bench.md, bench.json, contact sheets and plots.')
+    return 0
+
+
+def _compact(
+    args: argparse.Namespace, methods: Sequence[str], estimators: dict[str, Estimator]
+) -> int:
+    """Print one table of all sets; write the figures, of the undisturbed pairs alone."""
+    from dataclasses import replace
+    import json
+
+    from lunar_stereo_recon.benchmark.pairs import BenchmarkSet, first_of_each, sets_at
+    from lunar_stereo_recon.benchmark.report import UNDISTURBED
+    from lunar_stereo_recon.benchmark.tables import compact_table
+    from lunar_stereo_recon.evaluation.scores import summarise
+
+    if args.data:
+        sets = [each for path in args.data for each in sets_at(path)]
+        if args.pairs:
+            sets = [replace(s, pairs=first_of_each(s.pairs, args.pairs)) for s in sets]
+    else:
+        sets = [BenchmarkSet('rendered', _pairs(args))]
+    found: list[dict[str, Any]] = []
+    for each in sets:
+        scores = _scores(each.pairs, methods, estimators, [])[UNDISTURBED]
+        found.append(
+            {
+                'name': each.name,
+                'reference': each.reference,
+                'mean_of_pairs': each.mean_of_pairs,
+                'pairs': [pair.id for pair in each.pairs],
+                'unscored': each.unscored,
+                'results': {
+                    method: summarise(of_method.pairs, each.mean_of_pairs)
+                    for method, of_method in scores.items()
+                },
+            }
+        )
+    print(compact_table([(each['name'], each['results']) for each in found]))
+    document = {'setting': _setting(args, sets[0].pairs, estimators), 'sets': found}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(document, indent=1), encoding='utf-8')
     return 0
 
 
@@ -122,8 +177,8 @@ def _pairs(args: argparse.Namespace) -> list[BenchmarkPair]:
 
     from lunar_stereo_recon.benchmark import pairs as sources
 
-    if args.data is not None:
-        pairs = sources.pairs_at(args.data)
+    if args.data:
+        pairs = sources.pairs_at(args.data[0])
         return sources.first_of_each(pairs, args.pairs) if args.pairs else pairs
     definition = sources.load_definition()
     pairs = sources.rendered_pairs(definition, args.cache or sources.default_cache())
@@ -149,7 +204,7 @@ def _setting(
 
     version = load_definition().version
     return {
-        'data': str(args.data) if args.data else f'benchmark definition {version}',
+        'data': str(args.data[0]) if args.data else f'benchmark definition {version}',
         'sizes': sorted({f'{width}x{height}' for width, height in (p.size() for p in pairs)}),
         'machine': describe_machine(),
         'threads': args.threads,

@@ -68,7 +68,8 @@ def _scores(directory: Path, entries: list[Any], filled: bool) -> list[Any]:
     scores = []
     for entry in entries:
         size = (entry.calibration.height, entry.calibration.width)
-        truth = load_ground_truth(entry.ground_truth, *size)
+        factor = entry.calibration.fx * entry.calibration.baseline_m
+        truth = load_ground_truth(entry.ground_truth, *size, factor)
         path = paths[entry.id]
         arrays = {'disparity': np.full(size, np.nan, np.float32)}
         if path.is_file():

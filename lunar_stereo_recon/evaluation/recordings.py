@@ -220,9 +220,7 @@ def ground_truth_of(frame: BagFrame, calibration: StereoCalibration) -> GroundTr
     if depth is None:
         return None
     valid = np.isfinite(depth) & (depth <= MAX_TRUE_DEPTH_M)
-    none = np.zeros(depth.shape, np.uint8)
-    disparity = disparity_from_depth(depth, calibration)
-    return GroundTruth(disparity, depth, valid, none.astype(bool), none)
+    return GroundTruth(disparity_from_depth(depth, calibration), depth, valid)
 
 
 def _matched_frames(

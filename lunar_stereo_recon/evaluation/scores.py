@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 import zipfile
@@ -20,16 +21,25 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.surfaces import depth_edges, flying_points, thin_surfaces
 
 SUBSETS = ('all', 'noc', 'lit', 'shadow')
 RANGES_M = {'2-5 m': (2, 5), '5-10 m': (5, 10), '10-20 m': (10, 20), '20-40 m': (20, 40)}
-DETAILED_SUBSETS = (*SUBSETS, 'occluded', *RANGES_M)
+ROCK_SUBSETS = ('rocks', 'lit rocks', 'rocks seen by both')
+DETAILED_SUBSETS = (*SUBSETS, 'occluded', *ROCK_SUBSETS, 'edges', 'thin', *RANGES_M)
 LIMITS_PX = (0.5, 1.0, 2.0)
+NUMBER_OF_SUMS = 12
+CALIBRATION_FIGURES = ('ece', 'ece_low', 'ece_mass')
+GROUP_FIGURES = ('ause', *CALIBRATION_FIGURES, 'slope_deg')
 DEPTH_CAP_M = 80.0
 MIN_DISPARITY_PX = 0.01
 DELTA_RATIO = 1.05
 CURVE_POINTS = 101
 CONFIDENCE_BINS = 15
+# Cells of a bin in the sums of all pixels; of them bins of equal mass are made.
+CELLS_PER_BIN = 16
+SURE = 0.9
+SHOWN = 0.5
 # Slopes are compared on square patches of ground within the range that a rover drives through,
 # where the true patch is nearly plane.
 PATCH_PX = 32
@@ -46,29 +56,44 @@ class GroundTruth:
         disparity: Pixels, NaN where not valid.
         depth: Metres, NaN where not valid.
         valid: Pixels that count.
-        shadow: Not directly lit by the sun.
-        occlusion: 0 seen in the right image, 1 hidden, 2 outside its frame.
+        shadow: Not directly lit by the sun; None where that is unknown.
+        occlusion: 0 seen in the right image, 1 hidden, 2 outside its frame; None where unknown.
+        rock: On a rock; None where that is unknown.
     """
 
     disparity: NDArray[np.floating]
     depth: NDArray[np.floating]
     valid: NDArray[np.bool_]
-    shadow: NDArray[np.bool_]
-    occlusion: NDArray[np.integer]
+    shadow: NDArray[np.bool_] | None = None
+    occlusion: NDArray[np.integer] | None = None
+    rock: NDArray[np.bool_] | None = None
 
     def subset(self, name: str) -> NDArray[np.bool_]:
-        """Return the pixels of one of `DETAILED_SUBSETS`."""
+        """Return the pixels of one of `DETAILED_SUBSETS`; none of what is not known."""
         if name in RANGES_M:
             near, far = RANGES_M[name]
             return self.valid & (self.depth >= near) & (self.depth < far)
-        masks = {
+        return self.valid & self._masks[name]
+
+    @cached_property
+    def _masks(self) -> dict[str, NDArray[np.bool_]]:
+        none = np.zeros(self.valid.shape, bool)
+        lit = none if self.shadow is None else ~self.shadow
+        seen = none if self.occlusion is None else self.occlusion == 0
+        rock = none if self.rock is None else self.rock
+        known = np.where(self.valid, self.disparity, np.nan)
+        return {
             'all': self.valid,
-            'noc': self.occlusion == 0,
-            'lit': ~self.shadow,
-            'shadow': self.shadow,
-            'occluded': self.occlusion != 0,
+            'noc': seen,
+            'lit': lit,
+            'shadow': none if self.shadow is None else self.shadow,
+            'occluded': none if self.occlusion is None else self.occlusion != 0,
+            'rocks': rock,
+            'lit rocks': rock & lit,
+            'rocks seen by both': rock & seen,
+            'edges': depth_edges(known),
+            'thin': thin_surfaces(known),
         }
-        return self.valid & masks[name]
 
 
 @dataclass(frozen=True)
@@ -78,18 +103,21 @@ class PairScore:
     Attributes:
         tag: Group of the pair.
         sums: For each subset: pixels, estimated, sum of errors, counts of errors above 0.5, 1
-            and 2 px, sum of relative depth errors, count of depth ratios below 1.05.
+            and 2 px, sum of relative depth errors, count of depth ratios below 1.05; pixels with
+            confidence >= 0.9 and those of them with an error above 2 px; points with confidence
+            >= 0.5 (every one without confidence) and those of them that fly.
         slope: Patches compared, sum of their slope errors in degrees; None without calibration.
         ause: Area under the sparsification error, 0 oracle to 1 random; None without confidence.
-        reliability: (3, bins) sums over the estimated pixels in each bin of confidence: pixels,
-            confidence, correct within 1 px; None without confidence.
+        reliability: For each subset (3, bins) sums over the estimated pixels in each bin of
+            confidence: pixels, confidence, correct within 1 px. Of 'all' each bin is divided into
+            `CELLS_PER_BIN`. None without confidence.
         milliseconds: Time of the pair; None where unknown.
     """
 
     tag: str
     sums: dict[str, NDArray[np.float64]]
     ause: float | None = None
-    reliability: NDArray[np.float64] | None = None
+    reliability: dict[str, NDArray[np.float64]] | None = None
     milliseconds: float | None = None
     slope: NDArray[np.float64] | None = None
 
@@ -116,31 +144,52 @@ def load_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:
         raise InputError(f'{what} {path} has arrays that cannot be read: {error}') from error
 
 
-def load_ground_truth(path: Path, height: int, width: int) -> GroundTruth:
+def load_ground_truth(
+    path: Path, height: int, width: int, focal_times_baseline: float
+) -> GroundTruth:
     """Return the ground truth of a manifest's pair.
 
-    The file holds `disparity`, `depth`, `occlusion` and the bit-packed masks `valid`, `shadow`.
+    The file holds `disparity` and, where they are known, `depth`, `occlusion` and the masks
+    `valid`, `shadow`, `rock`, bit-packed or not. Without `valid`, positive disparities count.
+
+    Args:
+        path: The file.
+        height, width: Of the left image.
+        focal_times_baseline: fx * baseline, pixel metres; gives the depth where it is not stored.
 
     Raises:
-        InputError: The file is missing, unreadable, lacks an array or is of another size.
+        InputError: The file is missing, unreadable, lacks the disparity or is of another size.
     """
     arrays = load_arrays(path, 'ground truth')
+    if 'disparity' not in arrays:
+        raise InputError(f'cannot read ground truth {path}: it has no array disparity')
+    disparity = arrays['disparity']
+    if disparity.shape != (height, width):
+        raise InputError(f'ground truth {path} has shape {disparity.shape}, not {(height, width)}')
     try:
-        truth = GroundTruth(
-            arrays['disparity'],
-            arrays['depth'],
-            _unpacked(arrays['valid'], height, width),
-            _unpacked(arrays['shadow'], height, width),
-            arrays['occlusion'],
-        )
-    except (KeyError, ValueError) as error:
-        reason = f'it has no array {error}' if isinstance(error, KeyError) else error
-        raise InputError(f'cannot read ground truth {path}: {reason}') from error
-    if truth.disparity.shape != (height, width):
-        raise InputError(
-            f'ground truth {path} has shape {truth.disparity.shape}, not {(height, width)}'
-        )
-    return truth
+        masks = {
+            name: _unpacked(arrays[name], height, width)
+            for name in ('valid', 'shadow', 'rock')
+            if name in arrays
+        }
+    except ValueError as error:
+        raise InputError(f'cannot read ground truth {path}: {error}') from error
+    with np.errstate(invalid='ignore', divide='ignore'):
+        positive = np.isfinite(disparity) & (disparity > 0)
+        depth = arrays.get('depth', np.where(positive, focal_times_baseline / disparity, np.nan))
+    for name, array in (('depth', depth), ('occlusion', arrays.get('occlusion', disparity))):
+        if array.shape != disparity.shape:
+            raise InputError(
+                f'ground truth {path} has {name} of shape {array.shape}, not {disparity.shape}'
+            )
+    return GroundTruth(
+        disparity,
+        depth,
+        masks.get('valid', positive),
+        masks.get('shadow'),
+        arrays.get('occlusion'),
+        masks.get('rock'),
+    )
 
 
 def score_pair(
@@ -184,19 +233,42 @@ def score_pair(
     error = np.abs(disparity[chosen] - truth.disparity[chosen].astype(np.float64))
     chosen_masks = {name: truth.subset(name) for name in subsets}
     chosen_masks |= {name: truth.valid & mask for name, mask in (masks or {}).items()}
-    terms = _terms(error, disparity[chosen], truth.depth[chosen], focal_times_baseline)
+    certainty = None
+    if confidence is not None:
+        certainty = np.nan_to_num(np.asarray(confidence, np.float64)[chosen], nan=0.0)
+    flying = flying_points(disparity, truth.disparity, chosen)[chosen]
+    terms = np.concatenate(
+        [
+            _terms(error, disparity[chosen], truth.depth[chosen], focal_times_baseline),
+            _certainty_terms(error, certainty, flying),
+        ]
+    )
     sums = {
         name: np.concatenate([[mask.sum()], terms @ mask[chosen].astype(np.float64)])
         for name, mask in chosen_masks.items()
     }
     slope = None if calibration is None else slope_errors(disparity, truth, calibration)
     slope_sums = None if slope is None else np.array([slope.size, slope.sum()])
-    if confidence is None:
+    if certainty is None:
         return PairScore(tag, sums, None, None, milliseconds, slope_sums)
-    kept = np.asarray(confidence, np.float64)[chosen]
-    area = ause(error, np.where(np.isfinite(kept), kept, -np.inf))
-    bins = reliability(np.nan_to_num(kept, nan=0.0), error < 1.0)
-    return PairScore(tag, sums, area, bins, milliseconds, slope_sums)
+    cells = {name: CELLS_PER_BIN if name == 'all' else 1 for name in chosen_masks}
+    bins = {
+        name: reliability(
+            certainty[mask[chosen]], error[mask[chosen]] < 1.0, CONFIDENCE_BINS * cells[name]
+        )
+        for name, mask in chosen_masks.items()
+    }
+    return PairScore(tag, sums, ause(error, certainty), bins, milliseconds, slope_sums)
+
+
+def _certainty_terms(
+    error: NDArray[Any], confidence: NDArray[Any] | None, flying: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return (4, N): sure, sure yet wrong, shown, shown yet flying."""
+    sure = np.zeros(error.shape, bool) if confidence is None else confidence >= SURE
+    shown = np.ones(error.shape, bool) if confidence is None else confidence >= SHOWN
+    wrong = error > LIMITS_PX[-1]
+    return np.stack([sure, sure & wrong, shown, shown & flying]).astype(np.float64)
 
 
 def _terms(
@@ -268,46 +340,89 @@ def _patches(image: NDArray[Any]) -> NDArray[np.float64]:
     return blocks.reshape(down * across, PATCH_PX**2).astype(np.float64)
 
 
-def summarise(scores: Sequence[PairScore]) -> dict[str, dict[str, Any]]:
+def summarise(
+    scores: Sequence[PairScore], mean_of_pairs: bool = False
+) -> dict[str, dict[str, Any]]:
     """Return the figures of each tag and 'overall'.
 
-    A dict for each subset, and `ause` (mean over pairs), `ece` (pooled over pixels), `slope_deg`
-    (mean over patches), `ms_median`, `ms_p95`, `pairs`; None where no pair has such a value.
+    A dict for each subset, and `ause` (mean over pairs), `ece`, `ece_low`, `ece_mass` (see
+    `calibration_figures`), `slope_deg` (mean over patches), `ms_median`, `ms_p95`, `pairs`; None
+    where no pair has such a value.
+
+    Args:
+        scores: Of the pairs.
+        mean_of_pairs: Figures of each pair are averaged, every pair counting alike. Otherwise
+            pixels are pooled.
     """
     tags = sorted({score.tag for score in scores if score.tag})
     groups = {'overall': list(scores)}
     groups |= {tag: [score for score in scores if score.tag == tag] for tag in tags}
-    return {name: _figures(members) for name, members in groups.items()}
+    return {name: _figures(members, mean_of_pairs) for name, members in groups.items()}
 
 
-def _figures(scores: list[PairScore]) -> dict[str, Any]:
+def _figures(scores: list[PairScore], mean_of_pairs: bool) -> dict[str, Any]:
+    groups = [[score] for score in scores] if mean_of_pairs else [scores]
+    pooled = [pooled_figures(group) for group in groups]
     figures: dict[str, Any] = {
-        subset: subset_figures(sum((score.sums[subset] for score in scores), np.zeros(8)))
-        for subset in (scores[0].sums if scores else SUBSETS)
+        name: _mean_figures([each[name] for each in pooled])
+        for name, value in pooled[0].items()
+        if isinstance(value, dict)
     }
-    areas = [score.ause for score in scores if score.ause is not None]
+    for name in GROUP_FIGURES:
+        figures[name] = _mean([each[name] for each in pooled])
     times = [score.milliseconds for score in scores if score.milliseconds is not None]
-    slopes = [score.slope for score in scores if score.slope is not None]
-    patches, degrees = np.sum(slopes, axis=0) if slopes else (0, 0.0)
-    figures['ause'] = float(np.mean(areas)) if areas else None
-    bins = [score.reliability for score in scores if score.reliability is not None]
-    figures['ece'] = calibration_error_of(np.sum(bins, axis=0)) if bins else None
-    figures['slope_deg'] = _rounded(degrees / patches) if patches else None
     figures['ms_median'] = float(np.median(times)) if times else None
     figures['ms_p95'] = float(np.percentile(times, 95)) if times else None
     figures['pairs'] = len(scores)
     return figures
 
 
-def subset_figures(sums: NDArray[np.float64]) -> dict[str, float]:
+def _mean_figures(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean of each figure over pairs that have pixels, and their pixels."""
+    known = [each for each in figures if each['pixels']] or list(figures[:1])
+    means = {key: _mean([each[key] for each in known]) for key in known[0]}
+    return means | {'pixels': sum(each['pixels'] for each in figures)}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def pooled_figures(scores: Sequence[PairScore]) -> dict[str, Any]:
+    """Return a dict for each subset and the `GROUP_FIGURES`, pixels pooled."""
+    figures: dict[str, Any] = {}
+    for subset in scores[0].sums if scores else SUBSETS:
+        sums = sum((score.sums[subset] for score in scores), np.zeros(NUMBER_OF_SUMS))
+        bins = pooled_reliability(scores, subset)
+        figures[subset] = {
+            **subset_figures(sums),
+            'ece': None if bins is None else calibration_error_of(bins),
+        }
+    figures['ause'] = _mean([score.ause for score in scores])
+    bins = pooled_reliability(scores, 'all')
+    figures |= dict.fromkeys(CALIBRATION_FIGURES) if bins is None else calibration_figures(bins)
+    slopes = [score.slope for score in scores if score.slope is not None]
+    patches, degrees = np.sum(slopes, axis=0) if slopes else (0, 0.0)
+    figures['slope_deg'] = _rounded(degrees / patches) if patches else None
+    return figures
+
+
+def pooled_reliability(scores: Sequence[PairScore], subset: str) -> NDArray[np.float64] | None:
+    """Return the sums of `PairScore.reliability` over pairs; None without confidence."""
+    bins = [score.reliability[subset] for score in scores if score.reliability is not None]
+    return np.sum(bins, axis=0) if bins else None
+
+
+def subset_figures(sums: NDArray[np.float64]) -> dict[str, Any]:
     """Return the figures of one subset from the sums of a `PairScore`, or of several added."""
     ratios = {key: _rounded(value) for key, value in pooled_ratios(sums).items()}
     return {'pixels': int(sums[0]), **ratios}
 
 
 def pooled_ratios(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Return density, errors and depth scores of the sums (8, ...) of one subset."""
-    pixels, estimated, error, bad05, bad1, bad2, absrel, delta = sums
+    """Return density, errors and depth scores of the sums (12, ...) of one subset."""
+    pixels, estimated, error, bad05, bad1, bad2, absrel, delta, sure, wrong, shown, flying = sums
     every, count = np.maximum(pixels, 1), np.maximum(estimated, 1)
     missing = pixels - estimated
     return {
@@ -321,6 +436,9 @@ def pooled_ratios(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         'bad2_all': (bad2 + missing) / every,
         'absrel': absrel / count,
         'delta105': delta / count,
+        'sure': sure / every,
+        'sure_wrong': wrong / np.maximum(sure, 1),
+        'flying': flying / np.maximum(shown, 1),
     }
 
 
@@ -429,8 +547,42 @@ def reliability(
 
 
 def calibration_error_of(sums: NDArray[np.float64]) -> float:
-    """Return the expected calibration error of `reliability`'s sums."""
-    return float(np.abs(sums[1] - sums[2]).sum() / max(sums[0].sum(), 1))
+    """Return the expected calibration error of `reliability`'s sums, whose bins may be divided."""
+    return float(calibration_errors_of(sums[None])[0])
+
+
+def calibration_errors_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (N,) expected calibration errors of (N, 3, bins) sums."""
+    bins = sums.reshape(len(sums), 3, CONFIDENCE_BINS, -1).sum(axis=3)
+    return _gap(bins)
+
+
+def calibration_figures(sums: NDArray[np.float64]) -> dict[str, float]:
+    """Return the `CALIBRATION_FIGURES` of the finely divided sums of all pixels.
+
+    `ece` over bins of equal width, `ece_low` the same over the less confident half of the pixels
+    alone, `ece_mass` over bins of equal numbers of pixels. Within a cell pixels count as alike.
+    """
+    half = np.minimum(np.cumsum(sums[0]), sums[0].sum() / 2)
+    share = np.diff(half, prepend=0) / np.maximum(sums[0], 1)
+    return {
+        'ece': calibration_error_of(sums),
+        'ece_low': calibration_error_of(sums * share),
+        'ece_mass': float(_gap(_equal_mass(sums))),
+    }
+
+
+def _equal_mass(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (3, CONFIDENCE_BINS) sums over equal numbers of pixels, least confident first."""
+    total = np.concatenate([np.zeros((3, 1)), np.cumsum(sums, axis=1)], axis=1)
+    ends = np.linspace(0, total[0, -1], CONFIDENCE_BINS + 1)
+    return np.diff([np.interp(ends, total[0], row) for row in total], axis=1)
+
+
+def _gap(bins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean gap, weighted by pixels, of sums (..., 3, bins)."""
+    gaps = np.abs(bins[..., 1, :] - bins[..., 2, :]).sum(axis=-1)
+    return gaps / np.maximum(bins[..., 0, :].sum(axis=-1), 1)
 
 
 def _unpacked(mask: NDArray[Any], height: int, width: int) -> NDArray[np.bool_]:

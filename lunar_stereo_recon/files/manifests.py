@@ -1,7 +1,7 @@
 """Lists of stereo pairs with calibration and ground truth, as one JSON file beside the images.
 
 Form: {"pairs": [{"id", "left", "right", "fx", "fy", "cx", "cy", "baseline_m", "width", "height",
-and optionally "gt", "tag", "cx_right"}]}; paths are relative to the file.
+and optionally "gt", "tag", "cx_right", "reference", "gt_kind"}]}; paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
 from lunar_stereo_recon.files.images import pair_from_files
 
+REFERENCES = ('ground truth', 'silver', 'approximate', 'none')
+
 
 @dataclass(frozen=True)
 class ManifestEntry:
@@ -27,6 +29,9 @@ class ManifestEntry:
         left, right: Image files.
         ground_truth: `.npz` of the ground truth; None where there is none.
         calibration: Rectified calibration of the images.
+        reference: What the ground truth is: 'ground truth', 'silver' (another method's answer
+            where that is beyond doubt), 'approximate' (of which `gt_kind` says so) or 'none'.
+        says_reference: Whether the manifest says so; its pairs are then of different kinds.
     """
 
     id: str
@@ -35,6 +40,8 @@ class ManifestEntry:
     right: Path
     ground_truth: Path | None
     calibration: StereoCalibration
+    reference: str = 'ground truth'
+    says_reference: bool = False
 
     def load_pair(self, white_level: float | None = None) -> StereoPair:
         """Read the images; see `images.pair_from_files` for the errors."""
@@ -95,4 +102,26 @@ def _entry(pair: Any, index: int, path: Path) -> ManifestEntry:
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f'manifest {path} pair {name}: {error}') from error
     ground_truth = path.parent / str(pair['gt']) if pair.get('gt') else None
-    return ManifestEntry(name, str(pair.get('tag', '')), left, right, ground_truth, calibration)
+    return ManifestEntry(
+        name,
+        str(pair.get('tag', '')),
+        left,
+        right,
+        ground_truth,
+        calibration,
+        _reference(pair, name, path),
+        'reference' in pair,
+    )
+
+
+def _reference(pair: Mapping[str, Any], name: str, path: Path) -> str:
+    if not pair.get('gt'):
+        return 'none'
+    reference = pair.get('reference', 'ground truth')
+    if reference not in REFERENCES:
+        raise InputError(
+            f'manifest {path} pair {name} has reference {reference!r}; '
+            f'one of {", ".join(REFERENCES)} is needed'
+        )
+    approximate = str(pair.get('gt_kind', '')).startswith('approximate')
+    return 'approximate' if approximate else reference

@@ -16,6 +16,7 @@ from lunar_stereo_recon.benchmark.pairs import (
     load_sample,
     pairs_at,
     rendered_pairs,
+    sets_at,
 )
 from lunar_stereo_recon.benchmark.speed import count_flops, fit_throughput
 from lunar_stereo_recon.cli import main
@@ -237,10 +238,10 @@ def test_only_the_right_view_is_moved_blurred_or_regraded(slope_pair):
 
 def score(error_sum, bad2, pixels=100.0, tag='easy', confidence=0.5):
     """Return the score of a pair with dense estimates."""
-    sums = np.array([pixels, pixels, error_sum, bad2, bad2, bad2, 0.0, pixels])
+    sums = np.array([pixels, pixels, error_sum, bad2, bad2, bad2, 0, pixels, 0, 0, pixels, 0])
     correct = np.arange(int(pixels)) >= bad2
     bins = reliability(np.full(int(pixels), confidence), correct)
-    return PairScore(tag, {'all': sums}, 0.3, bins, 10.0, np.array([4.0, 8.0]))
+    return PairScore(tag, {'all': sums}, 0.3, {'all': bins}, 10.0, np.array([4.0, 8.0]))
 
 
 def test_intervals_hold_the_figure_and_shrink_with_pairs():
@@ -317,3 +318,40 @@ def test_throughput_is_a_line_through_the_times():
     assert found.offset_ms == pytest.approx(1.0)
     assert found.ms_per_megapixel == pytest.approx(200.0)
     assert found.explained == pytest.approx(1.0)
+
+
+def test_manifest_that_says_its_references_is_a_set_for_each(tmp_path):
+    pair = {'left': 'l.png', 'right': 'r.png', 'fx': 90, 'fy': 90, 'cx': 47.5, 'cy': 31.5}
+    pair |= {'baseline_m': 0.2, 'width': WIDTH, 'height': HEIGHT, 'gt': 'gt.npz'}
+    kinds = {
+        'a': {'reference': 'ground truth'},
+        'b': {'reference': 'silver'},
+        'c': {'reference': 'ground truth', 'gt_kind': 'approximate: shifted'},
+        'd': {'reference': 'none', 'gt': None},
+    }
+    manifest = tmp_path / 'manifest.json'
+    manifest.write_text(json.dumps({'pairs': [{'id': i, **pair, **k} for i, k in kinds.items()]}))
+    sets = sets_at(tmp_path)
+    assert [(each.reference, [p.id for p in each.pairs]) for each in sets] == [
+        ('ground truth', ['a']),
+        ('silver', ['b']),
+        ('approximate', ['c']),
+    ]
+    assert all(each.mean_of_pairs for each in sets) and sets[0].unscored == ('d',)
+    manifest.write_text(json.dumps({'pairs': [{'id': 'a', **pair, 'reference': 'gold'}]}))
+    with pytest.raises(InputError, match="'gold'"):
+        sets_at(tmp_path)
+
+
+def test_compact_table_of_several_sets(samples, tmp_path, capsys):
+    out = tmp_path / 'quick.json'
+    data = ['--data', str(samples), '--data', str(samples)]
+    options = [*data, '--method', 'SGBM 3WAY + fill', '--threads', '1', '--json', str(out)]
+    assert main(['bench', *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count('| samples | all |') == 2 and '| samples | shadow |' in printed
+    sets = json.loads(out.read_text())['sets']
+    figures = sets[0]['results']['SGBM 3WAY + fill']['overall']['all']
+    assert figures['epe_px'] < 1 and f'{figures["epe_px"]:.3f}' in printed
+    assert main(['bench', *data]) == 2
+    assert '--json' in capsys.readouterr().err

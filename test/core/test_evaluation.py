@@ -170,13 +170,27 @@ def test_ground_truth_file_round_trip(tmp_path):
     }
     packed = {'valid': np.packbits(valid), 'shadow': np.packbits(~valid)}
     np.savez(tmp_path / 'gt.npz', **arrays, **packed)
-    truth = load_ground_truth(tmp_path / 'gt.npz', 6, 10)
+    truth = load_ground_truth(tmp_path / 'gt.npz', 6, 10, 40.0)
     np.testing.assert_array_equal(truth.valid, valid)
     np.testing.assert_array_equal(truth.shadow, ~valid)
     with pytest.raises(InputError, match='shape'):
-        load_ground_truth(tmp_path / 'gt.npz', 5, 12)
-    np.savez(tmp_path / 'half.npz', **arrays)
-    with pytest.raises(InputError, match='half.npz'):
-        load_ground_truth(tmp_path / 'half.npz', 6, 10)
+        load_ground_truth(tmp_path / 'gt.npz', 5, 12, 40.0)
+    np.savez(tmp_path / 'half.npz', depth=arrays['depth'])
+    with pytest.raises(InputError, match='half.npz: it has no array disparity'):
+        load_ground_truth(tmp_path / 'half.npz', 6, 10, 40.0)
+    np.savez(tmp_path / 'odd.npz', **arrays | {'occlusion': np.zeros((6, 9))})
+    with pytest.raises(InputError, match=r'odd.npz has occlusion of shape \(6, 9\)'):
+        load_ground_truth(tmp_path / 'odd.npz', 6, 10, 40.0)
     with pytest.raises(InputError, match='none.npz'):
-        load_ground_truth(tmp_path / 'none.npz', 6, 10)
+        load_ground_truth(tmp_path / 'none.npz', 6, 10, 40.0)
+
+
+def test_ground_truth_of_disparity_alone(tmp_path):
+    disparity = np.full((6, 10), 8.0, np.float32)
+    disparity[0, 0], disparity[1, 1] = np.nan, 0.0
+    np.savez(tmp_path / 'gt.npz', disparity=disparity)
+    truth = load_ground_truth(tmp_path / 'gt.npz', 6, 10, 40.0)
+    assert truth.valid.sum() == 58 and truth.depth[2, 2] == 5.0
+    # What is unknown is in no subset, rather than in all.
+    for name in ('lit', 'shadow', 'noc', 'occluded', 'rocks'):
+        assert not truth.subset(name).any()

@@ -35,7 +35,8 @@ def reference():
 
 def truth_of(entry):
     size = entry.calibration.height, entry.calibration.width
-    return load_ground_truth(entry.ground_truth, *size)
+    factor = entry.calibration.fx * entry.calibration.baseline_m
+    return load_ground_truth(entry.ground_truth, *size, factor)
 
 
 def smooth_error(shape, deviation, seed):
