@@ -10,6 +10,8 @@ from collections.abc import Callable
 import logging
 import time
 
+from lunar_stereo_recon.preprocess import content_width
+
 # Multiples of 32; heights follow from the images. With the shipped student's 188 px of search,
 # wider ones would no longer reach disparities of a quarter of the width.
 NETWORK_WIDTHS = (320, 480, 640)
@@ -21,16 +23,15 @@ logger = logging.getLogger(__name__)
 def widest_within(target_ms: float, image_width: int, reconstruct: Callable[[int], object]) -> int:
     """Return the largest of `NETWORK_WIDTHS` with which a pair takes no longer than the target.
 
-    Wider networks than the images gain nothing and are not tried. Where even the narrowest takes
-    longer, it is returned, and a warning says so.
+    Widths that images of this size are never scaled to (see `preprocess.content_width`) are not
+    tried. Where even the narrowest takes longer, it is returned, and a warning says so.
 
     Args:
         target_ms: Milliseconds for a pair.
         image_width: Pixels.
         reconstruct: Reconstructs a pair with the given width of the network.
     """
-    narrower = [width for width in NETWORK_WIDTHS if width < image_width]
-    widths = sorted({*narrower, min(image_width, NETWORK_WIDTHS[-1])}, reverse=True)
+    widths = sorted({content_width(image_width, width) for width in NETWORK_WIDTHS}, reverse=True)
     for width in widths:
         slowest_ms = _slowest_ms(width, reconstruct)
         if slowest_ms <= target_ms:

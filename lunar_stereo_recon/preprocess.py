@@ -145,9 +145,15 @@ def network_pair(
 def content_size(pair: StereoPair, network_width: int | None) -> tuple[int, int]:
     """Return width and height of the image inside the network's padded input."""
     width, height = pair.calibration.width, pair.calibration.height
-    if network_width is None or width < min(network_width, LEAST_ENLARGED_WIDTH):
-        return width, height
-    return network_width, max(1, round(height * network_width / width))
+    scaled_width = content_width(width, network_width)
+    return scaled_width, max(1, round(height * scaled_width / width))
+
+
+def content_width(image_width: int, network_width: int | None) -> int:
+    """Return the width that images are scaled to for a network of this width, pixels."""
+    if network_width is None or image_width < min(network_width, LEAST_ENLARGED_WIDTH):
+        return image_width
+    return network_width
 
 
 def full_size_prediction(

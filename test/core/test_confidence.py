@@ -6,6 +6,7 @@ import pytest
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.evaluation.scores import expected_calibration_error
 from lunar_stereo_recon.geometry.confidence import (
+    blindness,
     calibrated_confidence,
     confidence_features,
     ConfidenceCalibration,
@@ -111,3 +112,17 @@ def test_fit_refuses_what_cannot_be_fitted():
     features[0, 0] = np.nan
     with pytest.raises(InputError, match='finite'):
         fit_confidence(features, correct)
+
+
+@pytest.mark.parametrize('name, value', [('outside', 1), ('dark', 1), ('saturated', 1)])
+def test_blind_is_what_the_images_do_not_show(name, value):
+    features = np.zeros((len(FEATURES), 1, 2), np.float32)
+    features[FEATURES.index('deviation')] = -1.5  # texture: the offset is known to 0.03 px
+    features[FEATURES.index(name), 0, 1] = value
+    assert blindness(features).tolist() == [[0.0, 1.0]]
+
+
+def test_blind_is_what_has_no_texture():
+    features = np.zeros((len(FEATURES), 1, 3), np.float32)
+    features[FEATURES.index('deviation')] = [[-1.0, 0.0, 1.0]]
+    assert blindness(features)[0].tolist() == pytest.approx([0.0, 0.5, 1.0])

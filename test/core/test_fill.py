@@ -97,6 +97,16 @@ def test_sure_pixels_holes_and_hopeless_images_stay(ground):
     np.testing.assert_array_equal(np.isnan(filled), np.isnan(holes))
 
 
+def test_unsure_things_that_are_seen_keep_their_disparity(ground):
+    pole = (slice(40, 100), slice(60, 66))
+    ground[pole] += 12
+    seen = np.zeros((HEIGHT, WIDTH), np.float32)
+    kept = follow_surroundings(ground, doubt(pole), blind=seen)
+    np.testing.assert_array_equal(kept, ground)
+    flattened = follow_surroundings(ground, doubt(pole), blind=np.ones_like(seen))
+    assert (ground - flattened)[pole].mean() > 6
+
+
 def test_nothing_becomes_negative(ground):
     sky = (slice(0, 40), slice(None))
     filled = follow_surroundings(ground - 16, doubt(sky))

@@ -43,10 +43,14 @@ def test_too_slow_at_any_width_is_said(clock, caplog):
 
 
 def test_widths_beyond_the_image_are_not_tried(clock):
-    assert widest_within(1e3, 400, clock.reconstruct) == 400
+    assert widest_within(1e3, 300, clock.reconstruct) == 300
     clock.seen.clear()
     widest_within(0.0, 4000, clock.reconstruct)
     assert sorted(set(clock.seen)) == list(NETWORK_WIDTHS)
+
+
+def test_a_generous_target_enlarges_as_no_target_does(clock):
+    assert widest_within(1e3, 384, clock.reconstruct) == NETWORK_WIDTH
 
 
 def test_pipeline_sets_the_width_once(slope_pair):

@@ -101,3 +101,19 @@ def test_different_principal_points_are_aligned(slope_pair, offset):
 
 def test_equal_principal_points_need_nothing(slope_pair):
     assert aligned_principal_points(slope_pair) is slope_pair
+
+
+@pytest.mark.parametrize('width, scaled', [(384, 640), (360, 640), (320, 320)])
+def test_images_are_enlarged_unless_they_are_tiny(width, scaled):
+    height = width * 3 // 4
+    image = np.random.default_rng(0).random((height, width), np.float32).round()  # overshoots
+    rig = StereoCalibration(300, 300, width / 2, height / 2, width / 2, 0.3, width, height)
+    network = network_pair(StereoPair(image, image, rig), 1)
+    assert network.left.shape == (scaled * 3 // 4, scaled)
+    assert network.calibration.fx == pytest.approx(300 * scaled / width)
+    assert 0 <= network.left.min() and network.left.max() <= 1
+    ones = np.ones(network.left.shape, np.float32)
+    found = full_size_prediction(
+        DisparityPrediction(8 * ones, ones), StereoPair(image, image, rig)
+    )
+    assert found.disparity == pytest.approx(np.full((height, width), 8 * width / scaled))
