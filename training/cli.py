@@ -22,6 +22,7 @@ COMMANDS = (
     'teacher',
     'teacher_time',
     'convert',
+    'general_scenes',
     'texture_pairs',
     'svd_study',
     'smoke',

@@ -21,15 +21,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('--photos', type=Path, help='folder of photographs to use as textures')
     parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
     parser.add_argument('--minutes', type=float, help='stop after so long; call again to go on')
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, work=work)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write what is missing."""
-    started = time.monotonic()
+    work(args)
+    return 0
+
+
+def work(args: argparse.Namespace) -> bool:
+    """Write what is missing; return whether all scenes are there."""
+    started, written = time.monotonic(), 0
     scenes = write_scenes(args.out, args.count, args.seed, args.photos, args.split, args.workers)
     for _ in tqdm(scenes, total=args.count, unit='scene'):
+        written += 1
         if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
             break
     scenes.close()
-    return 0
+    return written == args.count

@@ -6,13 +6,14 @@ above ground, in rooms and in open space, in any direction. Each surface is a te
 columns of the right view and a disparity over the left one; the nearer surface hides the farther
 one in each view by itself, so that disparities are exact and occlusions are true.
 
-`python -m training general-scenes --out DIR --count 3000 [--photos DIR]`
+Written by `python -m training general-scenes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+import functools
 from multiprocessing import get_context
 import os
 from pathlib import Path
@@ -557,6 +558,11 @@ def general_scene(
     return maker.sample()
 
 
+@functools.cache
+def _photographs(folder: Path | None) -> Photographs:
+    return Photographs(folder)
+
+
 def _write(job: tuple[Path, int, int, Path | None, str]) -> int:
     out, number, seed, photos, split = job
     cv2.setNumThreads(1)
@@ -564,7 +570,7 @@ def _write(job: tuple[Path, int, int, Path | None, str]) -> int:
     if not path.exists():
         partial = path.with_suffix('.partial')
         with partial.open('wb') as file:
-            arrays: dict[str, Any] = general_scene(seed, number, Photographs(photos), split)
+            arrays: dict[str, Any] = general_scene(seed, number, _photographs(photos), split)
             np.savez(file, **arrays)
         os.replace(partial, path)
     return number

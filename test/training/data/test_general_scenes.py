@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from training.cli import build_parser, main
 from training.data.batches import exchange_views, flip_rows, zoom
 from training.data.general_scenes import general_scene, HIDDEN, Photographs, SEEN, write_scenes
 
@@ -91,3 +92,11 @@ def test_files_are_whole_and_kept(tmp_path):
     assert path.stat().st_mtime_ns == before
     with np.load(path) as arrays:
         assert arrays['disparity'].shape == arrays['left'].shape
+
+
+def test_command_writes_scenes_and_says_whether_all_are_there(tmp_path):
+    command = ['general-scenes', '--out', str(tmp_path), '--count', '2', '--split', 'test']
+    assert main(command) == 0
+    assert len(list(tmp_path.glob('*.npz'))) == 2
+    args = build_parser().parse_args([*command[:-4], '--count', '3', '--minutes', '0'])
+    assert not args.work(args)
