@@ -88,6 +88,8 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return what the values of the arguments ask for."""
     preset = cameras(context)
     given = given_parameters(context, ReconstructionParameters)
+    if value(context, 'rectify') == 'false':  # said, so the node need not guess
+        given.setdefault('detect_raw', False)
     use_sim_time = preset.use_sim_time
     if value(context, 'use_sim_time'):
         use_sim_time = given['use_sim_time'] = flag(context, 'use_sim_time')

@@ -30,6 +30,7 @@ from rosbags.typesys import (
 
 from lunar_stereo_recon.bags.storage import DAMAGE, Recording
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
+from lunar_stereo_recon.doubts import looks_raw
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import decode_depth, pair_from_messages, stamp_ns, StereoTopics
 from lunar_stereo_recon.pairing import PairQueue, Side, Unpaired
@@ -151,15 +152,8 @@ class BagFrame:
 
     @property
     def looks_raw(self) -> bool:
-        """Say whether a camera_info has distortion and no image topic is called rectified.
-
-        camera_infos of rectified images may keep the raw camera's D, so the name decides first.
-        """
-        named_rectified = any(
-            'rect' in topic.lower() for topic in (self.topics.left_image, self.topics.right_image)
-        )
-        distorted = any(np.any(info.d) for info in (self.left_info, self.right_info))
-        return distorted and not named_rectified
+        """Say whether the images are raw, by `doubts.looks_raw`."""
+        return looks_raw(self.topics, self.left_info, self.right_info)
 
     def depth(self) -> FloatImage | None:
         """Return the ground-truth depth, (H, W) metres, NaN invalid; None where there is none."""

@@ -45,7 +45,7 @@ class FrameStatistics:
         rows: How the rows are aligned, in words; '' before the first reconstruction.
         rows_poor: Whether the rig wants recalibrating.
         calibration: Of the newest reconstruction; None before the first.
-        baseline_conflict: How the baseline that is used disagrees with P[3]; '' where it does not.
+        doubts: What is probably not as it was meant about the newest pair, by kind.
         withheld: Why a result of the newest pair was not published, by topic.
     """
 
@@ -57,7 +57,7 @@ class FrameStatistics:
     rows: str = ''
     rows_poor: bool = False
     calibration: StereoCalibration | None = None
-    baseline_conflict: str = ''
+    doubts: dict[str, str] = field(default_factory=dict)
     withheld: dict[str, str] = field(default_factory=dict)
     lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -325,8 +325,8 @@ class NodeReport:
                 f'{calibration.width}x{calibration.height}, baseline {calibration.baseline_m:g} m'
             )
             values = dataclasses.asdict(calibration)
-        if frames.baseline_conflict:
-            level, text = WARN, frames.baseline_conflict
+        if frames.doubts:
+            level, text = WARN, '; '.join(frames.doubts.values())
         sources = {'left': self._topics.left_info, 'right': self._topics.right_info}
         values |= {f'{side} camera_info': source for side, source in sources.items()}
         return diagnostic_status(level, f'{self._node_name}: calibration', text, values)

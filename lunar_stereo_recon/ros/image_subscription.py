@@ -1,8 +1,9 @@
 """A subscription that takes the reliability its publishers offer.
 
 A reliable subscription never hears a best-effort camera, and a best-effort one loses large images
-of a reliable publisher when the network buffer is full. So the subscription is made when the
-first publisher is seen and made anew when what is offered no longer fits.
+of a reliable publisher when the network buffer is full. ROS's policy "best available" takes what
+is offered at the moment when the subscription is made: so it is made when the first publisher is
+seen, and anew when another offer comes.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class ImageSubscription:
         self._depth = depth
         self._latched = latched
         self._subscription: Any = None
-        self._current: tuple[ReliabilityPolicy, DurabilityPolicy] | None = None
+        self._offers: set[tuple[ReliabilityPolicy, DurabilityPolicy]] = set()
         self.lost = 0
         self.conflict = ''
         self.topic = topic
@@ -75,13 +76,21 @@ class ImageSubscription:
 
     def refresh(self) -> None:
         """Subscribe, or subscribe anew, where the publishers ask for it."""
-        reliability = _FIXED.get(self._reliability) or self._offered()
-        if reliability is None:
-            return
-        wanted = reliability, self._durability(reliability)
-        if wanted == self._current:
+        fixed = _FIXED.get(self._reliability)
+        offers = {
+            (publisher.qos_profile.reliability, publisher.qos_profile.durability)
+            for publisher in self._node.get_publishers_info_by_topic(self.resolved)
+        }
+        if self._subscription is None:
+            if not offers and fixed is None:
+                return
+        elif not offers or offers == self._offers or (fixed and not self._latched):
             return
         self.close()
+        # Not left to "best available" as well: with Zenoh that is volatile, whatever is offered.
+        kept = bool(offers) and all(
+            durability == DurabilityPolicy.TRANSIENT_LOCAL for _, durability in offers
+        )
         self._subscription = self._node.create_subscription(
             self._message_type,
             self.topic,
@@ -89,8 +98,10 @@ class ImageSubscription:
             QoSProfile(
                 history=HistoryPolicy.KEEP_LAST,
                 depth=self._depth,
-                reliability=wanted[0],
-                durability=wanted[1],
+                reliability=fixed or ReliabilityPolicy.BEST_AVAILABLE,
+                durability=DurabilityPolicy.TRANSIENT_LOCAL
+                if self._latched and kept
+                else DurabilityPolicy.VOLATILE,
             ),
             qos_overriding_options=QoSOverridingOptions(
                 (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
@@ -99,14 +110,14 @@ class ImageSubscription:
                 message_lost=self._on_lost, incompatible_qos=self._on_conflict
             ),
         )
-        self._current = wanted
-        self._node.get_logger().debug(f'{self.resolved}: subscribed {wanted[0].name}')
+        self._offers = offers
+        self._node.get_logger().debug(f'{self.resolved}: subscribed')
 
     def close(self) -> None:
         """Unsubscribe."""
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
-            self._subscription, self._current, self.conflict = None, None, ''
+            self._subscription, self._offers, self.conflict = None, set(), ''
 
     @property
     def publisher_count(self) -> int:
@@ -122,27 +133,3 @@ class ImageSubscription:
             f'{self.resolved}: a publisher offers a {self.conflict} that does not fit; nothing '
             'comes from it'
         )
-
-    def _durability(self, reliability: ReliabilityPolicy) -> DurabilityPolicy:
-        """Return transient local for a latched topic whose publishers all are so."""
-        if not self._latched or reliability != ReliabilityPolicy.RELIABLE:
-            return DurabilityPolicy.VOLATILE
-        offers = {
-            publisher.qos_profile.durability
-            for publisher in self._node.get_publishers_info_by_topic(self.resolved)
-        }
-        if offers == {DurabilityPolicy.TRANSIENT_LOCAL}:
-            return DurabilityPolicy.TRANSIENT_LOCAL
-        return DurabilityPolicy.VOLATILE
-
-    def _offered(self) -> ReliabilityPolicy | None:
-        """Return the strongest reliability that every publisher offers; None without one."""
-        offers = {
-            publisher.qos_profile.reliability
-            for publisher in self._node.get_publishers_info_by_topic(self.resolved)
-        }
-        if not offers:
-            return None
-        if offers == {ReliabilityPolicy.RELIABLE}:
-            return ReliabilityPolicy.RELIABLE
-        return ReliabilityPolicy.BEST_EFFORT

@@ -125,6 +125,12 @@ class ReconstructionParameters:
     rectify: bool = parameter(
         False, 'The images are raw: subscribe to image_raw and rectify by D, K, R and P'
     )
+    detect_raw: bool = parameter(
+        True,
+        'Rectify images too that look raw: their camera_info has distortion and no topic is '
+        'called rectified; false takes them as they are',
+        dynamic=True,
+    )
     left_camera_info_url: str = parameter(
         '',
         'YAML file with the left camera_info (path, file:// or package://); empty takes the topic',

@@ -25,15 +25,10 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
+from lunar_stereo_recon.datatypes import Reconstruction
 from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
 from lunar_stereo_recon.files.calibrations import CameraInfo
 from lunar_stereo_recon.files.results import write_pcd, write_ply
-from lunar_stereo_recon.messages import (
-    BASELINE_AGREEMENT,
-    baseline_of_camera_infos,
-    pair_from_messages,
-)
 from lunar_stereo_recon.pairing import Side
 from lunar_stereo_recon.ros.camera_info_files import camera_infos_from_files
 from lunar_stereo_recon.ros.core_logs import log_core_to, stop_logging_core
@@ -41,6 +36,7 @@ from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
 from lunar_stereo_recon.ros.matching_engine import MatchingEngine
 from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
 from lunar_stereo_recon.ros.node_main import CannotGoOnError, EXIT_ERROR, run_node, serve
+from lunar_stereo_recon.ros.pair_maker import PairMaker
 from lunar_stereo_recon.ros.parameters import (
     changed_parameters,
     declare_parameters,
@@ -123,6 +119,7 @@ class ReconstructionNode(LifecycleNode):
             InputError: A parameter has a value that is not allowed.
         """
         super().__init__(NAME, **kwargs)
+        self._made = False
         self.parameters = declare_parameters(self, ReconstructionParameters)
         self._core_logs = log_core_to(self.get_logger())
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -143,6 +140,7 @@ class ReconstructionNode(LifecycleNode):
         self.create_service(SetBool, '~/enable', self._on_enable)
         self.create_service(Trigger, '~/save_cloud', self._on_save_cloud)
         self.create_service(Trigger, '~/set_model', self._on_set_model)
+        self._made = True
 
     # Lifecycle
 
@@ -202,8 +200,10 @@ class ReconstructionNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         """Stop the worker before its publishers go."""
-        self._stop()
-        stop_logging_core(self._core_logs)
+        # Since Kilted the context destroys its nodes, also one that was refused while it was made.
+        if self._made:
+            self._stop()
+            stop_logging_core(self._core_logs)
         super().destroy_node()
 
     # Pairs on their way to the worker
@@ -213,6 +213,7 @@ class ReconstructionNode(LifecycleNode):
         if self._inputs is None:
             return
         self._outputs.refresh()
+        self._pairs.refresh()
         lazy = self.parameters.lazy
         wanted = self._enabled and (not lazy or self._outputs.demand_settled(self._inputs.idle))
         self._inputs.refresh(wanted)
@@ -252,7 +253,8 @@ class ReconstructionNode(LifecycleNode):
             return  # the node was shut down while the matcher was stuck
         start = time.monotonic()
         try:
-            pair = self._pair(messages, parameters)
+            pair = self._pairs.pair(messages, parameters)
+            self._frames.doubts = dict(self._pairs.doubts)
             decoded = time.monotonic()
             result = engine.reconstruct(pair, parameters)
         except (InputError, CalibrationError) as error:
@@ -295,36 +297,6 @@ class ReconstructionNode(LifecycleNode):
         if reason == 'invalid':
             self.get_logger().error(text, throttle_duration_sec=LOG_THROTTLE_S)
         self._outputs.answer(job.messages, ERROR, f'{reason}: {text}', {})
-
-    def _pair(self, messages: StereoMessages, parameters: ReconstructionParameters) -> StereoPair:
-        self._frames.baseline_conflict = ''
-        if parameters.baseline > 0:
-            self._compare_baseline(messages, parameters.baseline)
-        return pair_from_messages(
-            messages.left,
-            messages.right,
-            messages.left_info,
-            messages.right_info,
-            baseline_m=parameters.baseline,
-            white_level=parameters.white_level or None,
-            rectify=parameters.rectify,
-            topics=self.topics,
-        )
-
-    def _compare_baseline(self, messages: StereoMessages, baseline_m: float) -> None:
-        try:
-            from_info = baseline_of_camera_infos(
-                messages.left_info, messages.right_info, topics=self.topics
-            )
-        except CalibrationError:
-            return  # Nothing to compare with: the parameter is there for just this case.
-        if abs(from_info - baseline_m) > BASELINE_AGREEMENT * baseline_m:
-            conflict = (
-                f"the parameter 'baseline' is {baseline_m:g} m, but P[3] of "
-                f'{self.topics.right_info} says {from_info:g} m; the parameter is used'
-            )
-            self.get_logger().warning(conflict, throttle_duration_sec=60.0)
-            self._frames.baseline_conflict = conflict
 
     # Services, health and parameters
 
@@ -427,6 +399,7 @@ class ReconstructionNode(LifecycleNode):
         self._frames = FrameStatistics()
         self._report = NodeReport(self.get_name(), self.topics, self.parameters.tolerance_ns)
         self._stamps = PairStamps()
+        self._pairs = PairMaker(self, self.topics)
         self._pairs_wanted = 0
         self._told_failure = ''
 
@@ -442,6 +415,7 @@ class ReconstructionNode(LifecycleNode):
             self._inputs.close()
             self._inputs = None
         self._outputs.stop_listening()
+        self._pairs.close()
         self._periodic = []
 
     def _release(self) -> None:

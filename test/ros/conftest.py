@@ -267,6 +267,10 @@ class Cameras:
             self.publishers[f'{side} image'].publish(changes.get(f'{side}_message', message))
         return stamp_ns
 
+    def image(self, side: str, stamp_ns: int) -> Any:
+        """Return the image message of a side as `publish` sends it."""
+        return image_message(self._make, views()[side], 'mono8', stamp_ns, FRAME_ID)
+
     def answer(self, stamp_ns: int) -> Any:
         """Wait for the frame_status of a frame and return its DiagnosticStatus."""
         from lunar_stereo_recon.messages import stamp_ns as stamp_of

@@ -217,7 +217,7 @@ def test_calibration_says_what_is_used(report):
     _, message, values = status_of(report, 'calibration', frames=frames)
     assert message == '64x48, baseline 0.2 m'
     assert (values['fx'], values['cx_right']) == ('60', '31.5')
-    frames.baseline_conflict = 'P[3] says otherwise'
+    frames.doubts['baseline'] = 'P[3] says otherwise'
     level, message, _ = status_of(report, 'calibration', frames=frames)
     assert (level, message) == (WARN, 'P[3] says otherwise')
 

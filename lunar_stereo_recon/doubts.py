@@ -1,0 +1,72 @@
+"""What can be used, but is probably not what was meant: said once, with the parameter that helps.
+
+Plain functions of messages and numbers, for the node, the commands on bags and the doctor alike.
+An empty text is no doubt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lunar_stereo_recon.datatypes import StereoPair
+from lunar_stereo_recon.messages import StereoTopics
+
+# Baselines of stereo rigs: less is P[3] in another unit, more too.
+SMALLEST_BASELINE_M, LARGEST_BASELINE_M = 0.005, 10.0
+# Bits that cameras store in 16-bit images beside all 16.
+_COMMON_BITS = (10, 12, 14)
+
+
+def looks_raw(topics: StereoTopics, left_info: Any, right_info: Any) -> bool:
+    """Say whether a camera_info has distortion and no image topic is called rectified.
+
+    camera_infos of rectified images may keep the raw camera's D, so the name decides first.
+    """
+    if any('rect' in topic.lower() for topic in (topics.left_image, topics.right_image)):
+        return False
+    return any(bool(np.any(info.d)) for info in (left_info, right_info))
+
+
+def baseline_doubt(baseline_m: float, topic: str) -> str:
+    """Return why a baseline is hardly that of a rig.
+
+    Args:
+        baseline_m: Metres, positive.
+        topic: Where it comes from.
+    """
+    if SMALLEST_BASELINE_M <= baseline_m <= LARGEST_BASELINE_M:
+        return ''
+    return (
+        f'{topic}: the baseline is {baseline_m:g} m; rigs have {SMALLEST_BASELINE_M:g} to '
+        f'{LARGEST_BASELINE_M:g} m. Is P[3] in pixels times metres? The parameter '
+        "'baseline' (m) overrides it"
+    )
+
+
+def white_level_doubt(image: Any, pair: StereoPair, white_level: float | None, topic: str) -> str:
+    """Return why the white of 16-bit images is probably elsewhere.
+
+    Args:
+        image: The left Image or CompressedImage.
+        pair: What became of it.
+        white_level: As it was given; None where it was not.
+        topic: Of the image.
+    """
+    if white_level or not _has_16_bits(image):
+        return ''
+    brightest = float(pair.left.max()) * 65535.0
+    bits = next((bits for bits in _COMMON_BITS if brightest < 2**bits - 0.5), 16)
+    if bits == 16 or brightest < 1:  # all black says nothing
+        return ''
+    return (
+        f'{topic}: 16-bit images whose values stay below {2**bits}: are they {bits}-bit data? '
+        f"Then set the parameter 'white_level' to {2**bits - 1}"
+    )
+
+
+def _has_16_bits(image: Any) -> bool:
+    if hasattr(image, 'format'):
+        return '16' in image.format.split(';')[0]
+    return '16' in image.encoding

@@ -1,0 +1,81 @@
+"""Static transforms from /tf_static: the distance of two cameras whose camera_info lacks it.
+
+Needs the message type of tf2_msgs and nothing else of tf2: `transforms` serves what moves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.frame_tree import FrameTree
+from lunar_stereo_recon.ros.rclpy_messages import message_class
+
+# Each node that publishes static transforms has messages of its own to give to a late subscriber.
+DEPTH = 100
+
+
+class StaticFrames:
+    """Listens once somebody has asked; `distance_m` may be called from another thread."""
+
+    def __init__(self, node: Node) -> None:
+        """Listen to nothing yet."""
+        self._node = node
+        self._tree = FrameTree()
+        self._wanted = False
+        self._subscription: Any = None
+        self._missing = ''
+
+    def refresh(self) -> None:
+        """Subscribe where a distance was asked for; call it where the node is spun."""
+        if not self._wanted or self._subscription is not None or self._missing:
+            return
+        try:
+            kind = message_class('tf2_msgs/msg/TFMessage')
+        except ModuleNotFoundError:
+            self._missing = 'tf2_msgs, which /tf_static needs, is not installed'
+            return
+        self._subscription = self._node.create_subscription(
+            kind,
+            '/tf_static',
+            self._on_transforms,
+            QoSProfile(depth=DEPTH, durability=DurabilityPolicy.TRANSIENT_LOCAL),
+        )
+
+    def distance_m(self, one: str, other: str) -> float:
+        """Return the distance of the origins of two frames, metres.
+
+        Raises:
+            InputError: It is not known, or not yet.
+        """
+        if not self._wanted:
+            self._wanted = True
+            raise InputError('listening to /tf_static begins only now')
+        if self._missing:
+            raise InputError(self._missing)
+        return float(np.linalg.norm(self._tree.lookup(one, other)[:3, 3]))
+
+    def close(self) -> None:
+        """Unsubscribe; what is known stays."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
+
+    def _on_transforms(self, message: Any) -> None:
+        for stamped in message.transforms:
+            shift, turn = stamped.transform.translation, stamped.transform.rotation
+            try:
+                self._tree.add(
+                    stamped.header.frame_id,
+                    stamped.child_frame_id,
+                    np.array([shift.x, shift.y, shift.z]),
+                    np.array([turn.x, turn.y, turn.z, turn.w]),
+                )
+            except InputError as error:
+                self._node.get_logger().warning(
+                    f'/tf_static: {stamped.child_frame_id} is left out: {error}'
+                )
