@@ -151,14 +151,16 @@ class NodeReport:
         self._frames_at_silence = FrameStatistics()
 
     def silence(
-        self, sync: SyncStatistics, frames: FrameStatistics, limit_s: float, idle: bool
+        self, sync: SyncStatistics, frames: FrameStatistics, limit_s: float, resting: str
     ) -> str | None:
         """Return why nothing came out for `limit_s` seconds; None where something did.
 
-        Being idle, without a subscriber, is no silence. The time starts anew with each answer.
+        Resting on purpose (see `statuses`) is no silence. The time starts anew with each answer.
         """
         now = time.monotonic()
-        spoke = idle or limit_s == 0 or frames.published > self._frames_at_silence.published
+        spoke = (
+            bool(resting) or limit_s == 0 or frames.published > self._frames_at_silence.published
+        )
         if not spoke and now - self._silence_since < limit_s:
             return None
         reason = None if spoke else self._reason(sync, frames)
@@ -171,8 +173,7 @@ class NodeReport:
         sync: SyncStatistics,
         frames: FrameStatistics,
         matcher: MatcherState,
-        idle: bool,
-        enabled: bool,
+        resting: str,
     ) -> list[Any]:
         """Return the DiagnosticStatus messages of the second since the last call.
 
@@ -180,19 +181,15 @@ class NodeReport:
             sync: Statistics of the synchronizer now.
             frames: Statistics of the pairs now.
             matcher: What matches now.
-            idle: True while no images are received on purpose.
-            enabled: False while the work is stopped by ~/enable.
+            resting: Why nothing is done, on purpose; '' where there is work.
         """
         now = time.monotonic()
         elapsed = max(now - self._time, 1e-3)
         pairs_come = self._pairs_pulse.beats(sync.pairs, now)
         results_come = self._results_pulse.beats(frames.published, now)
-        reason = '' if enabled else 'disabled by ~/enable'
-        if enabled and idle:
-            reason = 'idle: nobody subscribes to a result'
         statuses = [
-            self._input_status(sync, elapsed, reason, pairs_come),
-            self._output_status(sync, frames, elapsed, reason, results_come),
+            self._input_status(sync, elapsed, resting, pairs_come),
+            self._output_status(sync, frames, elapsed, resting, results_come),
             self._calibration_status(frames),
             self._matcher_status(matcher),
         ]
@@ -217,7 +214,7 @@ class NodeReport:
         )
 
     def _input_status(
-        self, sync: SyncStatistics, elapsed: float, idle: str, pairs_come: bool
+        self, sync: SyncStatistics, elapsed: float, resting: str, pairs_come: bool
     ) -> Any:
         before = self._sync
         rates = {
@@ -226,8 +223,8 @@ class NodeReport:
         }
         pair_rate = (sync.pairs - before.pairs) / elapsed
         level, text = OK, f'{pair_rate:.1f} pairs per second'
-        if idle:
-            text = idle
+        if resting:
+            text = resting
         elif not pairs_come:
             level = WARN
             text = explain_no_pairs(
@@ -275,7 +272,7 @@ class NodeReport:
         sync: SyncStatistics,
         frames: FrameStatistics,
         elapsed: float,
-        idle: str,
+        resting: str,
         results_come: bool,
     ) -> Any:
         before = self._frames
@@ -286,8 +283,8 @@ class NodeReport:
             level, text = ERROR, f'pairs fail: {frames.last_error}'
         elif new['invalid']:
             level, text = ERROR, f'pairs are refused: {frames.last_error}'
-        elif idle:
-            text = idle
+        elif resting:
+            text = resting
         elif sync.pairs > self._sync.pairs and not results_come:
             level, text = WARN, 'pairs come in, but no reconstruction came out'
         elif frames.withheld:

@@ -57,6 +57,8 @@ NAME = 'reconstruction_node'
 CLOUD_WRITERS = {'ply': write_ply, 'pcd': write_pcd}
 DIAGNOSTICS_PERIOD_S = 1.0
 SUBSCRIPTION_CHECK_S = 0.1
+# A simulator makes its world before its clock runs; after this long the clock is amiss.
+CLOCK_PATIENCE_S = 60.0
 
 
 @dataclass
@@ -163,6 +165,7 @@ class ReconstructionNode(LifecycleNode):
         self._begin_statistics()
         self._worker = NewestItemWorker(self._work, self._on_failure)
         self._inputs = StereoInputs(self, self.parameters, self._file_infos, self._on_pair)
+        self._say_start()
         self._refresh()
         # With use_sim_time the node's own clock stands still until somebody plays.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -353,20 +356,55 @@ class ReconstructionNode(LifecycleNode):
         if self._worker is None or self._inputs is None or self._engine is None:
             return
         self._watch()
-        sync, frames, idle = self._inputs.statistics, self._frames.snapshot(), self._inputs.idle
+        sync, frames, resting = self._inputs.statistics, self._frames.snapshot(), self._resting()
+        self._say_state(resting)
         self._report.publishers = self._inputs.publishers
         self._report.conflicts = self._inputs.conflicts
         self._report.refused = self._outputs.refused
         limit_s = self.parameters.silence_warning
-        reason = self._report.silence(sync, frames, limit_s, idle)
+        reason = self._report.silence(sync, frames, limit_s, resting)
         if reason:
             self.get_logger().warning(f'no result for {limit_s:g} s: {reason}')
         matcher = self._engine.state(self.parameters)
-        statuses = self._report.statuses(sync, frames, matcher, idle, self._enabled)
+        statuses = self._report.statuses(sync, frames, matcher, resting)
         for status in statuses:  # names are alike where a rover has two rigs
             status.hardware_id = self.get_fully_qualified_name()
         now_ns = self.get_clock().now().nanoseconds
         self._diagnostics.publish(diagnostic_array(now_ns, '', statuses))
+
+    def _say_start(self) -> None:
+        """Say what comes in and what goes out."""
+        topics, logger = self.topics, self.get_logger()
+        logger.info(
+            f'listens to {topics.left_image} and {topics.right_image}, calibrated by '
+            f'{topics.left_info} and {topics.right_info}'
+        )
+        logger.info(f'publishes {", ".join(self._outputs.offered)} and what became of each pair')
+
+    def _say_state(self, resting: str) -> None:
+        """Say it when the node begins to rest or to work."""
+        if resting == self._said:
+            return
+        self._said = resting
+        names = map(self.resolve_topic_name, self._outputs.wanted())
+        self.get_logger().info(resting or f'works for subscribers of {", ".join(names)}')
+
+    def _resting(self) -> str:
+        """Return why nothing is done, on purpose; '' where there is work."""
+        if not self._enabled:
+            return 'disabled by ~/enable'
+        if self._inputs is None or self._inputs.idle:
+            offered = ', '.join(self._outputs.offered)
+            return f'idle: nobody subscribes to {offered}; lazy:=false works all the same'
+        clock = self.get_clock()
+        stopped = clock.ros_time_is_active and clock.now().nanoseconds == 0
+        waited_s = time.monotonic() - self._activated_s
+        if stopped and waited_s < CLOCK_PATIENCE_S and not self._inputs.statistics.images:
+            return (
+                'waits for /clock, as use_sim_time is set: the simulator or the player has not '
+                'begun'
+            )
+        return ''
 
     def _watch(self) -> None:
         """Where the matcher does not return from a pair, give up both.
@@ -401,6 +439,8 @@ class ReconstructionNode(LifecycleNode):
         self._stamps = PairStamps()
         self._pairs = PairMaker(self, self.topics)
         self._pairs_wanted = 0
+        self._activated_s = time.monotonic()
+        self._said: str | None = None
         self._told_failure = ''
 
     def _stop(self) -> None:

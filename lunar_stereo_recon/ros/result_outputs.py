@@ -124,6 +124,11 @@ class ResultOutputs:
         """Drop what is known of TF and the Imu: time went back."""
         self._motion.clear()
 
+    @property
+    def offered(self) -> list[str]:
+        """Return the full names of the selected topics."""
+        return [self._node.resolve_topic_name(topic) for topic in self._selected()]
+
     def wanted(self) -> list[str]:
         """Return the selected topics that somebody subscribes to."""
         return [

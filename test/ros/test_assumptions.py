@@ -83,7 +83,7 @@ def test_images_that_only_look_raw_are_left_alone_on_request(processes, cameras)
     start_with_raw(processes, cameras, detect_raw=False)
     stamp = cameras.publish(change_info=distorted)
     assert median_depth(cameras, stamp) == pytest.approx(2.0, rel=0.01)
-    assert 'raw' not in processes.log(NODE)
+    assert 'raw images' not in processes.log(NODE)
     assert calibration_status(cameras).level == OK
 
 
@@ -209,3 +209,50 @@ def test_one_frame_for_both_cameras_tells_no_baseline(running):
     status = running.answer(running.publish(right_tx=0.0))
     assert status.level == ERROR
     assert "/tf_static cannot help: both cameras have the frame 'left_optical'" in status.message
+
+
+# What the node says of itself
+
+
+def test_node_says_what_it_listens_to_and_why_it_rests(processes, cameras, namespace):
+    process = processes.start(NODE, **OPTIONS)
+
+    def said(*texts):
+        cameras.spin_until(lambda: all(text in processes.log(NODE) for text in texts))
+
+    inputs = f'listens to {namespace}/left/image_rect and {namespace}/right/image_rect'
+    said(inputs, f'calibrated by {namespace}/left/camera_info')
+    said(f'publishes {namespace}/points2, {namespace}/confidence')
+    said(f'idle: nobody subscribes to {namespace}/points2')
+    cameras.listen('points2')
+    said(f'works for subscribers of {namespace}/points2')
+    from std_srvs.srv import SetBool
+
+    assert cameras.call(SetBool, 'enable', data=False).success
+    said('disabled by ~/enable')
+    assert process.poll() is None
+
+
+def test_node_waits_for_a_simulator_that_has_not_begun(processes, cameras):
+    cameras.listen('points2', 'frame_status')
+    cameras.listen_diagnostics()
+    processes.start(NODE, **OPTIONS, use_sim_time=True, silence_warning=1.0)
+    cameras.spin_until(lambda: 'waits for /clock' in processes.log(NODE))
+    cameras.spin_for(3.0)
+    assert 'published?' not in processes.log(NODE)
+    inputs = [s for s in cameras.received['diagnostics'] if s.name.endswith(': input')]
+    assert {status.level for status in inputs} == {OK}
+    # Images that come before the clock are taken at once.
+    cameras.advertise()
+    cameras.wait_until_heard()
+    assert cameras.answer(cameras.publish()).message == 'published'
+    # Where the clock runs and the images do not come, that is said.
+    clock = cameras.node.create_publisher(message_class('rosgraph_msgs/msg/Clock'), '/clock', 10)
+    tick = make_message('rosgraph_msgs/msg/Clock')
+    tick.clock.sec = 5
+
+    def warned():
+        clock.publish(tick)
+        return 'published?' in processes.log(NODE)
+
+    cameras.spin_until(warned)
