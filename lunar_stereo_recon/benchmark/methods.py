@@ -36,9 +36,10 @@ RUNS: dict[str, tuple[str, ReconstructionOptions | None]] = {
         ReconstructionOptions(dense=True, refine=False, align_rows=False),
     ),
     'student + refinement': (STUDENT_BACKEND, ReconstructionOptions(dense=True, align_rows=False)),
-    # What users get.
     'student + rows + refinement': (STUDENT_BACKEND, ReconstructionOptions(dense=True)),
 }
+# What users get.
+SHIPPED = 'student + rows + refinement'
 METHODS = tuple(
     column
     for name, (_, options) in RUNS.items()

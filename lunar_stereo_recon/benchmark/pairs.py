@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import json
 import os
 from pathlib import Path
@@ -32,11 +32,14 @@ class BenchmarkPair:
         id: Unique name.
         stratum: Kind of ground and light, for the tables.
         source: Entry of a manifest, or an .npz file as the renderer writes it.
+        upside_down: Images and truth are mirrored top to bottom: the same matching problem, for
+            a student that has not learnt where the ground is.
     """
 
     id: str
     stratum: str
     source: ManifestEntry | Path
+    upside_down: bool = False
 
     def size(self) -> tuple[int, int]:
         """Return width and height of the images."""
@@ -51,6 +54,10 @@ class BenchmarkPair:
         Raises:
             InputError: A file is missing or does not hold what it should.
         """
+        pair, truth = self._load()
+        return _upside_down(pair, truth) if self.upside_down else (pair, truth)
+
+    def _load(self) -> tuple[StereoPair, GroundTruth]:
         if isinstance(self.source, Path):
             return load_sample(self.source)
         pair = self.source.load_pair()
@@ -73,6 +80,7 @@ class BenchmarkSet:
         mean_of_pairs: Figures are means over pairs; otherwise pixels are pooled. For pairs of
             unlike kinds and sizes, of which the largest would else decide.
         unscored: Pairs without any reference.
+        degradation: What is done to the images, one of `degradations`; None leaves them.
     """
 
     name: str
@@ -80,6 +88,7 @@ class BenchmarkSet:
     reference: str = 'ground truth'
     mean_of_pairs: bool = False
     unscored: tuple[str, ...] = ()
+    degradation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -212,15 +221,33 @@ def first_of_each(pairs: Sequence[BenchmarkPair], count: int) -> list[BenchmarkP
     return chosen
 
 
+def with_variants(
+    sets: Sequence[BenchmarkSet], upside_down: bool, degradations: Sequence[str]
+) -> list[BenchmarkSet]:
+    """Return each set and, after it, the same upside down and with each degradation."""
+    found = []
+    for each in sets:
+        found.append(each)
+        if upside_down:
+            turned = [replace(pair, upside_down=True) for pair in each.pairs]
+            found.append(replace(each, name=f'{each.name}, upside down', pairs=turned))
+        for name in degradations:
+            found.append(replace(each, name=f'{each.name}, {name}', degradation=name))
+    return found
+
+
 def load_sample(path: Path) -> tuple[StereoPair, GroundTruth]:
     """Return the pair and the truth of a rendered .npz file.
+
+    Its `meta` may say that the shadows are not known (`shadow_known`), and that disparities were
+    drawn in pixels, so that no depth is too far to count (`depth_limited`).
 
     Raises:
         InputError: The file is missing, unreadable or lacks an array.
         CalibrationError: Its calibration is impossible.
     """
     names = ('left', 'right', 'disparity', 'shadow', 'occlusion', 'intrinsics', 'baseline_m')
-    arrays = _read_arrays(path, names)
+    arrays, meta = _read_arrays(path, names), _read_meta(path)
     intrinsics, baseline_m = arrays['intrinsics'], float(arrays['baseline_m'])
     height, width = arrays['left'].shape
     calibration = StereoCalibration(
@@ -239,24 +266,50 @@ def load_sample(path: Path) -> tuple[StereoPair, GroundTruth]:
     seen = np.isfinite(disparity) & (disparity > 0)
     depth = np.full(disparity.shape, np.nan, np.float32)
     depth[seen] = calibration.fx * baseline_m / disparity[seen]
-    valid = seen & (np.nan_to_num(depth, nan=np.inf) <= MAX_DEPTH_M)
+    valid = seen
+    if meta.get('depth_limited', True):
+        valid = seen & (np.nan_to_num(depth, nan=np.inf) <= MAX_DEPTH_M)
     truth = GroundTruth(
         np.where(valid, disparity, np.float32(np.nan)),
         np.where(valid, depth, np.float32(np.nan)),
         valid,
-        arrays['shadow'].astype(bool),
+        arrays['shadow'].astype(bool) if meta.get('shadow_known', True) else None,
         arrays['occlusion'],
+        _read_arrays(path, ('rock',))['rock'].astype(bool) if meta.get('rock_known') else None,
     )
     return pair, truth
 
 
+def _upside_down(pair: StereoPair, truth: GroundTruth) -> tuple[StereoPair, GroundTruth]:
+    """Return images and truth mirrored top to bottom; disparities stay what they are."""
+    calibration = pair.calibration
+    turned = StereoPair(
+        np.ascontiguousarray(pair.left[::-1]),
+        np.ascontiguousarray(pair.right[::-1]),
+        replace(calibration, cy=calibration.height - 1 - calibration.cy),
+    )
+    return turned, GroundTruth(
+        truth.disparity[::-1],
+        truth.depth[::-1],
+        truth.valid[::-1],
+        None if truth.shadow is None else truth.shadow[::-1],
+        None if truth.occlusion is None else truth.occlusion[::-1],
+        None if truth.rock is None else truth.rock[::-1],
+    )
+
+
 def _stratum_of(path: Path) -> str:
+    return str(_read_meta(path).get('stratum', 'untagged'))
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """Return what a rendered pair says of itself."""
     text = str(_read_arrays(path, ('meta',))['meta'])
     try:
         meta = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f'pair {path} has meta {text[:40]!r}, which is not JSON') from error
-    return str(meta.get('stratum', 'untagged')) if isinstance(meta, dict) else 'untagged'
+    return meta if isinstance(meta, dict) else {}
 
 
 def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lunar_stereo_recon.benchmark.bootstrap import paired_difference
+from lunar_stereo_recon.benchmark.bootstrap import paired_differences
 from lunar_stereo_recon.benchmark.methods import MethodScores
+from lunar_stereo_recon.benchmark.release import change_text
 from lunar_stereo_recon.benchmark.speed import Roofline, Throughput
 
 # Key in the figures, header, factor, decimals.
@@ -141,10 +142,9 @@ def difference_table(before: MethodScores, after: MethodScores) -> str:
             for scores in (before, after)
         )
         cells = []
+        changes = paired_differences(first, second)['all']
         for key, _, factor, decimals in DIFFERENCE_COLUMNS:
-            change, (low, high) = paired_difference(first, second, 'all', key)
-            texts = [f'{factor * value:+.{decimals}f}' for value in (change, low, high)]
-            cells.append(f'{texts[0]} ({texts[1]} to {texts[2]})')
+            cells.append(change_text(*changes[key], factor, decimals))
         rows.append([group, *cells])
     return _table(['stratum', *(header for _, header, *_ in DIFFERENCE_COLUMNS)], rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -28,7 +28,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         '--data',
         type=Path,
         action='append',
-        help='manifest, or folder of pairs (manifest.json or .npz files); several with --json',
+        help='manifest, or folder of pairs (manifest.json or .npz files); several with --json '
+        'or --against',
+    )
+    parser.add_argument(
+        '--rendered',
+        action='store_true',
+        help='the pairs of the benchmark beside those of --data (with --json or --against)',
+    )
+    parser.add_argument(
+        '--against',
+        action='append',
+        metavar='MODEL',
+        help='older model file or name: is --model better or equal on every set? Exit status 1 '
+        'says no; may be repeated',
+    )
+    parser.add_argument(
+        '--upside-down',
+        action='store_true',
+        help='also each set mirrored top to bottom (with --json or --against)',
     )
     parser.add_argument(
         '--json',
@@ -78,18 +96,24 @@ def run(args: argparse.Namespace) -> int:
     methods = _chosen('method', args.method or list(METHODS), METHODS)
     variants = _variants(args.degrade)
     _check_positive(args)
-    if args.json is None and args.data and len(args.data) > 1:
-        raise InputError(f'{len(args.data)} times --data; the full report takes one, --json more')
+    several = args.json is not None or bool(args.against)
+    if not several and (args.rendered or args.upside_down or len(args.data or ()) > 1):
+        raise InputError(
+            'the full report takes one --data, neither --rendered nor --upside-down; '
+            'add --json FILE or --against MODEL'
+        )
     cv2.setNumThreads(args.threads)
+    if several:
+        return _several_sets(args, methods, variants)
     estimators = {
         name: load_estimator(name, args.model, args.threads, args.backend)
         for name in runs_of(methods)
     }
-    if args.json is not None:
-        return _compact(args, methods, estimators)
     pairs = _pairs(args)
     result = BenchmarkRun(
-        _setting(args, pairs, estimators), pairs, _scores(pairs, methods, estimators, variants)
+        _setting(args, pairs, _with_student(estimators)),
+        pairs,
+        _scores(pairs, methods, estimators, variants),
     )
     result.memory_mb = _memory_mb(methods, args, pairs[0])
     _measure_speed(args, result)
@@ -105,45 +129,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _compact(
-    args: argparse.Namespace, methods: Sequence[str], estimators: dict[str, Estimator]
+def _several_sets(
+    args: argparse.Namespace, methods: Sequence[str], variants: Sequence[str]
 ) -> int:
-    """Print one table of all sets; write the figures, of the undisturbed pairs alone."""
-    from dataclasses import replace
-    import json
+    """Print one table of all sets, or compare models on them."""
+    from lunar_stereo_recon.benchmark.methods import load_estimator, runs_of
+    from lunar_stereo_recon.commands import bench_sets
 
-    from lunar_stereo_recon.benchmark.pairs import BenchmarkSet, first_of_each, sets_at
-    from lunar_stereo_recon.benchmark.report import UNDISTURBED
-    from lunar_stereo_recon.benchmark.tables import compact_table
-    from lunar_stereo_recon.evaluation.scores import summarise
-
-    if args.data:
-        sets = [each for path in args.data for each in sets_at(path)]
-        if args.pairs:
-            sets = [replace(s, pairs=first_of_each(s.pairs, args.pairs)) for s in sets]
-    else:
-        sets = [BenchmarkSet('rendered', _pairs(args))]
-    found: list[dict[str, Any]] = []
-    for each in sets:
-        scores = _scores(each.pairs, methods, estimators, [])[UNDISTURBED]
-        found.append(
-            {
-                'name': each.name,
-                'reference': each.reference,
-                'mean_of_pairs': each.mean_of_pairs,
-                'pairs': [pair.id for pair in each.pairs],
-                'unscored': each.unscored,
-                'results': {
-                    method: summarise(of_method.pairs, each.mean_of_pairs)
-                    for method, of_method in scores.items()
-                },
-            }
-        )
-    print(compact_table([(each['name'], each['results']) for each in found]))
-    document = {'setting': _setting(args, sets[0].pairs, estimators), 'sets': found}
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(document, indent=1), encoding='utf-8')
+    rendered = _rendered(args) if args.rendered or not args.data else None
+    sets = bench_sets.chosen_sets(args, rendered, variants)
+    pairs = [pair for each in sets for pair in each.pairs]
+    if args.against:
+        return 0 if bench_sets.against(args, sets, _setting(args, pairs, with_model=True)) else 1
+    estimators = {
+        name: load_estimator(name, args.model, args.threads, args.backend)
+        for name in runs_of(methods)
+    }
+    setting = _setting(args, pairs, _with_student(estimators))
+    bench_sets.compact(sets, methods, estimators, setting, args.json)
     return 0
+
+
+def _with_student(names: Iterable[str]) -> bool:
+    return any(name.startswith('student') for name in names)
 
 
 def _chosen(option: str, names: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -172,14 +180,21 @@ def _check_positive(args: argparse.Namespace) -> None:
 
 
 def _pairs(args: argparse.Namespace) -> list[BenchmarkPair]:
-    """Return the pairs, rendered where they have to be."""
+    """Return the pairs of the full report."""
+    from lunar_stereo_recon.benchmark.pairs import first_of_each, pairs_at
+
+    if not args.data:
+        return _rendered(args)
+    pairs = pairs_at(args.data[0])
+    return first_of_each(pairs, args.pairs) if args.pairs else pairs
+
+
+def _rendered(args: argparse.Namespace) -> list[BenchmarkPair]:
+    """Return the pairs of the benchmark, rendered where they have to be."""
     from tqdm import tqdm
 
     from lunar_stereo_recon.benchmark import pairs as sources
 
-    if args.data:
-        pairs = sources.pairs_at(args.data[0])
-        return sources.first_of_each(pairs, args.pairs) if args.pairs else pairs
     definition = sources.load_definition()
     pairs = sources.rendered_pairs(definition, args.cache or sources.default_cache())
     pairs = sources.first_of_each(pairs, args.pairs) if args.pairs else pairs
@@ -191,7 +206,7 @@ def _pairs(args: argparse.Namespace) -> list[BenchmarkPair]:
 
 
 def _setting(
-    args: argparse.Namespace, pairs: Sequence[BenchmarkPair], estimators: dict[str, Estimator]
+    args: argparse.Namespace, pairs: Sequence[BenchmarkPair], with_model: bool
 ) -> dict[str, Any]:
     """Return what the figures depend on; printed with them."""
     import cv2
@@ -202,9 +217,11 @@ def _setting(
     from lunar_stereo_recon.benchmark.pairs import load_definition
     from lunar_stereo_recon.evaluation.machine import describe_machine
 
-    version = load_definition().version
+    data = [str(path) for path in args.data or ()]
+    if args.rendered or not data:
+        data.insert(0, f'benchmark definition {load_definition().version}')
     return {
-        'data': str(args.data[0]) if args.data else f'benchmark definition {version}',
+        'data': ', '.join(data),
         'sizes': sorted({f'{width}x{height}' for width, height in (p.size() for p in pairs)}),
         'machine': describe_machine(),
         'threads': args.threads,
@@ -214,7 +231,7 @@ def _setting(
             'OpenCV': cv2.__version__,
             'NumPy': np.__version__,
         },
-        'model': _model(args) if any(name.startswith('student') for name in estimators) else None,
+        'model': _model(args) if with_model else None,
     }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lunar_stereo_recon.backends.onnx_backend import node_shapes, NodeShapes
-from lunar_stereo_recon.benchmark.bootstrap import intervals, paired_difference
+from lunar_stereo_recon.benchmark.bootstrap import GROUP, intervals, paired_differences
 from lunar_stereo_recon.benchmark.degradations import DEGRADATIONS, degrade
 from lunar_stereo_recon.benchmark.methods import FILL, METHODS, runs_of
 from lunar_stereo_recon.benchmark.pairs import (
@@ -274,10 +274,16 @@ def test_difference_is_paired():
     hard = np.random.default_rng(2).uniform(0, 80, 30)
     before = [score(error, 0) for error in hard]
     after = [score(error + 1, 0) for error in hard]
-    change, (low, high) = paired_difference(before, after, 'all', 'epe_px')
+    changes = paired_differences(before, after)
+    change, (low, high) = changes['all']['epe_px']
     assert change == pytest.approx(0.01)
     # The pairs differ by far more than this, but alike for both.
     assert low == pytest.approx(0.01) and high == pytest.approx(0.01)
+    assert changes[GROUP]['ause'] == (0.0, (0.0, 0.0))
+    assert paired_differences(before[:1], after[:1])['all']['epe_px'] == (
+        pytest.approx(0.01),
+        None,
+    )
 
 
 def test_filled_methods_share_the_matcher():
