@@ -85,10 +85,12 @@ def compact_table(results_by_set: Sequence[tuple[str, Results]]) -> str:
             for method, summary in results.items():
                 figures = summary['overall'][subset]
                 if figures['pixels']:
-                    cells = [_number(figures[key], *form) for key, _, *form in COMPACT_COLUMNS]
-                    rows.append([name, subset, method, *cells])
+                    # Without a confidence nothing is sure.
+                    shown = figures if figures['sure'] else {**figures, 'sure_wrong': None}
+                    cells = [_number(shown[key], *form) for key, _, *form in COMPACT_COLUMNS]
+                    rows.append([name, subset, str(figures['pixels']), method, *cells])
     headers = [header for _, header, *_ in COMPACT_COLUMNS]
-    return _table(['set', 'subset', 'method', *headers], rows)
+    return _table(['set', 'subset', 'pixels', 'method', *headers], rows)
 
 
 def interval_table(results: Results, group: str) -> str:
