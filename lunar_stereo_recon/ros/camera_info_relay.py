@@ -8,7 +8,6 @@ the principal point is moved to ROS's convention. A disagreement is said once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 import functools
 import sys
 from typing import Any
@@ -20,28 +19,9 @@ from lunar_stereo_recon.errors import CalibrationError
 from lunar_stereo_recon.messages import BASELINE_AGREEMENT
 from lunar_stereo_recon.pairing import OTHER, Side
 from lunar_stereo_recon.ros.node_main import run_node, serve
-from lunar_stereo_recon.ros.parameters import declare_parameters, parameter
+from lunar_stereo_recon.ros.node_parameters import declare_parameters
+from lunar_stereo_recon.ros.parameters import CameraInfoRelayParameters
 from lunar_stereo_recon.ros.rclpy_messages import message_class
-
-
-@dataclass(frozen=True)
-class CameraInfoRelayParameters:
-    """Parameters of the relay."""
-
-    baseline: float = parameter(
-        0.0,
-        'Distance between the cameras; 0 takes the amount of the incoming right P[3]',
-        unit='m',
-        minimum=0.0,
-        maximum=100.0,
-    )
-    pixel_offset: float = parameter(
-        0.0,
-        'Taken off the principal point; 0.5 where the source counts from the corner of the image',
-        unit='px',
-        minimum=-1.0,
-        maximum=1.0,
-    )
 
 
 def correct_camera_info(

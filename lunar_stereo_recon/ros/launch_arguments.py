@@ -21,6 +21,7 @@ import yaml
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.yaml_files import read_yaml
 from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset
+from lunar_stereo_recon.ros.parameters import default_of, help_text
 
 PACKAGE = 'lunar_stereo_recon'
 # Entries of a preset that are arguments too.
@@ -68,7 +69,7 @@ def given_parameters(
     values = {}
     for item in _named(kind, names):
         if value(context, prefix + item.name):
-            default = _default(item)
+            default = default_of(item)
             value_type = _LISTS[type(default[0])] if isinstance(default, list) else type(default)
             values[item.name] = ParameterValue(
                 LaunchConfiguration(prefix + item.name), value_type=value_type
@@ -162,23 +163,15 @@ def _named(kind: type, names: tuple[str, ...]) -> list[dataclasses.Field[Any]]:
 
 
 def _described(item: dataclasses.Field[Any]) -> str:
-    unit = item.metadata['unit']
-    default = _default(item)
+    default = default_of(item)
     shown = ', '.join(map(str, default)) if isinstance(default, list) else str(default)
     shown = {'True': 'true', 'False': 'false'}.get(shown, shown)
-    text = item.metadata['description'] + (f' [{unit}]' if unit else '')
-    return f"{text}; node's default {shown}" if shown else text
+    return f'{help_text(item)} Default of the node: {shown or "empty"}.'
 
 
 def _choices(item: dataclasses.Field[Any]) -> tuple[str, ...]:
-    default = _default(item)
+    default = default_of(item)
     if isinstance(default, bool):
         return ('', *FLAG)
     choices = item.metadata['choices']
     return ('', *choices) if choices and isinstance(default, str) else ()
-
-
-def _default(item: dataclasses.Field[Any]) -> Any:
-    if item.default is dataclasses.MISSING:
-        return item.default_factory()
-    return item.default

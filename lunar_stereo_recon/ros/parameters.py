@@ -1,21 +1,17 @@
 """Parameters of the nodes, declared once: default, description, unit, range, when they act.
 
 A node's parameters are a frozen dataclass. Declaring, reading and checking changes are derived
-from its fields, so a parameter is added by adding a field.
+from its fields (`node_parameters`), and so are the launch arguments, `config/reconstruction.yaml`
+and the tables of the documentation (`docs/make_parameter_docs.py`). A parameter is added by adding
+a field. Nothing here needs ROS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 import dataclasses
 from dataclasses import dataclass
 import math
-from typing import Any, TypeVar
-
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import ParameterException
-from rclpy.node import Node
-from rclpy.parameter import Parameter
+from typing import Any
 
 from lunar_stereo_recon.datatypes import Region
 from lunar_stereo_recon.errors import InputError
@@ -29,10 +25,8 @@ GRAVITIES = ('tf', 'imu', 'fixed')
 RELIABILITIES = ('auto', 'reliable', 'best_effort')
 DEPTH_ENCODINGS = ('32FC1', '16UC1')
 TRANSPORTS = ('raw', 'compressed')
-# Below this the voxels of a cloud of kilometres cannot be told apart.
+# Smaller voxels would be too many to number in a cloud of kilometres.
 MIN_VOXEL_M = 0.005
-
-_Parameters = TypeVar('_Parameters')
 
 
 def parameter(
@@ -49,7 +43,8 @@ def parameter(
 
     Args:
         default: Value where none is given; its type is the parameter's type.
-        description: One sentence for `ros2 param describe`.
+        description: Sentences for a user who sees nothing else. The first one says what the
+            parameter sets. Backticks mark names; only Markdown shows them.
         unit: Unit of the value, '' where it has none.
         minimum: Smallest value allowed, of a number.
         maximum: Largest value allowed, of a number.
@@ -69,83 +64,132 @@ def parameter(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def default_of(item: dataclasses.Field[Any]) -> Any:
+    """Return a parameter's value where none is given."""
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return item.default
+
+
+def help_text(item: dataclasses.Field[Any]) -> str:
+    """Return a parameter's description and unit as plain text."""
+    unit = f' [{item.metadata["unit"]}]' if item.metadata['unit'] else ''
+    return item.metadata['description'].replace('`', '') + unit
+
+
+def named(values: list[str]) -> list[str]:
+    """Return a list parameter without the empty texts that stand for an empty list.
+
+    A launch file or YAML cannot give an empty list a type.
+    """
+    return [value for value in values if value]
+
+
+_SET_MODEL = 'A change acts when the service `~/set_model` is called.'
+
+
 @dataclass(frozen=True)
 class ReconstructionParameters:
     """Parameters of the reconstruction node."""
 
     autostart: bool = parameter(
-        True, 'Configure and activate at start; false waits for a lifecycle manager'
+        True,
+        'Configure and activate the node at start. If false, the node waits for a lifecycle '
+        'manager.',
     )
     # A change of these three acts when ~/set_model is called: loading takes time, and may fail.
     backend: str = parameter(
         'onnx',
-        'Matcher to use; ~/set_model makes a change act',
+        'Matcher that finds the disparity: `onnx` and `openvino` run the student network; `sgbm`, '
+        f'`sgbm_hh` and `bm` are matchers of OpenCV. {_SET_MODEL}',
         choices=('onnx', 'openvino', 'sgbm', 'sgbm_hh', 'bm'),
         dynamic=True,
     )
     model: str = parameter(
         '',
-        "Path of the model file, or a shipped one: 'flight' (where empty), 'flight_int8'; "
-        '~/set_model makes a change act',
+        'Model file of the student network: a path, or the name of a shipped model, `flight` or '
+        '`flight_int8` (the latter only with the backend `onnx`). Empty is `flight`. '
+        f'{_SET_MODEL}',
         dynamic=True,
     )
     model_key: str = parameter(
         '',
-        'Public key (PEM) that the model file must be signed for, its signature beside it as '
-        'NAME.onnx.sig; empty asks for none',
+        'File with the public key (PEM) of the signature that the model file must have. The '
+        'signature lies beside the model file as `NAME.onnx.sig`. Empty asks for no signature.',
     )
     providers: list[str] = parameter(
         [''],
-        'Execution providers of the backend onnx in order of preference; empty is the CPU; '
-        '~/set_model makes a change act',
+        'Execution providers of the backend `onnx` in order of preference, out of `tensorrt`, '
+        f'`cuda` and `cpu`. Empty is the CPU. {_SET_MODEL}',
         dynamic=True,
     )
     threads: int = parameter(
-        0, 'Threads of matcher and refinement; 0 leaves it to the runtime', minimum=0, maximum=256
+        0,
+        'Number of threads of matcher and refinement. 0 leaves the number to the runtime.',
+        minimum=0,
+        maximum=256,
     )
     approximate_sync: bool = parameter(
-        False, 'Pair images whose stamps differ by up to the tolerance; false wants equal stamps'
+        False,
+        'Pair left and right images whose stamps differ slightly, by up to '
+        '`approximate_sync_tolerance_seconds`. If false, the stamps must be equal.',
     )
     approximate_sync_tolerance_seconds: float = parameter(
-        0.01, 'Largest difference of the stamps of a pair', unit='s', minimum=0.0, maximum=10.0
+        0.01,
+        'Largest difference between the stamps of a left and a right image that become a pair, '
+        'if `approximate_sync` is true.',
+        unit='s',
+        minimum=0.0,
+        maximum=10.0,
     )
     queue_size: int = parameter(
-        5, 'Images of one side that may wait for the other side', minimum=1, maximum=1000
+        5,
+        'Number of images of one camera that may wait for the image of the other camera.',
+        minimum=1,
+        maximum=1000,
     )
     input_transport: str = parameter(
         'raw',
-        'raw subscribes to Image, compressed to CompressedImage on <topic>/compressed',
+        'Message type of the input images: `raw` subscribes to Image, `compressed` subscribes to '
+        'CompressedImage on the topics `.../compressed`.',
         choices=TRANSPORTS,
     )
     input_reliability: str = parameter(
         'auto',
-        'Reliability of the image subscriptions; auto takes what the publishers offer',
+        'Reliability that the image subscriptions ask for: `reliable`, `best_effort`, or `auto`, '
+        'which follows what the publishers offer.',
         choices=RELIABILITIES,
     )
     rectify: bool = parameter(
-        False, 'The images are raw: subscribe to image_raw and rectify by D, K, R and P'
+        False,
+        'The images are raw, and the node rectifies them. It then subscribes to `left/image_raw` '
+        'and `right/image_raw`, and uses D, K, R and P of the camera_infos.',
     )
     detect_raw: bool = parameter(
         True,
-        'Rectify images too that look raw: their camera_info has distortion and no topic is '
-        'called rectified; false takes them as they are',
+        'Rectify images that look raw, also if `rectify` is false. Images look raw if the '
+        'camera_info has distortion and no image topic has `rect` in its name. If false, such '
+        'images are used as they are.',
         dynamic=True,
     )
     left_camera_info_url: str = parameter(
         '',
-        'YAML file with the left camera_info (path, file:// or package://); empty takes the topic',
+        'YAML file with the camera_info of the left camera, for a camera that publishes none: a '
+        'path, `file://` or `package://`. Empty uses the topic `left/camera_info`.',
     )
     right_camera_info_url: str = parameter(
         '',
-        'YAML file with the right camera_info (path, file:// or package://); empty takes the '
-        'topic',
+        'YAML file with the camera_info of the right camera, for a camera that publishes none: a '
+        'path, `file://` or `package://`. Empty uses the topic `right/camera_info`.',
     )
     cache_camera_info: bool = parameter(
-        False, 'Keep the first camera_info of each side and listen to no further one'
+        False,
+        'Keep the first camera_info of each camera and ignore all later ones.',
     )
     baseline: float = parameter(
         0.0,
-        'Distance between the cameras; 0 takes it from P[3] of the right camera_info',
+        'Distance between the two cameras; 0 takes it from `P[3]` of the right camera_info. If '
+        'that gives none either, the distance of the camera frames on `/tf_static` is used.',
         unit='m',
         minimum=0.0,
         maximum=100.0,
@@ -153,39 +197,55 @@ class ReconstructionParameters:
     )
     white_level: float = parameter(
         0.0,
-        "Image value of white, e.g. 4095 for 12-bit data in mono16; 0 is the encoding's maximum",
+        'Image value of white, for example 4095 for 12-bit data in mono16. 0 takes the largest '
+        'value of the image encoding.',
         minimum=0.0,
         maximum=65535.0,
         dynamic=True,
     )
     confidence_threshold: float = parameter(
         0.5,
-        'Points with a lower probability of being right become NaN',
+        'Points with a lower confidence become NaN. The confidence of a point is the probability '
+        'that its disparity is right to one pixel.',
         minimum=0.0,
         maximum=1.0,
         dynamic=True,
     )
     min_range: float = parameter(
-        0.0, 'Nearer points become NaN', unit='m', minimum=0.0, maximum=1e6, dynamic=True
-    )
-    max_range: float = parameter(
         0.0,
-        'Farther points become NaN; 0 is no limit',
+        'Points that are nearer become NaN. The distance is measured along the optical axis.',
         unit='m',
         minimum=0.0,
         maximum=1e6,
         dynamic=True,
     )
-    refine: bool = parameter(True, 'Sharpen the disparity by sub-pixel matching', dynamic=True)
+    max_range: float = parameter(
+        0.0,
+        'Points that are farther away become NaN; 0 sets no limit. The distance is measured along '
+        'the optical axis.',
+        unit='m',
+        minimum=0.0,
+        maximum=1e6,
+        dynamic=True,
+    )
+    refine: bool = parameter(
+        True,
+        "Refine the matcher's disparity by sub-pixel matching at the full size of the images.",
+        dynamic=True,
+    )
     align_rows: bool = parameter(
         True,
-        'Watch the alignment of the rows over the frames and correct the right image, up to 2 px',
+        'Measure how well the rows of the two images are aligned, and correct the right image by '
+        'up to 2 pixels. `/diagnostics` says when to calibrate the cameras again.',
         dynamic=True,
     )
     target_ms: float = parameter(
         0.0,
-        "Time for a pair: the network's width is chosen so that the first one takes no longer; "
-        '0 leaves it at 640 px',
+        'Time that a pair may take; a narrower network input saves time and loses detail. The '
+        'widest input (640, 480 or 320 pixels) that keeps to the time is chosen on the first '
+        'pair; under load it becomes narrower, and pairs are left out. 0 sets no time and uses '
+        '640 pixels. Images are scaled to the chosen width, up or down, but images narrower than '
+        '360 pixels are never scaled up.',
         unit='ms',
         minimum=0.0,
         maximum=10000.0,
@@ -193,87 +253,116 @@ class ReconstructionParameters:
     )
     outputs: list[str] = parameter(
         list(OUTPUTS),
-        'Results to publish; image is the rectified left image, where the node rectifies',
+        'Results to publish. They are `points2`, `confidence`, `disparity`, `depth`, `hazard` and '
+        '`image`, which is the rectified left image and needs `rectify`.',
         choices=OUTPUTS,
         dynamic=True,
     )
     roi: list[int] = parameter(
         [0, 0, 0, 0],
-        'Region of interest of the left image: x, y, width, height; points outside are invalid, '
-        'the cloud holds it alone; zeros are the whole image',
+        'Region of interest in the left image: x, y, width, height. Points outside become NaN, '
+        'and the cloud holds the region alone. Four zeros are the whole image.',
         unit='px',
         dynamic=True,
     )
     organized: bool = parameter(
         True,
-        'Cloud with a point a pixel, NaN where invalid; false gives the valid points in one row',
+        'Publish an organised cloud, which has one point for each pixel and NaN where it is '
+        'invalid. If false, the cloud has the valid points in one row.',
         dynamic=True,
     )
     voxel_size: float = parameter(
         0.0,
-        'One point a voxel of this edge, the mean of those in it (not organised); 0 keeps all',
+        'Edge of the cubes (voxels) by which the cloud is thinned: the points in one cube become '
+        'their mean, and the cloud is not organised. 0 keeps all points; the smallest edge is '
+        f'{MIN_VOXEL_M} m.',
         unit='m',
         minimum=0.0,
         maximum=10.0,
         dynamic=True,
     )
-    color: bool = parameter(True, 'Cloud with the field rgb', dynamic=True)
+    color: bool = parameter(
+        True, 'Give each point of the cloud its colour, in the field `rgb`.', dynamic=True
+    )
     cloud_frame: str = parameter(
         '',
-        "Frame of the cloud, such as 'base_link', by TF; empty is the left optical frame",
+        'Frame of the cloud, for example `base_link`; empty is the left optical frame. TF must '
+        'lead from the optical frame to the frame that is named.',
         dynamic=True,
     )
     decimation: int = parameter(
         1,
-        'Keep every n-th row and column of the cloud; the images stay whole',
+        'Keep every n-th row and column of the cloud. The published images keep their size.',
         minimum=1,
         maximum=64,
         dynamic=True,
     )
     depth_encoding: str = parameter(
         '32FC1',
-        'Depth image in metres (32FC1, NaN invalid) or millimetres (16UC1, 0 invalid)',
+        'Encoding of the depth image: `32FC1` is in metres, with NaN where invalid; `16UC1` is in '
+        'millimetres, with 0 where invalid.',
         choices=DEPTH_ENCODINGS,
         dynamic=True,
     )
     hazard_gravity: str = parameter(
         'tf',
-        'What tells gravity for the hazard grid: tf (hazard_frame), imu (topic imu, camera_pitch) '
-        'or fixed (camera_pitch, on level ground)',
+        'Source of the direction of gravity for the hazard grid: `tf` uses `hazard_frame`; `imu` '
+        'uses the topic `imu` and `camera_pitch`; `fixed` uses `camera_pitch` alone and takes the '
+        'ground under the rover for level.',
         choices=GRAVITIES,
         dynamic=True,
     )
     hazard_frame: str = parameter(
-        'odom', 'Frame of the hazard grid with z up, for hazard_gravity tf', dynamic=True
+        'odom',
+        'Frame of the hazard grid if `hazard_gravity` is `tf`. Its z axis must point up.',
+        dynamic=True,
     )
     camera_pitch: float = parameter(
         0.0,
-        'Of the camera in the body, for hazard_gravity imu and fixed; negative looks down',
+        "Pitch of the camera in the rover's body, for the hazard grid if `hazard_gravity` is "
+        '`imu` or `fixed`. Negative values look down.',
         unit='deg',
         minimum=-90.0,
         maximum=90.0,
         dynamic=True,
     )
     hazard_range: float = parameter(
-        10.0, 'How far the hazard grid reaches', unit='m', minimum=0.5, maximum=200.0, dynamic=True
+        10.0,
+        'Distance from the camera to which the hazard grid reaches.',
+        unit='m',
+        minimum=0.5,
+        maximum=200.0,
+        dynamic=True,
     )
     hazard_cell: float = parameter(
-        0.2, 'Edge of a cell of it', unit='m', minimum=0.02, maximum=10.0, dynamic=True
+        0.2,
+        'Edge of one cell of the hazard grid.',
+        unit='m',
+        minimum=0.02,
+        maximum=10.0,
+        dynamic=True,
     )
     hazard_clearance: float = parameter(
         0.3,
-        "Step that is lethal: the rover's clearance",
+        'Height of a step that the hazard grid marks as not drivable: the ground clearance of the '
+        'rover.',
         unit='m',
         minimum=0.01,
         maximum=10.0,
         dynamic=True,
     )
     hazard_max_slope: float = parameter(
-        20.0, 'Slope that is lethal', unit='deg', minimum=1.0, maximum=80.0, dynamic=True
+        20.0,
+        'Slope that the hazard grid marks as not drivable.',
+        unit='deg',
+        minimum=1.0,
+        maximum=80.0,
+        dynamic=True,
     )
     hazard_footprint: float = parameter(
         1.0,
-        "Edge of the square over which slope is taken: about the rover's size",
+        'Edge of the square of ground over which the hazard grid measures slope: about the size '
+        'of the rover.',
         unit='m',
         minimum=0.1,
         maximum=20.0,
@@ -281,23 +370,30 @@ class ReconstructionParameters:
     )
     hazard_confidence: float = parameter(
         0.5,
-        'Points of lower confidence do not count in the hazard grid',
+        'Points with a lower confidence do not count in the hazard grid, and neither do points '
+        'below `confidence_threshold`.',
         minimum=0.0,
         maximum=1.0,
         dynamic=True,
     )
     save_directory: str = parameter(
-        '.', 'Where the service ~/save_cloud writes its files', dynamic=True
+        '.', 'Folder in which the service `~/save_cloud` writes its files.', dynamic=True
     )
-    save_format: str = parameter('ply', 'Form of these files', choices=SAVE_FORMATS, dynamic=True)
+    save_format: str = parameter(
+        'ply',
+        'File format in which the service `~/save_cloud` writes clouds: `ply` or `pcd`.',
+        choices=SAVE_FORMATS,
+        dynamic=True,
+    )
     lazy: bool = parameter(
         True,
-        'Subscribe to images and reconstruct only while somebody subscribes to a result',
+        'Receive and reconstruct images only while somebody subscribes to a result.',
         dynamic=True,
     )
     target_rate: float = parameter(
         0.0,
-        'Pairs to reconstruct per second of stamps at most; 0 is every pair',
+        'Largest number of pairs to reconstruct per second, counted by their stamps. 0 '
+        'reconstructs every pair.',
         unit='Hz',
         minimum=0.0,
         maximum=1000.0,
@@ -305,16 +401,17 @@ class ReconstructionParameters:
     )
     fallback_after: int = parameter(
         3,
-        'Failures of the matcher in a row after which a simpler one takes over: its execution '
-        'provider gives way to the CPU, then the network to sgbm; 0 never. ~/set_model goes back',
+        'Number of failures in a row after which a simpler matcher takes over: the network on '
+        'the CPU, then `sgbm`. 0 never changes the matcher. The service `~/set_model` returns to '
+        'the chosen one.',
         minimum=0,
         maximum=1000,
         dynamic=True,
     )
     watchdog: float = parameter(
         30.0,
-        'Time in the work of one pair after which the matcher counts as stuck and is replaced as '
-        'by fallback_after; 0 waits for ever',
+        'Time in the work on one pair after which the matcher counts as stuck and a simpler one '
+        'takes over. 0 waits for ever.',
         unit='s',
         minimum=0.0,
         maximum=3600.0,
@@ -322,7 +419,8 @@ class ReconstructionParameters:
     )
     silence_warning: float = parameter(
         5.0,
-        'Time without a result after which a warning says why; 0 never warns',
+        'Time without a result after which a warning in the log says why there is none. 0 never '
+        'warns.',
         unit='s',
         minimum=0.0,
         maximum=3600.0,
@@ -392,80 +490,128 @@ class ReconstructionParameters:
 class SimulatorParameters:
     """Parameters of the simulator node."""
 
-    preset: str = parameter('mare', "Kind of ground, see 'lunar-stereo gallery'")
-    seed: int = parameter(0, 'Everything random follows from it', minimum=0, maximum=2**31 - 1)
-    width: int = parameter(640, 'Of the images', unit='px', minimum=64, maximum=4096)
-    height: int = parameter(480, 'Of the images', unit='px', minimum=64, maximum=4096)
+    preset: str = parameter(
+        'mare',
+        'Kind of lunar ground: `mare`, `highland`, `south_pole`, `boulder_field` or `smooth`.',
+    )
+    seed: int = parameter(
+        0,
+        'Seed of everything random: ground, rocks and image noise.',
+        minimum=0,
+        maximum=2**31 - 1,
+    )
+    width: int = parameter(
+        640, 'Width of the simulated images.', unit='px', minimum=64, maximum=4096
+    )
+    height: int = parameter(
+        480, 'Height of the simulated images.', unit='px', minimum=64, maximum=4096
+    )
     focal_length: float = parameter(
-        0.72, 'Focal length over image width', minimum=0.2, maximum=5.0
+        0.72,
+        'Focal length of the simulated cameras, divided by the image width.',
+        minimum=0.2,
+        maximum=5.0,
     )
     baseline: float = parameter(
-        0.3, 'Distance between the cameras', unit='m', minimum=0.01, maximum=2.0
+        0.3,
+        'Distance between the two simulated cameras.',
+        unit='m',
+        minimum=0.01,
+        maximum=2.0,
     )
     camera_height: float = parameter(
-        1.4, 'Of the cameras above the ground', unit='m', minimum=0.1, maximum=5.0
+        1.4,
+        'Height of the simulated cameras above the ground.',
+        unit='m',
+        minimum=0.1,
+        maximum=5.0,
     )
     camera_pitch: float = parameter(
-        -16.0, 'Of the cameras; negative looks down', unit='deg', minimum=-89.0, maximum=60.0
+        -16.0,
+        'Pitch of the simulated cameras. Negative values look down.',
+        unit='deg',
+        minimum=-89.0,
+        maximum=60.0,
     )
     sun_elevation: float = parameter(
         0.0,
-        'Above the horizon; 0 is the typical one of the preset',
+        'Elevation of the sun above the horizon. 0 takes the elevation that is typical of the '
+        '`preset`.',
         unit='deg',
         minimum=-90.0,
         maximum=90.0,
     )
     sun_azimuth: float = parameter(
-        115.0, 'Counterclockwise from x of the map', unit='deg', minimum=-360.0, maximum=360.0
+        115.0,
+        'Azimuth of the sun, counterclockwise from the x axis of the frame `map`.',
+        unit='deg',
+        minimum=-360.0,
+        maximum=360.0,
     )
     rate: float = parameter(
         2.0,
-        'Stereo pairs per second of simulated time; where the machine cannot follow, '
-        'simulated time goes slower',
+        'Stereo pairs per second of simulated time. If rendering takes longer, simulated time '
+        'runs slower than real time.',
         unit='Hz',
         minimum=0.1,
         maximum=100.0,
     )
     samples: int = parameter(
         1,
-        'Rays a pixel: 1, 2 or 4; more give smoother edges and take longer',
+        'Rays for each pixel: 1, 2 or 4. More rays give smoother edges and take longer.',
         minimum=1,
         maximum=4,
     )
     speed: float = parameter(
         0.3,
-        'Of the built-in drive, until somebody publishes cmd_vel',
+        'Speed of the built-in drive, which ends when somebody publishes `cmd_vel`.',
         unit='m/s',
         minimum=-2.0,
         maximum=2.0,
     )
     turn_rate: float = parameter(
-        1.5, 'Of the built-in drive, counterclockwise', unit='deg/s', minimum=-90.0, maximum=90.0
+        1.5,
+        'Turn rate of the built-in drive, counterclockwise. The drive ends when somebody '
+        'publishes `cmd_vel`.',
+        unit='deg/s',
+        minimum=-90.0,
+        maximum=90.0,
     )
     cmd_vel_timeout: float = parameter(
         1.0,
-        'Simulated time after which the rover stops without a new cmd_vel',
+        'Simulated time without a new `cmd_vel` after which the rover stops.',
         unit='s',
         minimum=0.01,
         maximum=60.0,
     )
-    frames: int = parameter(0, 'End after so many pairs; 0 is never', minimum=0, maximum=2**31 - 1)
+    frames: int = parameter(
+        0,
+        'Number of stereo pairs after which the simulator ends. 0 never ends it.',
+        minimum=0,
+        maximum=2**31 - 1,
+    )
     rocks: str = parameter(
         'heightfield',
-        'Form of the rocks; meshes have overhangs (x86-64 only)',
+        'Form of the rocks: `heightfield` makes them part of the ground; `mesh` gives them '
+        'overhangs and needs an x86-64 processor.',
         choices=('heightfield', 'mesh'),
     )
     device: str = parameter(
-        'cpu', 'What renders; cuda does without rocks as meshes', choices=('cpu', 'cuda')
+        'cpu',
+        'Device that renders: `cpu`, or `cuda`, which cannot render rocks of the form `mesh`.',
+        choices=('cpu', 'cuda'),
     )
-    rover_shadow: bool = parameter(True, 'The rover casts a shadow')
+    rover_shadow: bool = parameter(True, 'Render the shadow that the rover casts.')
     shadow_cache: bool = parameter(
-        True, 'Find once where the sun reaches the ground: seconds at the start, faster pictures'
+        True,
+        'Compute once, at start, which ground the sun reaches. This takes seconds and makes every '
+        'image faster.',
     )
     faults: str = parameter(
         '',
-        'YAML file of what the cameras do wrong (docs/simulation.md); with distortion the images '
-        'are raw, on left/image_raw and right/image_raw',
+        'YAML file of camera faults (its form is in docs/simulation.md); empty is none. If it has '
+        'distortion, the images are raw and are published on `left/image_raw` and '
+        '`right/image_raw`.',
     )
 
 
@@ -473,66 +619,100 @@ class SimulatorParameters:
 class ReplayParameters:
     """Parameters of the replay node."""
 
-    bag: str = parameter('', 'rosbag2 directory, .mcap or .db3 to publish')
+    bag: str = parameter('', 'Recording to publish: a rosbag2 folder, or a .mcap or .db3 file.')
     rate: float = parameter(
         1.0,
-        'Speed relative to the recording; 0 publishes as fast as flow_control or DDS allows',
+        'Speed relative to the recording. 0 publishes as fast as `flow_control` or DDS allows.',
         minimum=0.0,
         maximum=1000.0,
     )
     flow_control: bool = parameter(
-        False, 'Wait for the frame_status of each frame before the next, so that none is lost'
+        False,
+        'Wait for the `frame_status` of a frame before the next one is published, so that no '
+        'frame is dropped.',
     )
     in_flight: int = parameter(
-        1, 'Frames that may be unanswered at a time with flow_control', minimum=1, maximum=2
+        1,
+        'Number of frames that may wait for their `frame_status` at a time, if `flow_control` is '
+        'true.',
+        minimum=1,
+        maximum=2,
     )
     answer_timeout: float = parameter(
         30.0,
-        'Time after which a frame counts as unanswered with flow_control',
+        'Time without a `frame_status` after which a frame counts as unanswered, if '
+        '`flow_control` is true.',
         unit='s',
         minimum=0.01,
         maximum=3600.0,
     )
     wait_for_subscribers: float = parameter(
         10.0,
-        'Time to wait for a subscriber on each image topic before starting; 0 starts at once',
+        'Longest time to wait for subscribers of both images; if there are none then, the replay '
+        'ends. 0 starts at once.',
         unit='s',
         minimum=0.0,
         maximum=3600.0,
     )
     min_subscribers: int = parameter(
         1,
-        'Subscribers that the left image must have before starting; 2 with a recorder of it',
+        'Number of subscribers that the left image must have before the replay starts; 2 if a '
+        'recorder listens to it as well.',
         minimum=1,
         maximum=100,
     )
-    loop: bool = parameter(False, 'Start again at the end, with the same stamps')
+    loop: bool = parameter(False, 'Start again at the end of the recording, with the same stamps.')
     start_offset: float = parameter(
-        0.0, 'Skip this much of the beginning', unit='s', minimum=0.0, maximum=1e9
+        0.0,
+        'Length of the beginning of the recording that is left out.',
+        unit='s',
+        minimum=0.0,
+        maximum=1e9,
     )
-    topics: list[str] = parameter([''], 'Topics to publish; empty is all')
+    topics: list[str] = parameter([''], 'Topics of the recording to publish. Empty is all.')
     rename_rig: bool = parameter(
         False,
-        "Publish the rig's topics as left/image_rect, left/camera_info, right/... in the node's "
-        'namespace, whatever their names in the bag',
+        'Publish images and camera_infos of the rig as `left/image_rect`, `left/camera_info`, '
+        '`right/image_rect` and `right/camera_info` in the namespace of the node, whatever their '
+        'names in the recording.',
     )
-    clock: bool = parameter(False, 'Publish /clock with the recording time')
+    clock: bool = parameter(False, 'Publish the time of the recording on `/clock`.')
     clock_rate: float = parameter(
-        100.0, 'Rate of /clock between messages', unit='Hz', minimum=1.0, maximum=1000.0
+        100.0,
+        'Rate of `/clock` between messages of the recording, if `clock` is true.',
+        unit='Hz',
+        minimum=1.0,
+        maximum=1000.0,
     )
-    left_image: str = parameter('', 'Topic of the left image in the bag; empty finds it')
-    right_image: str = parameter('', 'Topic of the right image in the bag; empty finds it')
-    left_info: str = parameter('', 'Topic of the left camera_info in the bag; empty finds it')
-    right_info: str = parameter('', 'Topic of the right camera_info in the bag; empty finds it')
+    left_image: str = parameter(
+        '',
+        'Topic of the left image in the recording. Empty finds it by its name; set both image '
+        'topics or none.',
+    )
+    right_image: str = parameter(
+        '',
+        'Topic of the right image in the recording. Empty finds it by its name; set both image '
+        'topics or none.',
+    )
+    left_info: str = parameter(
+        '',
+        'Topic of the left camera_info in the recording. Empty finds it by its name or, if the '
+        'image topics are set, means that there is none.',
+    )
+    right_info: str = parameter(
+        '',
+        'Topic of the right camera_info in the recording. Empty finds it by its name or, if the '
+        'image topics are set, means that there is none.',
+    )
 
 
 @dataclass(frozen=True)
 class RecorderParameters:
     """Parameters of the recorder node."""
 
-    bag: str = parameter('', 'rosbag2 directory to make')
-    overwrite: bool = parameter(False, 'Replace a bag that is there')
-    summary: str = parameter('', 'JSON file for counts and latencies; empty writes none')
+    bag: str = parameter('', 'Recording to write: a rosbag2 folder that does not exist yet.')
+    overwrite: bool = parameter(False, 'Replace the recording `bag` if it exists already.')
+    summary: str = parameter('', 'JSON file to write counts and latencies to. Empty writes none.')
     topics: list[str] = parameter(
         [
             'left/image_rect',
@@ -543,100 +723,48 @@ class RecorderParameters:
             'depth/camera_info',
             'frame_status',
         ],
-        'Topics to record',
+        'Topics to record: the left image, and results of the reconstruction.',
     )
     stop_after: int = parameter(
-        0, 'Finish after this many answered frames; 0 goes on until interrupted', minimum=0
+        0,
+        'Number of answered frames after which the recording ends. 0 records until the node is '
+        'interrupted.',
+        minimum=0,
     )
     idle_timeout: float = parameter(
         0.0,
-        'Finish when nothing came for this long after the first frame; 0 never',
+        'Time without a message, after the first frame, after which the recording ends. 0 never '
+        'ends it.',
         unit='s',
         minimum=0.0,
         maximum=3600.0,
     )
     drain_timeout: float = parameter(
         3.0,
-        'When asked to finish, wait this long for results of frames that were answered',
+        'Time to wait, at the end of the recording, for results of frames that were answered.',
         unit='s',
         minimum=0.0,
         maximum=60.0,
     )
 
 
-def declare_parameters(node: Node, kind: type[_Parameters]) -> _Parameters:
-    """Declare the fields of `kind` on the node and return their values.
+@dataclass(frozen=True)
+class CameraInfoRelayParameters:
+    """Parameters of the relay of simulated camera_infos."""
 
-    Raises:
-        InputError: A value is outside its range, not a choice, or of another type.
-    """
-    values = {}
-    for item in dataclasses.fields(kind):
-        default = _default(item)
-        try:
-            declared = node.declare_parameter(item.name, default, _descriptor(item))
-        except ParameterException as error:
-            raise InputError(f'parameter {item.name}: {error}') from error
-        values[item.name] = _checked(item, declared.value)
-    return kind(**values)
-
-
-def changed_parameters(current: _Parameters, changes: Iterable[Parameter]) -> _Parameters:
-    """Return the parameters after a set_parameters request; other nodes' names are ignored.
-
-    Raises:
-        InputError: A value is not allowed, alone or together with the others.
-    """
-    fields = {item.name: item for item in dataclasses.fields(current)}
-    values = {
-        change.name: _checked(fields[change.name], change.value)
-        for change in changes
-        if change.name in fields
-    }
-    return dataclasses.replace(current, **values)
-
-
-def named(values: list[str]) -> list[str]:
-    """Return a list parameter without the empty texts that stand for an empty list.
-
-    A launch file or YAML cannot give an empty list a type.
-    """
-    return [value for value in values if value]
-
-
-def _default(item: dataclasses.Field) -> Any:
-    if item.default_factory is not dataclasses.MISSING:
-        return item.default_factory()
-    return item.default
-
-
-def _descriptor(item: dataclasses.Field) -> ParameterDescriptor:
-    about = item.metadata
-    unit = f' [{about["unit"]}]' if about['unit'] else ''
-    choices = ', '.join(about['choices'])
-    descriptor = ParameterDescriptor(
-        description=about['description'] + unit,
-        additional_constraints=f'one of: {choices}' if choices else '',
-        read_only=not about['dynamic'],
+    baseline: float = parameter(
+        0.0,
+        'Distance between the two cameras. 0 takes it from `P[3]` of the right camera_info that '
+        'arrives.',
+        unit='m',
+        minimum=0.0,
+        maximum=100.0,
     )
-    low, high = about['minimum'], about['maximum']
-    if isinstance(_default(item), float):
-        descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
-    elif low is not None:
-        high = 2**31 - 1 if high is None else high
-        descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
-    return descriptor
-
-
-def _checked(item: dataclasses.Field, value: Any) -> Any:
-    choices = item.metadata['choices']
-    is_list = isinstance(_default(item), list)
-    if is_list and value is None:  # what rcl makes of [], a list without a type
-        value = []
-    given = named(value) if is_list and choices else [value]
-    unknown = [text for text in given if choices and text not in choices]
-    if unknown:
-        raise InputError(
-            f'parameter {item.name} is {unknown[0]!r}; one of {", ".join(choices)} is needed'
-        )
-    return list(value) if is_list else value
+    pixel_offset: float = parameter(
+        0.0,
+        'Amount to subtract from both coordinates of the principal point: 0.5 if the simulator '
+        'counts pixels from the corner of the image, as Gazebo does.',
+        unit='px',
+        minimum=-1.0,
+        maximum=1.0,
+    )

@@ -36,12 +36,9 @@ from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
 from lunar_stereo_recon.ros.matching_engine import MatchingEngine
 from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
 from lunar_stereo_recon.ros.node_main import CannotGoOnError, EXIT_ERROR, run_node, serve
+from lunar_stereo_recon.ros.node_parameters import changed_parameters, declare_parameters
 from lunar_stereo_recon.ros.pair_maker import PairMaker
-from lunar_stereo_recon.ros.parameters import (
-    changed_parameters,
-    declare_parameters,
-    ReconstructionParameters,
-)
+from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 from lunar_stereo_recon.ros.rclpy_messages import (
     diagnostic_array,
     ERROR,

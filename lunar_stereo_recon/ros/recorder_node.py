@@ -28,7 +28,8 @@ from lunar_stereo_recon.bags.writer import BagWriter
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import cdr_stamp_ns
 from lunar_stereo_recon.ros.node_main import EXIT_DONE, EXIT_ERROR, run_node
-from lunar_stereo_recon.ros.parameters import declare_parameters, named, RecorderParameters
+from lunar_stereo_recon.ros.node_parameters import declare_parameters
+from lunar_stereo_recon.ros.parameters import named, RecorderParameters
 from lunar_stereo_recon.ros.rclpy_messages import message_class, OK
 
 IMAGE, CLOUD, STATUS = 'left/image_rect', 'points2', 'frame_status'

@@ -22,7 +22,8 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.messages import cdr_stamp_ns, stamp_ns, StereoTopics
 from lunar_stereo_recon.pairing import PairQueue, Side
 from lunar_stereo_recon.ros.node_main import EXIT_DONE, run_node, run_spun
-from lunar_stereo_recon.ros.parameters import declare_parameters, named, ReplayParameters
+from lunar_stereo_recon.ros.node_parameters import declare_parameters
+from lunar_stereo_recon.ros.parameters import named, ReplayParameters
 from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class
 
 EXIT_UNANSWERED, EXIT_NO_SUBSCRIBER = 2, 3

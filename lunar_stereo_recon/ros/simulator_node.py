@@ -29,7 +29,8 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation
 from lunar_stereo_recon.result_messages import camera_info_message, header, image_message
 from lunar_stereo_recon.ros.node_main import EXIT_DONE, run_node, run_spun
-from lunar_stereo_recon.ros.parameters import declare_parameters, SimulatorParameters
+from lunar_stereo_recon.ros.node_parameters import declare_parameters
+from lunar_stereo_recon.ros.parameters import SimulatorParameters
 from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class
 from lunar_stereo_recon.simulation.camera import Sensor
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults, read_camera_faults

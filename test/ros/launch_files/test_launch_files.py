@@ -23,8 +23,6 @@ from lunar_stereo_recon.files.rigs import read_rig_frames  # noqa: E402
 from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset  # noqa: E402
 from lunar_stereo_recon.ros.parameters import (  # noqa: E402
     ReconstructionParameters,
-    RecorderParameters,
-    ReplayParameters,
     SimulatorParameters,
 )
 
@@ -42,20 +40,6 @@ for path in sys.argv[1:]:
     for argument in source.get_launch_description(LaunchContext()).get_launch_arguments():
         print(path, argument.name, argument.description, sep='|')
 """
-
-
-def test_parameters_file_lists_every_parameter_with_its_default():
-    file = yaml.safe_load((ROOT / 'config' / 'reconstruction.yaml').read_text())
-    assert file['/**']['ros__parameters'] == dataclasses.asdict(ReconstructionParameters())
-
-
-@pytest.mark.parametrize('section', ['replay_node', 'recorder_node'])
-def test_manual_lists_the_parameters_of_the_other_nodes(section):
-    kind = {'replay_node': ReplayParameters, 'recorder_node': RecorderParameters}[section]
-    text = (ROOT / 'docs' / 'ros.md').read_text().split(f'\n## {section}')[1].split('\n## ')[0]
-    rows = [line.split('|')[1] for line in text.splitlines() if line.startswith('| `')]
-    documented = {name for row in rows for name in re.findall(r'`(\w+)`', row)}
-    assert documented == {item.name for item in dataclasses.fields(kind)}
 
 
 # Arguments
