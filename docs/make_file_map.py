@@ -34,6 +34,7 @@ The stages in reading order. `lunar_stereo_recon/pipeline.py` is their table of 
 | "a bag does not open" | `bags/reader.py` |
 | "no pair, although both cameras publish" | `ros/stereo_sync.py`, `pairing.py` |
 | "an image or a camera_info is refused" | `messages.py`, `files/calibrations.py` |
+| "depth is bad on my rig" | `doctor/examination.py` |
 | "the right rows are too low" | `geometry/row_alignment.py` |
 | "raw images come out bent" | `geometry/rectify.py` |
 | "a flat place is marked as a hazard" | `geometry/hazard.py` |

@@ -26,6 +26,7 @@ COMMANDS = (
     'gallery',
     'export_gazebo',
     'info',
+    'doctor',
     'repair',
 )
 

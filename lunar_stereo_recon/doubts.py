@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoPair
 from lunar_stereo_recon.messages import StereoTopics
@@ -56,7 +57,23 @@ def white_level_doubt(image: Any, pair: StereoPair, white_level: float | None, t
     """
     if white_level or not _has_16_bits(image):
         return ''
-    brightest = float(pair.left.max()) * 65535.0
+    return _few_bits(float(pair.left.max()) * 65535.0, topic)
+
+
+def few_bits_doubt(values: NDArray[Any], white_level: float | None, name: str) -> str:
+    """Return why the white of an image file's values is probably elsewhere.
+
+    Args:
+        values: (H, W) or (H, W, 3), as the file has them.
+        white_level: As it was given; None where it was not.
+        name: Of the file.
+    """
+    if white_level or values.dtype != np.uint16:
+        return ''
+    return _few_bits(float(values.max()), name)
+
+
+def _few_bits(brightest: float, topic: str) -> str:
     bits = next((bits for bits in _COMMON_BITS if brightest < 2**bits - 0.5), 16)
     if bits == 16 or brightest < 1:  # all black says nothing
         return ''

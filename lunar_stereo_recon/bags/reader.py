@@ -30,14 +30,23 @@ from rosbags.typesys import (
 
 from lunar_stereo_recon.bags.storage import DAMAGE, Recording
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
-from lunar_stereo_recon.doubts import looks_raw
-from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.messages import decode_depth, pair_from_messages, stamp_ns, StereoTopics
+from lunar_stereo_recon.doubts import baseline_doubt, looks_raw, white_level_doubt
+from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.geometry.frame_tree import FrameTree
+from lunar_stereo_recon.messages import (
+    baseline_of_camera_infos,
+    decode_depth,
+    pair_from_messages,
+    stamp_ns,
+    StereoTopics,
+)
 from lunar_stereo_recon.pairing import PairQueue, Side, Unpaired
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 INFO_TYPE = 'sensor_msgs/msg/CameraInfo'
 POSE_TYPE = 'geometry_msgs/msg/PoseStamped'
+TRANSFORMS_TYPE = 'tf2_msgs/msg/TFMessage'
+STATIC_TOPIC = '/tf_static'
 _TYPES_READ = (
     *IMAGE_TYPES,
     INFO_TYPE,
@@ -110,6 +119,10 @@ class BagFrame:
         depth_message: Ground-truth depth image of the same stamp; None where there is none.
         pose: Ground-truth pose of the same stamp; None where there is none.
         depth_topic: Where the depth came from, for messages.
+        static_baseline_m: Distance of the cameras on /tf_static, metres, where the camera_infos
+            tell none; 0 where they do, or nothing does.
+        static_baseline_text: What was done about it, or why nothing could; empty where the
+            camera_infos tell the baseline.
     """
 
     index: int
@@ -122,6 +135,8 @@ class BagFrame:
     depth_message: Any = None
     pose: Pose | None = None
     depth_topic: str = ''
+    static_baseline_m: float = 0.0
+    static_baseline_text: str = ''
 
     def pair(
         self,
@@ -137,18 +152,23 @@ class BagFrame:
         Raises:
             InputError: An image cannot be decoded, or sizes differ.
             CalibrationError: The camera_info is unusable; a positive `baseline_m` replaces the
-                one in it.
+                one in it, and so does that of /tf_static where it has none.
         """
-        return pair_from_messages(
-            self.left,
-            self.right,
-            self.left_info,
-            self.right_info,
-            baseline_m=baseline_m,
-            white_level=white_level,
-            rectify=self.looks_raw if rectify is None else rectify,
-            topics=self.topics,
-        )
+        try:
+            return pair_from_messages(
+                self.left,
+                self.right,
+                self.left_info,
+                self.right_info,
+                baseline_m=baseline_m if baseline_m > 0 else self.static_baseline_m,
+                white_level=white_level,
+                rectify=self.looks_raw if rectify is None else rectify,
+                topics=self.topics,
+            )
+        except CalibrationError as error:
+            if baseline_m > 0 or self.static_baseline_m > 0 or not self.static_baseline_text:
+                raise
+            raise CalibrationError(f'{error} ({self.static_baseline_text})') from error
 
     @property
     def looks_raw(self) -> bool:
@@ -160,6 +180,56 @@ class BagFrame:
         if self.depth_message is None:
             return None
         return decode_depth(self.depth_message, self.depth_topic)
+
+
+@dataclass(frozen=True)
+class FrameDoubts:
+    """What was taken for granted about a frame, or is hardly meant; empty texts are no doubt.
+
+    Attributes:
+        raw: The images are rectified without being told.
+        static_baseline: The baseline is that of /tf_static.
+        baseline: It is hardly that of a rig.
+        white_level: 16-bit images of fewer bits.
+    """
+
+    raw: str = ''
+    static_baseline: str = ''
+    baseline: str = ''
+    white_level: str = ''
+
+    def texts(self) -> list[str]:
+        """Return those that say something."""
+        return [text for text in dataclasses.astuple(self) if text]
+
+
+def frame_doubts(
+    frame: BagFrame,
+    pair: StereoPair,
+    white_level: float | None = None,
+    *,
+    baseline_m: float = 0.0,
+    rectify: bool | None = None,
+) -> FrameDoubts:
+    """Return the doubts about a frame.
+
+    Args:
+        frame: The frame.
+        pair: What `frame.pair` made of it.
+        white_level, baseline_m, rectify: As they were given to that.
+    """
+    topics = frame.topics
+    raw = (
+        f'{topics.left_image} has raw images (D of its camera_info is not 0): they are rectified; '
+        '--no-rectify takes them as they are'
+    )
+    given = baseline_m > 0
+    return FrameDoubts(
+        raw=raw if rectify is None and frame.looks_raw else '',
+        static_baseline='' if given else frame.static_baseline_text,
+        baseline='' if given else baseline_doubt(pair.calibration.baseline_m, topics.right_info),
+        white_level=white_level_doubt(frame.left, pair, white_level, topics.left_image),
+    )
 
 
 @dataclass
@@ -242,6 +312,7 @@ class StereoBagReader:
             self._reader.close()
             raise
         self.unpaired: list[Unpaired] = []
+        self._static_frames: FrameTree | None = None
 
     def __enter__(self) -> StereoBagReader:
         return self
@@ -369,6 +440,7 @@ class StereoBagReader:
         right_info = infos[self.topics.right_info].of(stamp_ns(right), wait)
         if left_info is None or right_info is None:
             return None
+        baseline_m, text = self._static_baseline(left, right, left_info, right_info)
         return BagFrame(
             index=index,
             stamp_ns=stamp_ns(left),
@@ -378,7 +450,58 @@ class StereoBagReader:
             right_info=right_info,
             topics=self.topics,
             depth_topic=self.depth_topic,
+            static_baseline_m=baseline_m,
+            static_baseline_text=text,
         )
+
+    def _static_baseline(
+        self, left: Any, right: Any, left_info: Any, right_info: Any
+    ) -> tuple[float, str]:
+        """Return the baseline that /tf_static tells where the camera_infos do not, and a text."""
+        try:
+            baseline_of_camera_infos(left_info, right_info, topics=self.topics)
+        except CalibrationError:
+            pass
+        else:
+            return 0.0, ''
+        frames = left.header.frame_id, right.header.frame_id
+        if frames[0] == frames[1]:
+            return 0.0, f'{STATIC_TOPIC} cannot help: both cameras have the frame {frames[0]!r}'
+        try:
+            pose = self._read_static_frames().lookup(*frames)
+        except InputError as error:
+            return 0.0, f'{STATIC_TOPIC}: {error}'
+        found_m = float(np.linalg.norm(pose[:3, 3]))
+        if not found_m > 0:
+            where = f'{frames[0]!r} and {frames[1]!r} are in one place'
+            return 0.0, f'on {STATIC_TOPIC} {where}'
+        return found_m, (
+            f'P[3] of {self.topics.right_info} gives no baseline; {found_m:.5g} m is used, the '
+            f'distance of {frames[0]!r} and {frames[1]!r} on {STATIC_TOPIC}'
+        )
+
+    def _read_static_frames(self) -> FrameTree:
+        """Return all static transforms of the bag, wherever they stand in it; read once."""
+        if self._static_frames is not None:
+            return self._static_frames
+        tree = FrameTree()
+        topics = [t for t, kind in self.all_topics.items() if _is_static(t, kind)]
+        for connection, _, raw in self.raw_messages(topics) if topics else ():
+            for stamped in self.deserialize(raw, connection.msgtype).transforms:
+                shift, turn = stamped.transform.translation, stamped.transform.rotation
+                try:
+                    tree.add(
+                        stamped.header.frame_id,
+                        stamped.child_frame_id,
+                        np.array([shift.x, shift.y, shift.z]),
+                        np.array([turn.x, turn.y, turn.z, turn.w]),
+                    )
+                except InputError as error:
+                    _LOG.warning(
+                        '%s: %s is left out: %s', connection.topic, stamped.child_frame_id, error
+                    )
+        self._static_frames = tree
+        return tree
 
     @staticmethod
     def _with_ground_truth(
@@ -552,6 +675,10 @@ def _nearest_info(image: str, infos: list[str]) -> str | None:
     side = 'left' if 'left' in image.lower() else 'right'
     same_side = [info for info in infos if side in info.lower()]
     return same_side[0] if len(same_side) == 1 else None
+
+
+def _is_static(topic: str, kind: str) -> bool:
+    return kind == TRANSFORMS_TYPE and topic.rpartition('/')[2] == STATIC_TOPIC[1:]
 
 
 def _pose(message: Any) -> Pose:

@@ -14,9 +14,9 @@ from lunar_stereo_recon.commands.run import add_reconstruction_arguments, recons
 from lunar_stereo_recon.errors import InputError, ReconError
 
 if TYPE_CHECKING:
-    from lunar_stereo_recon.bags.reader import StereoBagReader
+    from lunar_stereo_recon.bags.reader import BagFrame, StereoBagReader
     from lunar_stereo_recon.bags.writer import BagWriter
-    from lunar_stereo_recon.datatypes import Reconstruction
+    from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
     from lunar_stereo_recon.messages import StereoTopics
     from lunar_stereo_recon.pipeline import StereoReconstructor
 
@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     from lunar_stereo_recon.bags.writer import BagWriter
 
     topics = given_topics(args)
-    _check_numbers(args)
+    check_bag_numbers(args)
+    _check_numbers(('--fusion-range', args.fusion_range, True))
     with StereoBagReader(args.bag, topics, tolerance_s=args.tolerance) as reader:
         engine = reconstructor(args)
         print(
@@ -127,17 +128,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+def check_bag_numbers(args: argparse.Namespace) -> None:
     """Refuse what would show only at the end, or not at all.
 
     Raises:
         InputError: A number is not allowed.
     """
-    for name, value, positive in (
-        ('--baseline', args.baseline, False),
-        ('--tolerance', args.tolerance, False),
-        ('--fusion-range', args.fusion_range, True),
-    ):
+    _check_numbers(('--baseline', args.baseline, False), ('--tolerance', args.tolerance, False))
+    if args.white_level is not None:
+        _check_numbers(('--white-level', args.white_level, True))
+
+
+def _check_numbers(*numbers: tuple[str, float, bool]) -> None:
+    """Refuse (argument, value, whether it must be positive) that are not allowed."""
+    for name, value, positive in numbers:
         if not (value > 0 or (value == 0 and not positive)) or value == float('inf'):
             needed = 'a number above 0' if positive else '0 or more'
             raise InputError(f'{name} is {value:g}; {needed} is needed')
@@ -172,11 +176,6 @@ def replay(
     counts = ReplayCounts()
     for frame in reader.frames():
         counts.frames += 1
-        if counts.frames == 1 and args.rectify is None and frame.looks_raw:
-            print(
-                f'{frame.topics.left_image} has raw images (D of its camera_info is not 0): they '
-                'are rectified; --no-rectify takes them as they are'
-            )
         start = time.perf_counter()
         try:
             pair = frame.pair(
@@ -186,11 +185,23 @@ def replay(
         except ReconError as error:
             counts.errors[str(error)] += 1
         else:
+            if not counts.latencies_ms:
+                _print_doubts(frame, pair, args)
             counts.latencies_ms.append(1e3 * (time.perf_counter() - start))
             counts.stages_ms.append(result.timings_ms)
             write_result(writer, result, args.outputs)
         progress(1)
     return counts
+
+
+def _print_doubts(frame: BagFrame, pair: StereoPair, args: argparse.Namespace) -> None:
+    from lunar_stereo_recon.bags.reader import frame_doubts
+
+    doubts = frame_doubts(
+        frame, pair, args.white_level, baseline_m=args.baseline, rectify=args.rectify
+    )
+    for text in doubts.texts():
+        print(text)
 
 
 def write_result(writer: BagWriter, result: Reconstruction, outputs: list[str]) -> None:

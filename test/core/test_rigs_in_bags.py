@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from lunar_stereo_recon.bags.reader import StereoBagReader
-from lunar_stereo_recon.bags.writer import BagWriter, make_message
+from lunar_stereo_recon.bags.reader import frame_doubts, StereoBagReader
+from lunar_stereo_recon.bags.writer import BagWriter, make_message, transform_message
+from lunar_stereo_recon.cli import main
 from lunar_stereo_recon.datatypes import StereoCalibration
+from lunar_stereo_recon.errors import CalibrationError
 from lunar_stereo_recon.result_messages import camera_info_message, image_message
 
 RIG = StereoCalibration(60.0, 60.0, 47.5, 31.5, 47.5, 0.2, 96, 64)
@@ -59,3 +61,74 @@ def test_raw_images_are_rectified_without_being_told(tmp_path, name, distortion,
         assert frame.looks_raw is raw
         same = np.array_equal(frame.pair().left, frame.pair(rectify=False).left, equal_nan=True)
         assert same is not raw
+
+
+def write_extrinsics(path, frames, static, right_tx=0.0):
+    """Write one frame without a baseline, and static transforms (parent, child, x)."""
+    view = np.random.default_rng(0).integers(0, 255, (64, 96), dtype=np.uint8)
+    with BagWriter(path) as writer:
+        for index, side in enumerate(('left', 'right')):
+            image = image_message(make_message, view, 'mono8', 7, frames[index])
+            writer.write(f'/{side}/image_rect', image, 7)
+            info = camera_info_message(make_message, RIG, 7, frames[index], right=index == 1)
+            info.p[3] = right_tx if index else 0.0
+            writer.write(f'/{side}/camera_info', info, 7)
+        # Latched: it may have been recorded after the images.
+        for parent, child, x in static:
+            turn = np.array([0.0, 0.0, 0.0, 1.0])
+            message = transform_message(np.array([x, 0.0, 0.0]), turn, 9, parent, child)
+            writer.write('/tf_static', message, 9)
+    return path
+
+
+TREE = [('mast', 'left_optical', 0.1), ('mast', 'bar', 0.3), ('bar', 'right_optical', 0.04)]
+
+
+def test_baseline_of_static_transforms_serves_where_the_camera_info_has_none(tmp_path):
+    bag = write_extrinsics(tmp_path / 'drive', ('left_optical', 'right_optical'), TREE)
+    with StereoBagReader(bag) as reader:
+        frame = next(reader.frames())
+    assert frame.pair().calibration.baseline_m == pytest.approx(0.24)
+    assert frame.pair(baseline_m=0.5).calibration.baseline_m == 0.5
+    (text,) = frame_doubts(frame, frame.pair()).texts()
+    assert '0.24 m is used' in text and '/tf_static' in text
+    assert frame_doubts(frame, frame.pair(baseline_m=0.5), baseline_m=0.5).texts() == []
+
+
+def test_baseline_of_the_camera_info_comes_first(tmp_path):
+    bag = write_extrinsics(
+        tmp_path / 'drive', ('left_optical', 'right_optical'), TREE, right_tx=-12.0
+    )
+    with StereoBagReader(bag) as reader:
+        frame = next(reader.frames())
+    assert frame.pair().calibration.baseline_m == pytest.approx(0.2)
+    assert frame_doubts(frame, frame.pair()).texts() == []
+
+
+@pytest.mark.parametrize(
+    ('frames', 'static', 'reason'),
+    [
+        (('camera', 'camera'), TREE, "both cameras have the frame 'camera'"),
+        (('left_optical', 'right_optical'), TREE[:1], 'no static transform'),
+        (('left_optical', 'right_optical'), [], 'no static transform'),
+        (
+            ('left_optical', 'right_optical'),
+            [('mast', 'left_optical', 0.0), ('mast', 'right_optical', 0.0)],
+            'in one place',
+        ),
+    ],
+)
+def test_why_static_transforms_cannot_help(tmp_path, frames, static, reason):
+    bag = write_extrinsics(tmp_path / 'drive', frames, static)
+    with StereoBagReader(bag) as reader:
+        frame = next(reader.frames())
+    with pytest.raises(CalibrationError, match='P\\[3\\] is 0') as error:
+        frame.pair()
+    assert reason in str(error.value)
+
+
+def test_replay_says_what_it_takes_for_granted(tmp_path, capsys):
+    bag = write_extrinsics(tmp_path / 'drive', ('left_optical', 'right_optical'), TREE)
+    out = ['--out', str(tmp_path / 'out'), '--backend', 'sgbm', '--no-report']
+    assert main(['replay', str(bag), *out]) == 0
+    assert '0.24 m is used' in capsys.readouterr().out
