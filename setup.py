@@ -141,7 +141,7 @@ setup(
             'reconstruction_node = lunar_stereo_recon.ros.reconstruction_node:main',
             'replay_node = lunar_stereo_recon.ros.replay_node:main',
             'recorder_node = lunar_stereo_recon.ros.recorder_node:main',
-            'simulator_node = lunar_stereo_recon.ros.simulator_node:main',
+            'simulator_node = lunar_stereo_recon.ros.simulator_main:main',
             'camera_info_relay = lunar_stereo_recon.ros.camera_info_relay:main',
         ],
     },

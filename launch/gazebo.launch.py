@@ -33,6 +33,7 @@ from lunar_stereo_recon.ros.launch_arguments import (
     PACKAGE,
     value,
 )
+from lunar_stereo_recon.ros.node_processes import large_message_environment
 from lunar_stereo_recon.simulation.gazebo_rover import read_rig, read_world, start_height
 
 # Gazebo counts pixels from the corner of the image, ROS from the centre of the first pixel.
@@ -62,8 +63,9 @@ def generate_launch_description() -> LaunchDescription:
             argument('gui', 'false runs the server alone, without a window', 'true', FLAG),
             argument('namespace', 'Namespace of the nodes and their topics'),
             argument('fixed_frame', 'Frame to show results in', 'map'),
-            OpaqueFunction(function=_with_world),
+            # First: what is wrong with its arguments is said before the world is made.
             included('rover.launch.py', use_sim_time='true'),
+            OpaqueFunction(function=_with_world),
         ]
     )
 
@@ -130,6 +132,8 @@ def _simulation(context: LaunchContext, folder: Path) -> list[LaunchDescriptionE
         name='gz_bridge',
         namespace=namespace,
         output='screen',
+        # It publishes the images.
+        additional_env=large_message_environment(),
         parameters=[{'config_file': value(context, 'bridge_config'), 'use_sim_time': True}],
     )
     relay = Node(

@@ -52,6 +52,7 @@ CLOCK_RATE_HZ = 100
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments; the rest follows from what is in the bag."""
+    play: list[LaunchDescriptionEntity] = []
     return LaunchDescription(
         [
             argument('bag', 'rosbag2 directory, .mcap or .db3', None),
@@ -69,14 +70,18 @@ def generate_launch_description() -> LaunchDescription:
             argument('camera_preset', 'Preset with the topics, instead of finding them'),
             argument('camera_namespace', "Namespace of the preset's topics, in place of its own"),
             argument('namespace', 'Namespace of the node and its topics, not of the recording'),
-            OpaqueFunction(function=_replay),
+            OpaqueFunction(function=_replay, args=[play]),
+            # Before the player: what is wrong with its arguments is said before anything starts.
             included('rover.launch.py', use_sim_time='true'),
+            OpaqueFunction(function=lambda context: play),
         ]
     )
 
 
-def _replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """Return the player, and the arguments of rover.launch.py that follow from the bag."""
+def _replay(
+    context: LaunchContext, play: list[LaunchDescriptionEntity]
+) -> list[LaunchDescriptionEntity]:
+    """Return arguments of rover.launch.py that follow from the bag; put the player in `play`."""
     bag = str(Path(value(context, 'bag')).expanduser())
     recorded = bag_topics(bag)
     with StereoBagReader(bag, _named_topics(context, recorded)) as reader:
@@ -97,10 +102,11 @@ def _replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         )
         actions.append(LogInfo(msg=said))
     player = _player(context, bag, rig, recorded)
-    actions += [*(SetLaunchConfiguration(*item) for item in found.items()), player]
+    actions += [SetLaunchConfiguration(*item) for item in found.items()]
+    play.append(player)
     if flag(context, 'exit_at_end'):
         end = EmitEvent(event=Shutdown(reason='the recording is over'))
-        actions.append(RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end])))
+        play.append(RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end])))
     return actions
 
 

@@ -10,7 +10,12 @@ from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
 from lunar_stereo_recon.files.rigs import FrameTransform, read_rig_frames
-from lunar_stereo_recon.ros.launch_actions import static_transform, views
+from lunar_stereo_recon.ros.launch_actions import (
+    check_needs,
+    RESPAWN_DELAY_S,
+    static_transform,
+    views,
+)
 from lunar_stereo_recon.ros.launch_arguments import (
     argument,
     cameras,
@@ -24,8 +29,6 @@ from lunar_stereo_recon.ros.launch_arguments import (
 )
 from lunar_stereo_recon.ros.node_processes import large_message_environment
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
-
-RESPAWN_DELAY_S = 2.0
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -79,6 +82,7 @@ def generate_launch_description() -> LaunchDescription:
             argument('respawn', 'Start the node again where it ends by itself', 'true', FLAG),
             argument('log_level', 'debug, info, warn or error', 'info'),
             *parameter_arguments(ReconstructionParameters),
+            OpaqueFunction(function=check_needs),
             OpaqueFunction(function=_nodes),
         ]
     )

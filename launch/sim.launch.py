@@ -3,7 +3,8 @@
 import dataclasses
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import OpaqueFunction
+from launch.actions import EmitEvent, LogInfo, OpaqueFunction
+from launch.events import Shutdown
 from launch_ros.actions import Node
 
 from lunar_stereo_recon.ros.launch_arguments import (
@@ -34,8 +35,9 @@ def generate_launch_description() -> LaunchDescription:
             argument('namespace', 'Namespace of the nodes and their topics'),
             argument('fixed_frame', 'Frame to show results in', 'map'),
             argument('hazard_frame', 'Frame of the hazard grid, z up', 'map'),
-            OpaqueFunction(function=_simulator),
+            # First: what is wrong with its arguments is said before the simulator starts.
             included('rover.launch.py', use_sim_time='true'),
+            OpaqueFunction(function=_simulator),
         ]
     )
 
@@ -54,5 +56,9 @@ def _simulator(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             output='screen',
             parameters=[given] if given else [],
             additional_env=large_message_environment(),
+            on_exit=[
+                LogInfo(msg='The simulator has ended, and so does the launch'),
+                EmitEvent(event=Shutdown(reason='the simulator has ended')),
+            ],
         )
     ]

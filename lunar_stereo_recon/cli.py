@@ -12,6 +12,7 @@ import threading
 
 from lunar_stereo_recon import __version__
 from lunar_stereo_recon.errors import ReconError
+from lunar_stereo_recon.extras import missing_extra
 
 # Modules of lunar_stereo_recon.commands, in the order of `lunar-stereo --help`.
 COMMANDS = (
@@ -66,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except ReconError as error:
         print(f'lunar-stereo: error: {error}', file=sys.stderr)
+        return EXIT_ERROR
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        if not missing:
+            raise
+        print(f'lunar-stereo: error: {missing}', file=sys.stderr)
         return EXIT_ERROR
     except OSError as error:  # a file that cannot be read or written: no permission, full disk
         text = f'{error.filename}: {error.strerror}' if error.filename else error

@@ -8,6 +8,7 @@ import importlib
 import sys
 
 from lunar_stereo_recon.errors import ReconError
+from lunar_stereo_recon.extras import missing_extra
 
 # Modules of training.commands, in the order of `python -m training --help`.
 COMMANDS = (
@@ -40,9 +41,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a known error is one line and exit status 2."""
-    args = build_parser().parse_args(argv)
     try:
+        args = build_parser().parse_args(argv)
         return args.run(args)
     except ReconError as error:
         print(f'error: {error}', file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        text = missing_extra(error, 'train')
+        if not text:
+            raise
+        print(f'error: {text}', file=sys.stderr)
         return 2

@@ -135,6 +135,8 @@ def run_nodes(
             },
             large_messages=True,
         )
+        # Answers that are given before the bar listens would be missing in it.
+        _wait_for_node(nodes, progress)
         remappings = _remappings(topics, compressed)
         nodes.start(
             'replay_node',
@@ -148,6 +150,7 @@ def run_nodes(
                 'topics': list(remappings),
             },
             remappings,
+            large_messages=True,
         )
         _follow(nodes, progress, bar)
         for name in ('recorder_node', 'reconstruction_node'):
@@ -190,6 +193,15 @@ def _wait_for_recorder(nodes: Any, bag: Path) -> None:
         if time.monotonic() > deadline:
             raise nodes.failure('recorder_node', f'made no bag within {STALL_LIMIT_S:g} s')
         time.sleep(0.05)
+
+
+def _wait_for_node(nodes: Any, progress: Any) -> None:
+    """Wait until the reconstruction node can tell the bar what it has done."""
+    deadline = time.monotonic() + STALL_LIMIT_S
+    while not progress.wait_for_node(1.0):
+        nodes.check_running(NODES[:2])
+        if time.monotonic() > deadline:
+            raise nodes.failure('reconstruction_node', f'did not start in {STALL_LIMIT_S:g} s')
 
 
 def _remappings(topics: StereoTopics, compressed: bool) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import time
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.extras import require
 
 POLL_S = 0.2
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from lunar_stereo_recon.ros.node_processes import NodeProcesses
 
     check_ros()
+    require('torch', 'numba')
     width, height = _size(args.size)
     with NodeProcesses(os.environ, args.logs) as nodes:
         names = ['simulator_node']
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 'device': args.device,
                 'faults': str(args.faults.resolve()) if args.faults else '',
             },
+            large_messages=True,
         )
         if args.reconstruct:
             names.append('reconstruction_node')
@@ -72,10 +75,18 @@ def run(args: argparse.Namespace) -> int:
         print(f'{" and ".join(names)} started; drive with cmd_vel, end with Ctrl-C')
         while (status := nodes.status('simulator_node')) is None:
             nodes.check_running(names[1:])
+            _show(nodes.new_lines('simulator_node'))
             time.sleep(POLL_S)
+        _show(nodes.new_lines('simulator_node'))
         if status != 0:
             raise nodes.failure('simulator_node', f'ended with status {status}')
     return 0
+
+
+def _show(lines: list[str]) -> None:
+    """Print what a node has logged, without level, time and name."""
+    for line in lines:
+        print(line.rpartition(']: ')[2], flush=True)
 
 
 def _size(text: str) -> tuple[int, int]:

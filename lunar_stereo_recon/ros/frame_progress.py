@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,9 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 
 from lunar_stereo_recon.ros.rclpy_messages import message_class
+
+POLL_S = 0.05
+SETTLE_S = 0.3
 
 
 class FrameProgress:
@@ -50,6 +54,21 @@ class FrameProgress:
         self._executor.shutdown()
         self._node.destroy_node()
         rclpy.try_shutdown(context=self._context)
+
+    def wait_for_node(self, timeout_s: float) -> bool:
+        """Wait until somebody publishes `frame_status`; say whether somebody does.
+
+        Args:
+            timeout_s: Seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._node.count_publishers('frame_status'):
+            if time.monotonic() > deadline:
+                return False
+            self._executor.spin_once(timeout_sec=POLL_S)
+        # The publisher may have seen less of us than we of it.
+        time.sleep(SETTLE_S)
+        return True
 
     def wait(self, timeout_s: float) -> int:
         """Return how many frames were answered since the last call; wait for one at most so long.

@@ -1,8 +1,12 @@
-"""What the launch files start beside the nodes of this package: static transforms and views."""
+"""What the launch files start beside the nodes of this package: static transforms and views.
+
+`check_needs` comes first in every launch file: what is missing is said before anything starts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ament_index_python.packages import get_packages_with_prefixes
 from launch import LaunchContext, LaunchDescriptionEntity
@@ -10,8 +14,36 @@ from launch.actions import LogInfo
 from launch_ros.actions import Node
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.files.rigs import FrameTransform
+from lunar_stereo_recon.files.rigs import FrameTransform, read_rig_frames
 from lunar_stereo_recon.ros.launch_arguments import flag, shared_file, value
+from lunar_stereo_recon.ros.node_processes import large_message_environment
+
+# Argument that is true: package that it needs.
+VIEWERS = {'rviz': 'rviz2', 'foxglove': 'foxglove_bridge'}
+RESPAWN_DELAY_S = 2.0
+
+
+def check_needs(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Refuse arguments whose package or file is missing; nothing is started by it.
+
+    Args:
+        context: Of the launch; arguments of files that are included later may not be there yet.
+
+    Raises:
+        InputError: A package is not installed, or the rig file cannot be used.
+    """
+    given, installed = context.launch_configurations, get_packages_with_prefixes()
+    needed = {f'{name}:=true': item for name, item in VIEWERS.items() if given.get(name) == 'true'}
+    if given.get('rig'):
+        read_rig_frames(Path(given['rig']).expanduser())
+        needed[f'rig:={given["rig"]}'] = 'tf2_ros'
+    for argument, package in needed.items():
+        if package not in installed:
+            raise InputError(
+                f'{argument} needs the package {package}, which is not installed: '
+                f'apt install ros-<distro>-{package.replace("_", "-")}'
+            )
+    return []
 
 
 def static_transform(frame: FrameTransform, use_sim_time: bool) -> Node:
@@ -30,6 +62,9 @@ def static_transform(frame: FrameTransform, use_sim_time: bool) -> Node:
             *('--frame-id', frame.parent, '--child-frame-id', frame.child),
         ],
         parameters=[{'use_sim_time': use_sim_time}],
+        # Without it nothing can be placed on the rover any more.
+        respawn=True,
+        respawn_delay=RESPAWN_DELAY_S,
     )
 
 
@@ -50,12 +85,6 @@ def views(
         remappings: Of the inputs, so that RViz shows the images that the node takes.
     """
     actions: list[LaunchDescriptionEntity] = []
-    for name, package in (('rviz', 'rviz2'), ('foxglove', 'foxglove_bridge')):
-        if flag(context, name) and package not in get_packages_with_prefixes():
-            raise InputError(
-                f'{name}:=true needs the package {package}, which is not installed: '
-                f'apt install ros-<distro>-{package.replace("_", "-")}'
-            )
     if flag(context, 'rviz'):
         name = 'reconstruction.rviz' if fixed_frame else 'optical.rviz'
         shipped = shared_file(context, 'config', 'rviz', name)
@@ -69,6 +98,7 @@ def views(
                 # The topics in the views are relative: they follow this namespace.
                 namespace=value(context, 'namespace'),
                 arguments=['-d', view, *(['-f', frame] if frame else [])],
+                additional_env=large_message_environment(),
                 parameters=[{'use_sim_time': use_sim_time}],
                 remappings=remappings,
             )
@@ -81,6 +111,9 @@ def views(
                 package='foxglove_bridge',
                 executable='foxglove_bridge',
                 name='foxglove_bridge',
+                additional_env=large_message_environment(),
+                respawn=True,
+                respawn_delay=RESPAWN_DELAY_S,
                 parameters=[
                     {
                         'port': int(port),

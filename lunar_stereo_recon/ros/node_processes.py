@@ -19,6 +19,9 @@ LARGE_MESSAGES_PROFILE = Path(__file__).with_name('fastdds_large_messages.xml')
 PROFILE_VARIABLE = 'FASTRTPS_DEFAULT_PROFILES_FILE'
 # Its name since Fast DDS 3 (Kilted and newer).
 NEW_PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
+# What a user may have configured Zenoh with.
+ZENOH_VARIABLES = ('ZENOH_CONFIG_OVERRIDE', 'ZENOH_SESSION_CONFIG_URI')
+ZENOH_SHARED_MEMORY = 'transport/shared_memory/enabled=true'
 # Above 101, DDS ports reach into those that Linux gives to outgoing connections.
 LAST_DOMAIN_ID = 101
 LOG_TAIL_LINES = 15
@@ -28,12 +31,20 @@ ParameterValue = str | int | float | bool | list[str]
 
 
 def large_message_environment() -> dict[str, str]:
-    """Return the variables of a process that publishes images or clouds; what is set stays."""
+    """Return the variables of a process that publishes images or clouds; what is set stays.
+
+    Fast DDS gets its profile. Zenoh, where it is chosen, gets shared memory: over TCP it drops
+    messages of megabytes that the listener does not take at once. CycloneDDS needs nothing.
+    """
     given = os.environ.get(PROFILE_VARIABLE) or os.environ.get(NEW_PROFILE_VARIABLE)
     profile = given or str(LARGE_MESSAGES_PROFILE)
-    return {
+    variables = {
         name: os.environ.get(name, profile) for name in (PROFILE_VARIABLE, NEW_PROFILE_VARIABLE)
     }
+    zenoh = os.environ.get('RMW_IMPLEMENTATION') == 'rmw_zenoh_cpp'
+    if zenoh and not any(os.environ.get(name) for name in ZENOH_VARIABLES):
+        variables[ZENOH_VARIABLES[0]] = ZENOH_SHARED_MEMORY
+    return variables
 
 
 def private_domain() -> dict[str, str]:
@@ -56,6 +67,7 @@ class NodeProcesses:
         self._environment = dict(environment)
         self._log_directory = log_directory
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._shown: dict[str, int] = {}
 
     def __enter__(self) -> NodeProcesses:
         self._log_directory.mkdir(parents=True, exist_ok=True)
@@ -91,8 +103,7 @@ class NodeProcesses:
         """
         environment = dict(self._environment)
         if large_messages:
-            for variable in (PROFILE_VARIABLE, NEW_PROFILE_VARIABLE):
-                environment.setdefault(variable, str(LARGE_MESSAGES_PROFILE))
+            environment = {**large_message_environment(), **environment}
         # The output goes to our log; ROS need not write a second one.
         arguments = ['--ros-args', '--disable-external-lib-logs']
         for key, value in parameters.items():
@@ -130,6 +141,13 @@ class NodeProcesses:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         return _end(process)
+
+    def new_lines(self, name: str) -> list[str]:
+        """Return the lines that a node has finished since the last call."""
+        text = self._log_path(name).read_text(encoding='utf-8', errors='replace')
+        whole = text[: text.rfind('\n') + 1]
+        before, self._shown[name] = self._shown.get(name, 0), len(whole)
+        return whole[before:].splitlines()
 
     def failure(self, name: str, what: str) -> ReconError:
         """Return an error about a node that quotes the end of its log."""

@@ -2,7 +2,8 @@
 
 Publishes rectified images (raw ones where `faults` names a distortion) and camera_info,
 ground-truth depth and pose, odometry and /clock (and /tf where tf2_msgs is installed). The rover
-follows cmd_vel; until somebody publishes that, it drives along an arc. Simulated time never runs
+follows cmd_vel; until somebody publishes that, it drives along arcs and turns where the fine
+ground ends. Simulated time never runs
 ahead of the wall's, and behind it where rendering takes longer: nodes with use_sim_time see a
 steady world on any machine.
 
@@ -11,7 +12,8 @@ Exit status: 0 ended as asked; 1 a parameter cannot be used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 from dataclasses import replace
 import math
 from pathlib import Path
@@ -34,6 +36,7 @@ from lunar_stereo_recon.ros.parameters import SimulatorParameters
 from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class
 from lunar_stereo_recon.simulation.camera import Sensor
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults, read_camera_faults
+from lunar_stereo_recon.simulation.driver import Driver
 from lunar_stereo_recon.simulation.presets import PRESETS
 from lunar_stereo_recon.simulation.renderer import Hapke, Lighting, rendering_device
 from lunar_stereo_recon.simulation.sunlit import sunlit_ground
@@ -42,7 +45,6 @@ from lunar_stereo_recon.simulation.traverse import (
     CAMERA_FRAMES,
     ground_plane,
     MAP_FRAME,
-    moved,
     render_frame,
     Rig,
     RoverPose,
@@ -52,6 +54,8 @@ from lunar_stereo_recon.simulation.traverse import (
 )
 
 BASE_FRAME = 'base_link'
+# Making the ground takes up to half a minute; somebody who waits hears of it this often.
+NEWS_PERIOD_S = 5.0
 TOPICS = {
     'left/camera_info': 'sensor_msgs/msg/CameraInfo',
     'right/camera_info': 'sensor_msgs/msg/CameraInfo',
@@ -111,16 +115,18 @@ class SimulatorNode(Node):
         self._config = simulation_of(self.settings)
         self._image = 'image_raw' if self._config.faults.distortion else 'image_rect'
         device = rendering_device(self.settings.device, self.settings.rocks)
-        self._terrain = make_terrain(self._config.terrain).to(device)
-        self._sunlit = (
-            sunlit_ground(self._terrain, self._config.lighting)
-            if self.settings.shadow_cache
-            else None
-        )
-        self._pose = RoverPose(0.0, *self._config.start_m, math.radians(self._config.heading_deg))
+        self._outputs = self._make_publishers()
+        ground = f'{self.settings.preset}, seed {self.settings.seed}'
+        with told(self.get_logger(), f'making the ground ({ground})'):
+            self._terrain = make_terrain(self._config.terrain).to(device)
+        self._sunlit = None
+        if self.settings.shadow_cache:
+            with told(self.get_logger(), 'finding where the sun reaches the ground'):
+                self._sunlit = sunlit_ground(self._terrain, self._config.lighting)
+        start = RoverPose(0.0, *self._config.start_m, math.radians(self._config.heading_deg))
+        self._driver = Driver(self._config, self._terrain, start)
         self._command = (self.settings.speed, math.radians(self.settings.turn_rate))
         self._commanded_s: float | None = None
-        self._outputs = self._make_publishers()
         self.create_subscription(
             message_class('geometry_msgs/msg/Twist'),
             'cmd_vel',
@@ -135,9 +141,11 @@ class SimulatorNode(Node):
         while not self._interrupted.is_set():
             speed, turn = self._command
             moving = replace(self._config, speed_m_s=speed, turn_deg_s=math.degrees(turn))
-            frame, gain = render_frame(
-                moving, self._terrain, self._pose, gain, number, self._sunlit
-            )
+            first = told(self.get_logger(), 'rendering the first pair')
+            with first if number == 0 else contextlib.nullcontext():
+                frame, gain = render_frame(
+                    moving, self._terrain, self._driver.pose, gain, number, self._sunlit
+                )
             # The wall may be behind, but simulated time does not run ahead of it.
             self._interrupted.wait(max(due - time.monotonic(), 0.0))
             due = max(due, time.monotonic() - step_s) + step_s
@@ -145,6 +153,7 @@ class SimulatorNode(Node):
             number += 1
             if number == 1:
                 first_s = time.monotonic()
+                self.get_logger().info('publishing; the rover follows cmd_vel')
             if number == self.settings.frames:
                 break
             self._drive(step_s)
@@ -168,21 +177,21 @@ class SimulatorNode(Node):
 
     def _on_command(self, message: Any) -> None:
         self._command = (message.linear.x, message.angular.z)
-        self._commanded_s = self._pose.time_s
+        self._commanded_s = self._driver.pose.time_s
 
     def _drive(self, seconds: float) -> None:
-        """Move the rover; where the ground ends it stays and says so."""
+        """Move the rover; where the fine ground ends it turns by itself, or stays as commanded."""
         since = self._commanded_s
-        if since is not None and self._pose.time_s - since > self.settings.cmd_vel_timeout:
+        if since is None:
+            self._driver.roam(seconds, *self._command)
+            return
+        if self._driver.pose.time_s - since > self.settings.cmd_vel_timeout:
             self._command = (0.0, 0.0)
-        speed, turn = self._command
-        ahead = moved(self._pose, seconds, speed, turn)
-        try:
-            ground_plane(self._terrain, ahead.x_m, ahead.y_m, ahead.heading_rad)
-        except InputError as error:
-            self.get_logger().warning(f'the rover stays: {error}', throttle_duration_sec=10.0)
-            ahead = replace(self._pose, time_s=ahead.time_s)
-        self._pose = ahead
+        self._driver.obey(seconds, *self._command)
+        if self._driver.obstacle:
+            self.get_logger().warning(
+                f'the rover stays, turn it: {self._driver.obstacle}', throttle_duration_sec=10.0
+            )
 
     def _publish(self, frame: TraverseFrame) -> None:
         """Publish a frame, its clock first and its images last."""
@@ -213,7 +222,7 @@ class SimulatorNode(Node):
 
     def _pose_messages(self, frame: TraverseFrame) -> dict[str, Any]:
         """Return pose of the left camera, odometry of the rover, and both as transforms."""
-        pose, stamp = self._pose, frame.stamp_ns
+        pose, stamp = self._driver.pose, frame.stamp_ns
         height, ahead, left = ground_plane(self._terrain, pose.x_m, pose.y_m, pose.heading_rad)
         x_axis = _unit(math.cos(pose.heading_rad), math.sin(pose.heading_rad), ahead)
         y_axis = _unit(-math.sin(pose.heading_rad), math.cos(pose.heading_rad), left)
@@ -260,6 +269,34 @@ class SimulatorNode(Node):
                 ],
             )
         return messages
+
+
+@contextlib.contextmanager
+def told(logger: Any, what: str) -> Iterator[None]:
+    """Say in the log what is being done, that it still is, and how long it took.
+
+    Args:
+        logger: Of the node.
+        what: 'making the ground'.
+    """
+    started, done = time.monotonic(), threading.Event()
+
+    def elapsed() -> str:
+        return f'{time.monotonic() - started:.0f} s'
+
+    def tell() -> None:
+        while not done.wait(NEWS_PERIOD_S):
+            logger.info(f'still {what}, for {elapsed()}')
+
+    logger.info(f'{what} ...')
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+    logger.info(f'{what}: {elapsed()}')
 
 
 def _unit(x: float, y: float, z: float) -> np.ndarray:

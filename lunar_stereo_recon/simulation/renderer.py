@@ -444,17 +444,26 @@ _SAMPLE_OFFSETS: dict[int, tuple[tuple[float, float], ...]] = {
 }
 
 
-def _check_view(terrain: Terrain, view: View, samples: int, rover: Any, rover_pose: Any) -> None:
+def check_camera(terrain: Terrain, view: View) -> None:
+    """Refuse a camera that has no fine ground around it.
+
+    Raises:
+        InputError: It is outside the finest grid or below the ground.
+    """
     position = view.position_m.cpu()
     x, y, z = position.tolist()
     reach = terrain.levels[0].half_size_m
-    if max(abs(x), abs(y)) >= reach:
+    if not (abs(x) < reach and abs(y) < reach):
         raise InputError(
             f'camera is at x {x:.2f} m, y {y:.2f} m; the finest grid ends at {reach:.2f} m'
         )
     ground = float(terrain.height_at(position[:1], position[1:2])[0])
     if z <= ground:
         raise InputError(f'camera is at z {z:.2f} m, below the ground at {ground:.2f} m')
+
+
+def _check_view(terrain: Terrain, view: View, samples: int, rover: Any, rover_pose: Any) -> None:
+    check_camera(terrain, view)
     if samples not in _SAMPLE_OFFSETS:
         raise InputError(f'{samples} samples a pixel; one of {sorted(_SAMPLE_OFFSETS)} is needed')
     if rover and rover_pose is None:

@@ -40,7 +40,14 @@ from lunar_stereo_recon.simulation.camera import (
     Window,
 )
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults
-from lunar_stereo_recon.simulation.renderer import Box, Hapke, Lighting, Rendering, View
+from lunar_stereo_recon.simulation.renderer import (
+    Box,
+    check_camera,
+    Hapke,
+    Lighting,
+    Rendering,
+    View,
+)
 from lunar_stereo_recon.simulation.sunlit import SunlitGround
 from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
 
@@ -52,6 +59,8 @@ START_STAMP_NS = 1_800_000_000 * 1_000_000_000
 # Half of the length and width over which the ground's slope is taken, metres.
 _HALF_BASE_M = 0.6
 _HALF_TRACK_M = 0.5
+# What a camera may move during its exposure must be over the fine ground, too.
+_MARGIN_M = 0.3
 
 SMALL_ROVER = (
     Box((-0.35, 0.0, 0.55), (0.45, 0.30, 0.16)),
@@ -297,12 +306,10 @@ def render_frame(
     """
     c, lighting = config.rig.calibration, config.lighting
     faults = _with_motion(config, terrain, pose)
-    left = replace(
-        left_camera(terrain, config.rig, pose), distortion=tuple(config.faults.distortion)
-    )
+    left, right = _cameras(config, faults, terrain, pose)
     stand = rover_frame(left, pose.heading_rad, config.rig.height_m, c.baseline_m)
     seen = []
-    for view in (left, faults.right(right_view(left, c.baseline_m))):
+    for view in (left, right):
         lit = faults.render(terrain, view, lighting, config.samples, config.rover, stand, sunlit)
         seen.append(faults.lit_by_lamps(lit, terrain, view, left, lighting))
     gain = gain if gain > 0.0 else automatic_gain(seen[0])
@@ -317,6 +324,34 @@ def render_frame(
         rotation=left.rotation.double().numpy(),
     )
     return frame, gain
+
+
+def check_pose(config: TraverseConfig, terrain: Terrain, pose: RoverPose) -> None:
+    """Refuse a pose that cannot be rendered.
+
+    Raises:
+        InputError: A camera would be off the finest grid, would come less than `_MARGIN_M` from
+            its end if the rover turned on the spot, or would be below the ground.
+    """
+    around_m = _MARGIN_M + 0.5 * config.rig.calibration.baseline_m
+    reach = terrain.levels[0].half_size_m - around_m
+    if max(abs(pose.x_m), abs(pose.y_m)) > reach:
+        raise InputError(
+            f'the rover would be at x {pose.x_m:.2f} m, y {pose.y_m:.2f} m; the fine ground ends '
+            f'at {reach:.2f} m'
+        )
+    for view in _cameras(config, _with_motion(config, terrain, pose), terrain, pose):
+        check_camera(terrain, view)
+
+
+def _cameras(
+    config: TraverseConfig, faults: CameraFaults, terrain: Terrain, pose: RoverPose
+) -> tuple[View, View]:
+    """Return the left and the right camera of a rover that stands at a pose."""
+    left = replace(
+        left_camera(terrain, config.rig, pose), distortion=tuple(config.faults.distortion)
+    )
+    return left, faults.right(right_view(left, config.rig.calibration.baseline_m))
 
 
 def _with_motion(config: TraverseConfig, terrain: Terrain, pose: RoverPose) -> CameraFaults:

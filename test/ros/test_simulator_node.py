@@ -205,7 +205,11 @@ def test_command_simulates_and_ends_after_its_frames(tmp_path, capsys, monkeypat
     monkeypatch.setenv('ROS_DOMAIN_ID', str(random.randint(1, 101)))
     size = ['--size', '160x120', '--rate', '10', '--logs', str(tmp_path)]
     assert main(['sim', '--frames', '3', '--reconstruct', *size]) == 0
-    assert 'simulator_node and reconstruction_node started' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'simulator_node and reconstruction_node started' in said
+    told = ['making the ground (mare', 'rendering the first pair', 'publishing; the rover']
+    assert [said.find(text) for text in told] == sorted(said.find(text) for text in told)
+    assert all(text in said for text in told)
     assert '3 pairs in' in (tmp_path / 'simulator_node.log').read_text()
     assert main(['sim', '--preset', 'venus', *size]) == 2
     assert "preset is 'venus'" in capsys.readouterr().err

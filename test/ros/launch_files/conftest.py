@@ -50,6 +50,7 @@ for word in "$@"; do
   printf '%s\\n' "$word" >> "$out.words"
   case "$word" in /*params*) cat "$word" >> "$out.yaml" ;; esac
 done
+env > "$out.env"
 mv "$out.words" "$out.args"
 {then}
 """
@@ -114,10 +115,19 @@ class Launched:
 class LaunchedStandIns(Launched):
     """A launch file whose programs are stand-ins that note how they were started."""
 
-    def __init__(self, launch_file: str, arguments: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        launch_file: str,
+        arguments: dict[str, str],
+        folder: Path,
+        missing: tuple[str, ...] = (),
+    ) -> None:
         self._log = folder / 'log'
         self._log.mkdir()
         self.prefix = stand_in_prefix(folder / 'prefix')
+        for package in missing:
+            index = self.prefix / 'share' / 'ament_index' / 'resource_index' / 'packages'
+            (index / package).unlink()
         environment = {
             'AMENT_PREFIX_PATH': str(self.prefix),
             'STAND_IN_LOG': str(self._log),
@@ -136,6 +146,22 @@ class LaunchedStandIns(Launched):
             )
             time.sleep(0.05)
         return [(_lines(path), _parameters(path.with_suffix('.yaml'))) for path in found]
+
+    def environment(self, program: str) -> dict[str, str]:
+        """Return the environment of the one start of a program."""
+        self.started(program)
+        [path] = self._log.glob(f'{program}.*.env')
+        return dict(line.split('=', 1) for line in _lines(path) if '=' in line)
+
+    def kill(self, program: str) -> None:
+        """Kill the one start of a program; its process is the end of the file's name."""
+        self.started(program)
+        [path] = self._log.glob(f'{program}.*.args')
+        os.kill(int(path.name.split('.')[-2]), signal.SIGKILL)
+
+    def has_started(self) -> set[str]:
+        """Return the programs that were started so far."""
+        return {path.name.split('.')[0] for path in self._log.glob('*.args')}
 
     def stop(self) -> None:
         """Kill the launch and its stand-ins, which have nothing to end well."""
@@ -248,10 +274,12 @@ def stand_ins(tmp_path, launch_system) -> Iterator[Callable[..., LaunchedStandIn
     """Return a function that starts a launch file with stand-ins for all programs."""
     started: list[LaunchedStandIns] = []
 
-    def start(launch_file: str, **arguments: str) -> LaunchedStandIns:
+    def start(
+        launch_file: str, *, missing: tuple[str, ...] = (), **arguments: str
+    ) -> LaunchedStandIns:
         folder = tmp_path / f'launch_{len(started)}'
         folder.mkdir()
-        started.append(LaunchedStandIns(launch_file, arguments, folder))
+        started.append(LaunchedStandIns(launch_file, arguments, folder, missing))
         return started[-1]
 
     yield start

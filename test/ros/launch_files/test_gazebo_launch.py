@@ -43,6 +43,8 @@ def test_everything_starts_with_what_the_model_and_the_world_say(launched, world
     assert (spawn['x'], spawn['y'], spawn['z'], spawn['Y']) == (1.5, -2.0, 0.31, 0.25)
     [(words, bridge)] = launch.started('parameter_bridge')
     assert Path(bridge['config_file']).resolve() == ROOT / 'config' / 'gz_bridge.yaml'
+    profile = launch.environment('parameter_bridge')['FASTRTPS_DEFAULT_PROFILES_FILE']
+    assert Path(profile).name == 'fastdds_large_messages.xml'
     assert '__ns:=/moon' in words
     [(words, relay)] = launch.started('camera_info_relay')
     rig = read_rig(ROVER)

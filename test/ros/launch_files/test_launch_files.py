@@ -21,6 +21,7 @@ from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.files.calibrations import load_camera_info  # noqa: E402
 from lunar_stereo_recon.files.rigs import read_rig_frames  # noqa: E402
 from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset  # noqa: E402
+from lunar_stereo_recon.ros.node_processes import large_message_environment  # noqa: E402
 from lunar_stereo_recon.ros.parameters import (  # noqa: E402
     ReconstructionParameters,
     SimulatorParameters,
@@ -190,6 +191,71 @@ def test_bad_value_of_an_argument_ends_the_launch_with_the_reason(stand_ins, arg
     launch = stand_ins('rover.launch.py', **arguments)
     assert text in launch.wait()
     assert launch.process.returncode != 0
+
+
+@pytest.mark.parametrize(
+    'missing, arguments, text',
+    [
+        ('rviz2', {'rviz': 'true'}, 'rviz:=true needs the package rviz2'),
+        ('foxglove_bridge', {'foxglove': 'true'}, 'foxglove:=true needs the package foxglove_br'),
+        ('tf2_ros', {'rig': str(ROOT / 'config' / 'rig.yaml')}, 'needs the package tf2_ros'),
+        ('', {'rig': '/nowhere/rig.yaml'}, '/nowhere/rig.yaml'),
+        ('', {'backend': 'magic'}, 'magic'),
+        ('', {'camera_preset': 'zed9'}, 'its folder has'),
+    ],
+)
+@pytest.mark.parametrize('launch_file', ['rover', 'sim', 'replay', 'zed'])
+def test_what_is_missing_is_said_before_anything_starts(
+    stand_ins, make_bag, launch_file, missing, arguments, text
+):
+    if 'camera_preset' in arguments and launch_file == 'zed':
+        pytest.skip('that file names the preset itself')
+    given = {'bag': str(make_bag())} if launch_file == 'replay' else {}
+    launch = stand_ins(
+        f'{launch_file}.launch.py', missing=(missing,) * bool(missing), **given, **arguments
+    )
+    assert text in launch.wait()
+    assert launch.process.returncode != 0
+    assert launch.has_started() == set()
+
+
+@pytest.mark.parametrize(
+    'launch_file, arguments, program',
+    [
+        ('rover.launch.py', {}, 'reconstruction_node'),
+        ('sim.launch.py', {}, 'simulator_node'),
+        ('replay.launch.py', {'player': 'rosbag2'}, 'ros2'),
+        ('replay.launch.py', {'player': 'replay_node'}, 'replay_node'),
+        ('rover.launch.py', {'rviz': 'true'}, 'rviz2'),
+    ],
+)
+def test_whoever_handles_images_or_clouds_has_memory_for_them(
+    stand_ins, make_bag, launch_file, arguments, program
+):
+    if launch_file == 'replay.launch.py':
+        arguments = {**arguments, 'bag': str(make_bag())}
+    environment = stand_ins(launch_file, **arguments).environment(program)
+    for variable in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
+        assert Path(environment[variable]).name == 'fastdds_large_messages.xml'
+
+
+def test_zenoh_gets_shared_memory_unless_somebody_configured_it(monkeypatch):
+    for name in ('RMW_IMPLEMENTATION', 'ZENOH_CONFIG_OVERRIDE', 'ZENOH_SESSION_CONFIG_URI'):
+        monkeypatch.delenv(name, raising=False)
+    assert 'ZENOH_CONFIG_OVERRIDE' not in large_message_environment()
+    monkeypatch.setenv('RMW_IMPLEMENTATION', 'rmw_zenoh_cpp')
+    override = 'transport/shared_memory/enabled=true'
+    assert large_message_environment()['ZENOH_CONFIG_OVERRIDE'] == override
+    monkeypatch.setenv('ZENOH_SESSION_CONFIG_URI', '/etc/zenoh.json5')
+    assert 'ZENOH_CONFIG_OVERRIDE' not in large_message_environment()
+
+
+def test_simulation_ends_with_its_simulator(stand_ins):
+    launch = stand_ins('sim.launch.py')
+    launch.started('reconstruction_node')
+    launch.started('simulator_node')
+    launch.kill('simulator_node')
+    assert 'The simulator has ended, and so does the launch' in launch.wait()
 
 
 def test_simulator_has_its_own_argument_for_every_parameter(shown_arguments):
