@@ -27,12 +27,14 @@ class Unpaired:
 
     Attributes:
         side: The stream it came from.
-        reason: 'unmatched', 'queue_full', 'late' or 'time_jump'.
+        reason: 'unmatched', 'queue_full', 'late', 'time_jump' or 'cleared'.
+        stamp_ns: Its stamp.
         gap_ns: Distance to the nearest stamp of the other stream; None where that has none.
     """
 
     side: Side
     reason: str
+    stamp_ns: int
     gap_ns: int | None = None
 
 
@@ -96,7 +98,10 @@ class PairQueue(Generic[Item]):
         return len(self._streams[side].queue)
 
     def clear(self) -> None:
-        """Forget everything, as if nothing had ever come."""
+        """Forget everything, as if nothing had ever come; what waited is given up."""
+        for side in OTHER:
+            for stamp, _ in self._streams[side].queue:
+                self._give_up(side, stamp, 'cleared')
         self._streams = {'left': _Stream(), 'right': _Stream()}
         self._last_pair_ns = {}
 
@@ -187,4 +192,4 @@ class PairQueue(Generic[Item]):
         if gap_ns is None:
             others = [stamp for stamp, _ in self._streams[OTHER[side]].queue]
             gap_ns = min((abs(stamp - stamp_ns) for stamp in others), default=None)
-        self._on_unpaired(Unpaired(side, reason, gap_ns))
+        self._on_unpaired(Unpaired(side, reason, stamp_ns, gap_ns))

@@ -126,6 +126,8 @@ class NodeReport:
         conflicts: QoS policy that does not fit, by input topic; set by the node.
         refused: QoS policies that subscribers of results asked for in vain, by topic; set by the
             node.
+        wrong_stamps: What is wrong with the stamps of the images of the last second; '' where
+            nothing is.
     """
 
     def __init__(self, node_name: str, topics: StereoTopics, tolerance_ns: int) -> None:
@@ -139,6 +141,7 @@ class NodeReport:
         self.publishers: dict[str, int] = {}
         self.conflicts: dict[str, str] = {}
         self.refused: dict[str, str] = {}
+        self.wrong_stamps = ''
         self._node_name = node_name
         self._topics = topics
         self._tolerance_ns = tolerance_ns
@@ -223,8 +226,11 @@ class NodeReport:
         }
         pair_rate = (sync.pairs - before.pairs) / elapsed
         level, text = OK, f'{pair_rate:.1f} pairs per second'
+        self.wrong_stamps = self._wrong_stamps(sync)
         if resting:
             text = resting
+        elif self.wrong_stamps:
+            level, text = WARN, self.wrong_stamps
         elif not pairs_come:
             level = WARN
             text = explain_no_pairs(
@@ -247,6 +253,25 @@ class NodeReport:
             **{f'dropped: {reason}': count for reason, count in sorted(sync.drops.items())},
         }
         return diagnostic_status(level, f'{self._node_name}: input', text, values)
+
+    def _wrong_stamps(self, sync: SyncStatistics) -> str:
+        """Return what is wrong with the stamps of this second's images; '' where nothing is."""
+        topics = {'left': self._topics.left_image, 'right': self._topics.right_image}
+        texts = []
+        for side, topic in topics.items():
+            back = sync.backward[side] - self._sync.backward[side]
+            if back:
+                texts.append(
+                    f'{back} images of {topic} are older than the one before, the last by '
+                    f'{sync.step_back_ns * 1e-6:.3g} ms: is the clock of the camera set back?'
+                )
+            same = sync.repeated[side] - self._sync.repeated[side]
+            if same:
+                texts.append(
+                    f'{same} images of {topic} have the stamp of the one before: does the '
+                    'driver stamp each image?'
+                )
+        return '; '.join(texts)
 
     def _few_pairs(self, sync: SyncStatistics) -> str:
         """Return why much fewer pairs than images came; '' where they are about as many."""

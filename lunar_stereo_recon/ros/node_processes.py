@@ -125,6 +125,10 @@ class NodeProcesses:
         """Return the exit status of a node; None while it runs."""
         return self._processes[name].poll()
 
+    def pid(self, name: str) -> int:
+        """Return the process number of a node."""
+        return self._processes[name].pid
+
     def check_running(self, names: Sequence[str]) -> None:
         """Raise when a node that should run has ended.
 

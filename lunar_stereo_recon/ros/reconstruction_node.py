@@ -54,6 +54,7 @@ NAME = 'reconstruction_node'
 CLOUD_WRITERS = {'ply': write_ply, 'pcd': write_pcd}
 DIAGNOSTICS_PERIOD_S = 1.0
 SUBSCRIPTION_CHECK_S = 0.1
+STAMPS_THROTTLE_S = 30.0
 # A simulator makes its world before its clock runs; after this long the clock is amiss.
 CLOCK_PATIENCE_S = 60.0
 
@@ -161,7 +162,9 @@ class ReconstructionNode(LifecycleNode):
         """Subscribe and start the worker."""
         self._begin_statistics()
         self._worker = NewestItemWorker(self._work, self._on_failure)
-        self._inputs = StereoInputs(self, self.parameters, self._file_infos, self._on_pair)
+        self._inputs = StereoInputs(
+            self, self.parameters, self._file_infos, self._on_pair, self._on_unpaired
+        )
         self._say_start()
         self._refresh()
         # With use_sim_time the node's own clock stands still until somebody plays.
@@ -243,7 +246,21 @@ class ReconstructionNode(LifecycleNode):
 
     def _answer_drop(self, messages: StereoMessages, reason: str) -> None:
         self._frames.count_drop(reason)
-        self._outputs.answer(messages, WARN, reason, {})
+        self._answer(messages, WARN, reason)
+
+    def _on_unpaired(self, stamp_ns: int, reason: str) -> None:
+        """Answer for images of which there will be no pair."""
+        self._outputs.answer(stamp_ns, '', WARN, reason)
+
+    def _answer(
+        self,
+        messages: StereoMessages,
+        level: bytes,
+        text: str,
+        values: dict[str, Any] | None = None,
+    ) -> None:
+        frame_id = messages.left.header.frame_id
+        self._outputs.answer(messages.stamp_ns, frame_id, level, text, values)
 
     # The work, in the worker's thread
 
@@ -278,7 +295,7 @@ class ReconstructionNode(LifecycleNode):
         values['valid share'] = float(result.valid_mask.mean())
         values['mean confidence'] = float(result.confidence.mean())
         values.update({f'withheld {topic}': reason for topic, reason in withheld.items()})
-        self._outputs.answer(messages, WARN if withheld else OK, 'published', values)
+        self._answer(messages, WARN if withheld else OK, 'published', values)
 
     def _on_failure(self, job: Job, error: Exception) -> None:
         """Answer for a pair that failed in a way that nobody foresaw; the next one is served."""
@@ -296,7 +313,7 @@ class ReconstructionNode(LifecycleNode):
         self._frames.count_drop(reason, text)
         if reason == 'invalid':
             self.get_logger().error(text, throttle_duration_sec=LOG_THROTTLE_S)
-        self._outputs.answer(job.messages, ERROR, f'{reason}: {text}', {})
+        self._answer(job.messages, ERROR, f'{reason}: {text}')
 
     # Services, health and parameters
 
@@ -364,6 +381,10 @@ class ReconstructionNode(LifecycleNode):
             self.get_logger().warning(f'no result for {limit_s:g} s: {reason}')
         matcher = self._engine.state(self.parameters)
         statuses = self._report.statuses(sync, frames, matcher, resting)
+        if self._report.wrong_stamps:
+            self.get_logger().warning(
+                self._report.wrong_stamps, throttle_duration_sec=STAMPS_THROTTLE_S
+            )
         for status in statuses:  # names are alike where a rover has two rigs
             status.hardware_id = self.get_fully_qualified_name()
         now_ns = self.get_clock().now().nanoseconds

@@ -39,7 +39,6 @@ from lunar_stereo_recon.ros.rclpy_messages import (
     MessageBuffer,
 )
 from lunar_stereo_recon.ros.rover_motion import RoverMotion
-from lunar_stereo_recon.ros.stereo_sync import StereoMessages
 
 # Topic: message type, and the entry of the parameter `outputs` that it belongs to.
 OUTPUT_TOPICS = {
@@ -59,6 +58,8 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 # Fast DDS sends a lost fragment again after up to three seconds; until then the message must still
 # be there. Ten clouds of 640x480 are 61 MB.
 OUTPUT_DEPTH = 10
+# Answers are small, and many come at once where pairs come fast.
+STATUS_DEPTH = 200
 DEMAND_SETTLE_S = 0.4
 LOG_THROTTLE_S = 5.0
 
@@ -98,7 +99,7 @@ class ResultOutputs:
             qos = LATCHED if topic == 'hazard' else QoSProfile(depth=OUTPUT_DEPTH)
             self._publishers[topic] = self._publisher(type_name, topic, qos)
         self._publishers[STATUS_TOPIC] = self._publisher(
-            'diagnostic_msgs/msg/DiagnosticArray', STATUS_TOPIC, QoSProfile(depth=OUTPUT_DEPTH)
+            'diagnostic_msgs/msg/DiagnosticArray', STATUS_TOPIC, QoSProfile(depth=STATUS_DEPTH)
         )
 
     def close(self) -> None:
@@ -183,14 +184,25 @@ class ResultOutputs:
         return withheld
 
     def answer(
-        self, messages: StereoMessages, level: bytes, text: str, values: Mapping[str, Any]
+        self,
+        stamp_ns: int,
+        frame_id: str,
+        level: bytes,
+        text: str,
+        values: Mapping[str, Any] | None = None,
     ) -> None:
-        """Say on frame_status what became of a pair, under its stamp."""
-        status = diagnostic_status(level, self._node.get_name(), text, values)
-        header = messages.left.header
-        self._publishers[STATUS_TOPIC].publish(
-            diagnostic_array(messages.stamp_ns, header.frame_id, [status])
-        )
+        """Say on frame_status what became of a pair, under its stamp.
+
+        Args:
+            stamp_ns: Of the left image, nanoseconds.
+            frame_id: Of the left image; '' where it never came.
+            level: OK, WARN or ERROR.
+            text: 'published', or the reason why not.
+            values: Milliseconds by stage and more.
+        """
+        status = diagnostic_status(level, self._node.get_name(), text, values or {})
+        message = diagnostic_array(stamp_ns, frame_id, [status])
+        self._publishers[STATUS_TOPIC].publish(message)
 
     def _selected(self) -> list[str]:
         selected = self._parameters().outputs

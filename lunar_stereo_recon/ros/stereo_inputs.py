@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import functools
+import time
 from typing import Any
 
 from rclpy.node import Node
@@ -15,10 +16,17 @@ from lunar_stereo_recon.ros.image_subscription import ImageSubscription
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 from lunar_stereo_recon.ros.rclpy_messages import message_class
 from lunar_stereo_recon.ros.stereo_sync import (
+    OnUnpaired,
     StereoMessages,
     StereoSynchronizer,
     SyncStatistics,
 )
+
+# Images that DDS keeps until the node has time; while it is busy with its own thread, or tries a
+# model, more than `queue_size` come.
+RECEIVE_DEPTH = 50
+# Images wait so long for their partner after the last one came, or twice that.
+SETTLE_S = 5.0
 
 
 class StereoInputs:
@@ -34,6 +42,7 @@ class StereoInputs:
         parameters: ReconstructionParameters,
         file_infos: Mapping[Side, CameraInfo],
         on_pair: Callable[[StereoMessages], None],
+        on_unpaired: OnUnpaired,
     ) -> None:
         """Prepare; nothing is subscribed before `refresh`.
 
@@ -42,6 +51,7 @@ class StereoInputs:
             parameters: What they say of the inputs cannot change while the node runs.
             file_infos: camera_infos that come from files; their topics are not subscribed.
             on_pair: Called with each synchronized set.
+            on_unpaired: See `StereoSynchronizer`.
         """
         self.idle = True
         self._on_pair = on_pair
@@ -50,7 +60,9 @@ class StereoInputs:
             parameters.queue_size,
             file_infos,
             parameters.cache_camera_info,
+            on_unpaired,
         )
+        self._settled_s = time.monotonic()
         compressed = parameters.input_transport == 'compressed'
         image_type = 'CompressedImage' if compressed else 'Image'
 
@@ -63,7 +75,7 @@ class StereoInputs:
                 topic,
                 callback,
                 parameters.input_reliability,
-                parameters.queue_size,
+                max(parameters.queue_size, RECEIVE_DEPTH),
                 latched,
             )
 
@@ -92,10 +104,12 @@ class StereoInputs:
         if not wanted:
             if not self.idle:
                 self.idle = True
-                self._sync.clear()
                 self.close()
             return
         self.idle = False
+        if time.monotonic() - self._settled_s > SETTLE_S:
+            self._settled_s = time.monotonic()
+            self._give(self._sync.settle())
         settled = [self._infos.get(side) for side in self._sync.settled_infos]
         for subscription in self._all:
             if subscription in settled:
@@ -104,7 +118,8 @@ class StereoInputs:
                 subscription.refresh()
 
     def close(self) -> None:
-        """Unsubscribe."""
+        """Unsubscribe; what waits is given up."""
+        self._sync.clear()
         for subscription in self._all:
             subscription.close()
 
@@ -128,11 +143,13 @@ class StereoInputs:
         return {item.resolved: item.conflict for item in self._all if item.conflict}
 
     def _on_image(self, side: Side, message: Any) -> None:
-        for messages in self._sync.add_image(side, message):
-            self._on_pair(messages)
+        self._give(self._sync.add_image(side, message))
 
     def _on_info(self, side: Side, message: Any) -> None:
-        for messages in self._sync.add_info(side, message):
+        self._give(self._sync.add_info(side, message))
+
+    def _give(self, complete: list[StereoMessages]) -> None:
+        for messages in complete:
             self._on_pair(messages)
 
 

@@ -6,7 +6,7 @@ Plain Python: the node feeds it messages. The matching rule is in `lunar_stereo_
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,14 @@ DROP_REASONS = {
     'queue_full': 'waited in vain for a partner',
     'late': 'came after a newer pair',
     'time_jump': 'stamps jumped back',
+    'cleared': 'the node stopped receiving',
     'no_camera_info': 'no camera_info yet',
 }
 MIN_INFOS_KEPT = 10
+# Given-up images whose stamps are kept, so that a pair given up in two halves is told once.
+STAMPS_KEPT = 100
+
+OnUnpaired = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class SyncStatistics:
         drops: Images given up, by side and reason: 'left unmatched'.
         last_gap_ns: Stamp difference to the nearest image of the other side, at the last image
             that was given up; None before or where the other side had none.
+        repeated: Images with the stamp of the one before, by side.
+        backward: Images that are older than the one before, by side, new starts apart.
+        step_back_ns: How much older the last of those was.
     """
 
     images: Counter[str] = field(default_factory=Counter)
@@ -56,6 +64,9 @@ class SyncStatistics:
     pairs: int = 0
     drops: Counter[str] = field(default_factory=Counter)
     last_gap_ns: int | None = None
+    repeated: Counter[str] = field(default_factory=Counter)
+    backward: Counter[str] = field(default_factory=Counter)
+    step_back_ns: int = 0
 
 
 class StereoSynchronizer:
@@ -72,6 +83,7 @@ class StereoSynchronizer:
         queue_size: int = 5,
         settled_infos: Mapping[Side, Any] | None = None,
         keep_first_infos: bool = False,
+        on_unpaired: OnUnpaired | None = None,
     ) -> None:
         """Make an empty synchronizer.
 
@@ -80,6 +92,8 @@ class StereoSynchronizer:
             queue_size: See there.
             settled_infos: Infos by side that hold for all images; none are expected to come.
             keep_first_infos: The first info of a side serves all its images.
+            on_unpaired: Called with a stamp (nanoseconds) of which images came and no set will
+                leave, and with the reason; once for each stamp.
         """
         self.statistics = SyncStatistics()
         self.settled_infos: dict[Side, Any] = dict(settled_infos or {})
@@ -96,20 +110,21 @@ class StereoSynchronizer:
         self._last_image_ns: dict[Side, int] = {}
         self._last_pair_ns: dict[Side, int] = {}
         self._waiting: tuple[Any, Any] | None = None
+        self._on_unpaired = on_unpaired or (lambda stamp_ns, reason: None)
+        self._told: deque[int] = deque(maxlen=STAMPS_KEPT)
+        self._images_at_settle = 0
 
     def add_image(self, side: Side, message: Any) -> list[StereoMessages]:
         """Add an image and return the sets that it completes, oldest first."""
         self.statistics.images[side] += 1
         stamp = stamp_ns(message)
-        if stamp < self._last_image_ns.get(side, stamp) - RESTART_NS:
-            self._infos_are_old[side] = not self._own_info(side, stamp)
+        self._watch_stamps(side, stamp)
         self._last_image_ns[side] = stamp
         complete = []
         for pair in self._queue.add(side, stamp, message):
             # A camera_info that has not come by now is lost: the newest one has to do.
             complete += self._complete(wait_for_own_infos=False)
-            if self._waiting is not None:
-                self.statistics.drops['pair no_camera_info'] += 1
+            self._give_up_waiting('no_camera_info')
             self._waiting = pair
             complete += self._complete()
         return complete
@@ -129,10 +144,47 @@ class StereoSynchronizer:
     def clear(self) -> None:
         """Forget waiting images and infos, but not settled ones; the statistics stay."""
         self._queue.clear()
+        self._give_up_waiting('cleared')
         for infos in self._infos.values():
             infos.clear()
-        self._waiting = None
         self._last_image_ns, self._last_pair_ns = {}, {}
+
+    def settle(self) -> list[StereoMessages]:
+        """Return what still waits and can be used; give up the rest if nothing has come lately.
+
+        Called every few seconds. Images that wait since the last call have waited in vain when no
+        other has come since then.
+        """
+        images = self.statistics.images.total()
+        if images != self._images_at_settle:
+            self._images_at_settle = images
+            return []
+        complete = []
+        for pair in [None, *self._queue.finish()]:
+            if pair is not None:
+                self._waiting = pair
+            complete += self._complete(wait_for_own_infos=False)
+            self._give_up_waiting('no_camera_info')
+        return complete
+
+    def _watch_stamps(self, side: Side, stamp: int) -> None:
+        """Notice stamps that stand still or go back."""
+        step_ns = stamp - self._last_image_ns.get(side, stamp - 1)
+        if step_ns < -RESTART_NS:
+            self._infos_are_old[side] = not self._own_info(side, stamp)
+            self._told.clear()  # the stamps of before may come again
+        elif step_ns < 0:
+            self.statistics.backward[side] += 1
+            self.statistics.step_back_ns = -step_ns
+        elif step_ns == 0:
+            self.statistics.repeated[side] += 1
+
+    def _give_up_waiting(self, reason: str) -> None:
+        """Give up the pair that waits for its camera_infos, if there is one."""
+        if self._waiting is not None:
+            self.statistics.drops[f'pair {reason}'] += 1
+            self._on_unpaired(stamp_ns(self._waiting[0]), f'unpaired: {DROP_REASONS[reason]}')
+            self._waiting = None
 
     def _complete(self, wait_for_own_infos: bool = True) -> list[StereoMessages]:
         """Return the waiting pair with its infos once they are there."""
@@ -174,6 +226,13 @@ class StereoSynchronizer:
         self.statistics.drops[f'{unpaired.side} {unpaired.reason}'] += 1
         if unpaired.gap_ns is not None:
             self.statistics.last_gap_ns = unpaired.gap_ns
+        # An image of the right alone has the stamp of a pair only where stamps must be equal.
+        if unpaired.side == 'right' and self._queue.tolerance_ns > 0:
+            return
+        if unpaired.stamp_ns not in self._told:
+            self._told.append(unpaired.stamp_ns)
+            text = f'unpaired: {unpaired.side} image: {DROP_REASONS[unpaired.reason]}'
+            self._on_unpaired(unpaired.stamp_ns, text)
 
 
 def explain_no_pairs(

@@ -156,6 +156,51 @@ def test_clear_forgets_messages_but_not_counts(sync):
     assert sync.statistics.images['left'] == 1
 
 
+def test_each_stamp_that_gives_no_set_is_told_once():
+    told = []
+    sync = StereoSynchronizer(on_unpaired=lambda *what: told.append(what), queue_size=2)
+    feed(sync, 0, 'left info', 'right info')
+    for stamp in (100, 200, 300):
+        feed(sync, stamp, 'left')
+    assert told == [(100 * MS, 'unpaired: left image: waited in vain for a partner')]
+    feed(sync, 100, 'right')  # the other half of the pair that was given up
+    assert len(feed(sync, 300, 'right')) == 1
+    assert [stamp // MS for stamp, _ in told] == [100, 200]
+    sync.clear()
+    feed(sync, 400, 'left')
+    sync.clear()
+    assert told[-1] == (400 * MS, 'unpaired: left image: the node stopped receiving')
+
+
+def test_what_waits_is_settled_when_nothing_comes():
+    told = []
+    sync = StereoSynchronizer(20 * MS, on_unpaired=lambda *what: told.append(what))
+    feed(sync, 0, 'left info', 'right info', 'left')
+    feed(sync, 3, 'right')  # a better partner might come
+    assert sync.settle() == []  # images came since the last time
+    (messages,) = sync.settle()
+    assert stamp_ns(messages.right) == 3 * MS
+    feed(sync, 100, 'left')
+    sync.settle()
+    assert (sync.settle(), sync.settle()) == ([], [])
+    assert told == [(100 * MS, 'unpaired: left image: no partner with a matching stamp')]
+
+
+def test_lost_info_is_replaced_when_nothing_comes(sync):
+    feed(sync, 0, 'left info', 'right info', 'left', 'right')
+    assert feed(sync, 100, 'left info', 'left', 'right') == []
+    sync.settle()
+    assert len(sync.settle()) == 1
+
+
+def test_stamps_that_stand_still_or_go_back_are_counted(sync):
+    for stamp in (500, 490, 480, 480, 500, 100):
+        feed(sync, stamp, 'left')
+    assert sync.statistics.backward == {'left': 2}  # 100 is a new start
+    assert sync.statistics.repeated == {'left': 1}
+    assert sync.statistics.step_back_ns == 10 * MS
+
+
 def explanation(sync, before=None, **options):
     before = before or SyncStatistics()
     return explain_no_pairs(before, sync.statistics, TOPICS, 0, **options)

@@ -1,0 +1,33 @@
+"""The programs of this folder, in a short form."""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip('rclpy')
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+FOLDER = Path(__file__).resolve().parent
+ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(FOLDER.parents[1])}
+
+
+def run(program, *arguments):
+    """Run a program and return its exit status and all that it wrote."""
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / program), *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    return done.returncode, done.stdout
+
+
+def test_soak():
+    status, text = run('soak.py', '--frames', '1000')
+    assert status == 0, text
+    assert '"published": 1000' in text
