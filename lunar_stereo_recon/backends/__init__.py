@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import importlib.util
 from pathlib import Path
 
 from lunar_stereo_recon.backends.base import Backend
@@ -14,6 +15,9 @@ Loader = Callable[[Path, 'Sequence[str] | None', int], Backend]
 
 WEIGHTS = Path(__file__).resolve().parent.parent / 'weights'
 DEFAULT_MODEL = WEIGHTS / 'flight.onnx'
+NO_OPENVINO = (
+    "the backend openvino needs the package openvino: pip install 'lunar_stereo_recon[openvino]'"
+)
 
 
 def load_backend(
@@ -48,6 +52,21 @@ def load_backend(
     return backend
 
 
+def check_backend(name: str, model: str | Path | None = None) -> None:
+    """Refuse what `load_backend` would refuse at once, before it is needed in another process.
+
+    Raises:
+        ModelError: Unknown name, a runtime that is not installed, or no such model file.
+    """
+    if name not in BACKENDS:
+        raise ModelError(f"unknown backend '{name}'; known are {', '.join(BACKENDS)}")
+    if name == 'openvino' and importlib.util.find_spec('openvino') is None:
+        raise ModelError(NO_OPENVINO)
+    path = model_file(model)
+    if name in STUDENT_BACKENDS and not path.is_file():
+        raise ModelError(f'no model file at {path}')
+
+
 def model_file(model: str | Path | None) -> Path:
     """Return the file of a model: a path as it is, a shipped model by its name, or the default."""
     path = Path(model or DEFAULT_MODEL)
@@ -71,10 +90,7 @@ def _load_openvino(model_path: Path, providers: Sequence[str] | None, threads: i
     except ModuleNotFoundError as error:
         if error.name != 'openvino':
             raise
-        raise ModelError(
-            'the backend openvino needs the package openvino: '
-            "pip install 'lunar_stereo_recon[openvino]'"
-        ) from error
+        raise ModelError(NO_OPENVINO) from error
     return OpenVinoBackend(model_path, threads)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from dataclasses import dataclass
 import importlib.util
 import json
 import os
@@ -11,6 +13,12 @@ import shutil
 import time
 from typing import Any, TYPE_CHECKING
 
+from lunar_stereo_recon.commands.replay import (
+    add_bag_arguments,
+    check_bag_numbers,
+    check_numbers,
+    given_topics,
+)
 from lunar_stereo_recon.errors import InputError, ReconError
 
 if TYPE_CHECKING:
@@ -18,9 +26,29 @@ if TYPE_CHECKING:
 
 DEMO_BAG = Path(__file__).resolve().parent.parent / 'data' / 'demo_traverse'
 NODES = ('recorder_node', 'reconstruction_node', 'replay_node')
+LEFT_RAW, RIGHT_RAW = '/left/image_raw', '/right/image_raw'
 # Long enough for a slow machine to load the model; then something is wrong.
 LAST_NEWS_S = 1.0
 STALL_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class DemoRig:
+    """The rig of a recording, and what the nodes must be told about it.
+
+    Attributes:
+        topics: Its topics in the bag.
+        count: Stereo frames.
+        compressed: The images are CompressedImages.
+        raw: They are to be rectified.
+        baseline_m: Overrides that of the camera_infos where positive, metres.
+    """
+
+    topics: StereoTopics
+    count: int
+    compressed: bool
+    raw: bool
+    baseline_m: float
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,27 +72,36 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--fusion-range', type=float, default=12.0, metavar='M', help='metres; default 12'
     )
+    add_bag_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the nodes, write the results, print the table."""
-    from lunar_stereo_recon.bags.reader import StereoBagReader
+    from lunar_stereo_recon.backends import check_backend
     from lunar_stereo_recon.evaluation.machine import describe_machine
     from lunar_stereo_recon.evaluation.recordings import ReportSettings, write_report
 
     check_ros()
-    with StereoBagReader(args.bag) as reader:
-        count = reader.frame_count
-        kind = reader.all_topics[reader.topics.left_image]
-        topics = reader.topics
+    check_backend(args.backend, args.model)
+    check_bag_numbers(args)
+    check_numbers(('--rate', args.rate, False), ('--fusion-range', args.fusion_range, True))
+    rig = find_rig(args)
+    count = rig.count
     _clear(args.out)
     print(f'{count} stereo frames of {args.bag}')
-    run_nodes(args, topics, count, compressed=kind.endswith('CompressedImage'))
+    run_nodes(args, rig)
     recorded = json.loads((args.out / 'recording.json').read_text(encoding='utf-8'))
     bar = _progress_bar(count, 'looking at the results')
     with bar:
-        settings = ReportSettings(max_range_m=args.fusion_range)
+        settings = ReportSettings(
+            max_range_m=args.fusion_range,
+            topics=given_topics(args),
+            tolerance_s=args.tolerance,
+            baseline_m=rig.baseline_m,
+            white_level=args.white_level,
+            rectify=rig.raw,
+        )
         figures = write_report(args.bag, args.out / 'result', args.out, settings, bar.update)
     summary = {
         'bag': str(args.bag),
@@ -97,9 +134,41 @@ def check_ros() -> None:
         )
 
 
-def run_nodes(
-    args: argparse.Namespace, topics: StereoTopics, count: int, *, compressed: bool
-) -> None:
+def find_rig(args: argparse.Namespace) -> DemoRig:
+    """Return the rig of the recording; say what is taken for granted about it.
+
+    Raises:
+        InputError: There is none, or no two of its images belong together.
+        CalibrationError: Its camera_infos cannot be used.
+    """
+    from lunar_stereo_recon.bags.reader import frame_doubts, StereoBagReader
+
+    with StereoBagReader(args.bag, given_topics(args), tolerance_s=args.tolerance) as reader:
+        frame = next(reader.frames(), None)
+        if frame is None:
+            raise InputError(
+                f'{args.bag}: no left and right image with matching stamps; --tolerance S allows '
+                'a difference'
+            )
+        pair = frame.pair(
+            baseline_m=args.baseline, white_level=args.white_level, rectify=args.rectify
+        )
+        doubts = frame_doubts(
+            frame, pair, args.white_level, baseline_m=args.baseline, rectify=args.rectify
+        )
+        for text in doubts.texts():
+            print(text)
+        kind = reader.all_topics[reader.topics.left_image]
+        return DemoRig(
+            reader.topics,
+            reader.frame_count,
+            kind.endswith('CompressedImage'),
+            frame.looks_raw if args.rectify is None else args.rectify,
+            args.baseline or frame.static_baseline_m,
+        )
+
+
+def run_nodes(args: argparse.Namespace, rig: DemoRig) -> None:
     """Replay the bag through the nodes until every frame is answered.
 
     Raises:
@@ -115,7 +184,7 @@ def run_nodes(
     with (
         NodeProcesses(environment, logs) as nodes,
         FrameProgress(int(environment['ROS_DOMAIN_ID'])) as progress,
-        _progress_bar(count, 'reconstructing') as bar,
+        _progress_bar(rig.count, 'reconstructing') as bar,
     ):
         nodes.start(
             'recorder_node',
@@ -124,6 +193,8 @@ def run_nodes(
                 'overwrite': True,
                 'summary': str(args.out / 'recording.json'),
             },
+            # When a left image was published is told by the one that the node takes.
+            {'left/image_rect': LEFT_RAW} if rig.raw else None,
         )
         _wait_for_recorder(nodes, args.out / 'result')
         nodes.start(
@@ -131,13 +202,19 @@ def run_nodes(
             {
                 'backend': args.backend,
                 'model': str(args.model or ''),
-                'input_transport': 'compressed' if compressed else 'raw',
+                'input_transport': 'compressed' if rig.compressed else 'raw',
+                'rectify': rig.raw,
+                'detect_raw': False,
+                'baseline': rig.baseline_m,
+                'white_level': float(args.white_level or 0),
+                'approximate_sync': args.tolerance > 0,
+                'approximate_sync_tolerance_seconds': args.tolerance or 0.01,
             },
             large_messages=True,
         )
         # Answers that are given before the bar listens would be missing in it.
         _wait_for_node(nodes, progress)
-        remappings = _remappings(topics, compressed)
+        remappings = _remappings(rig)
         nodes.start(
             'replay_node',
             {
@@ -146,8 +223,9 @@ def run_nodes(
                 'flow_control': args.rate == 0,
                 'wait_for_subscribers': STALL_LIMIT_S,
                 # The recorder keeps uncompressed left images, to know when each was published.
-                'min_subscribers': 1 if compressed else 2,
+                'min_subscribers': 1 if rig.compressed else 2,
                 'topics': list(remappings),
+                **dataclasses.asdict(rig.topics),
             },
             remappings,
             large_messages=True,
@@ -204,12 +282,13 @@ def _wait_for_node(nodes: Any, progress: Any) -> None:
             raise nodes.failure('reconstruction_node', f'did not start in {STALL_LIMIT_S:g} s')
 
 
-def _remappings(topics: StereoTopics, compressed: bool) -> dict[str, str]:
+def _remappings(rig: DemoRig) -> dict[str, str]:
     """Return the bag's topics to the node's, all in the root namespace."""
-    suffix = '/compressed' if compressed else ''
+    topics, suffix = rig.topics, '/compressed' if rig.compressed else ''
+    left, right = (LEFT_RAW, RIGHT_RAW) if rig.raw else ('/left/image_rect', '/right/image_rect')
     return {
-        topics.left_image: f'/left/image_rect{suffix}',
-        topics.right_image: f'/right/image_rect{suffix}',
+        topics.left_image: f'{left}{suffix}',
+        topics.right_image: f'{right}{suffix}',
         topics.left_info: '/left/camera_info',
         topics.right_info: '/right/camera_info',
     }

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
     topics = given_topics(args)
     check_bag_numbers(args)
-    _check_numbers(('--fusion-range', args.fusion_range, True))
+    check_numbers(('--fusion-range', args.fusion_range, True))
     with StereoBagReader(args.bag, topics, tolerance_s=args.tolerance) as reader:
         engine = reconstructor(args)
         print(
@@ -134,12 +134,12 @@ def check_bag_numbers(args: argparse.Namespace) -> None:
     Raises:
         InputError: A number is not allowed.
     """
-    _check_numbers(('--baseline', args.baseline, False), ('--tolerance', args.tolerance, False))
+    check_numbers(('--baseline', args.baseline, False), ('--tolerance', args.tolerance, False))
     if args.white_level is not None:
-        _check_numbers(('--white-level', args.white_level, True))
+        check_numbers(('--white-level', args.white_level, True))
 
 
-def _check_numbers(*numbers: tuple[str, float, bool]) -> None:
+def check_numbers(*numbers: tuple[str, float, bool]) -> None:
     """Refuse (argument, value, whether it must be positive) that are not allowed."""
     for name, value, positive in numbers:
         if not (value > 0 or (value == 0 and not positive)) or value == float('inf'):

@@ -141,12 +141,18 @@ def _pairs(args: argparse.Namespace) -> tuple[Iterator[tuple[str, StereoPair]], 
 
 
 def _single_pair(args: argparse.Namespace) -> StereoPair:
+    from lunar_stereo_recon.doubts import baseline_doubt, few_bits_doubt
     from lunar_stereo_recon.files.calibrations import load_calibration
     from lunar_stereo_recon.files.images import pair_from_images, read_image
 
     left, right = read_image(args.left), read_image(args.right)
     height, width = left.shape[:2]
     calibration = load_calibration(args.calibration, width, height, args.baseline)
+    doubts = [few_bits_doubt(left, args.white_level, str(args.left))]
+    if args.baseline is None:
+        doubts.append(baseline_doubt(calibration.baseline_m, str(args.calibration[-1])))
+    for text in filter(None, doubts):
+        print(text)
     names = (str(args.left), str(args.right))
     return pair_from_images(left, right, calibration, args.white_level, names)
 

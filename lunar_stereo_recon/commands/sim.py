@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 import time
+from typing import Any
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.extras import require
@@ -50,25 +52,10 @@ def run(args: argparse.Namespace) -> int:
 
     check_ros()
     require('torch', 'numba')
-    width, height = _size(args.size)
+    parameters = _parameters(args)
     with NodeProcesses(os.environ, args.logs) as nodes:
         names = ['simulator_node']
-        nodes.start(
-            'simulator_node',
-            {
-                'preset': args.preset,
-                'seed': args.seed,
-                'width': width,
-                'height': height,
-                'rate': args.rate,
-                'sun_elevation': args.sun_elevation,
-                'frames': args.frames,
-                'rocks': args.rocks,
-                'device': args.device,
-                'faults': str(args.faults.resolve()) if args.faults else '',
-            },
-            large_messages=True,
-        )
+        nodes.start('simulator_node', parameters, large_messages=True)
         if args.reconstruct:
             names.append('reconstruction_node')
             nodes.start('reconstruction_node', {'use_sim_time': True}, large_messages=True)
@@ -87,6 +74,41 @@ def _show(lines: list[str]) -> None:
     """Print what a node has logged, without level, time and name."""
     for line in lines:
         print(line.rpartition(']: ')[2], flush=True)
+
+
+def _parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the simulator's parameters, checked before any process starts.
+
+    Raises:
+        InputError: One of them is not allowed; the text names the argument.
+    """
+    from lunar_stereo_recon.ros.parameters import check_value, SimulatorParameters
+    from lunar_stereo_recon.simulation.camera_faults import read_camera_faults
+    from lunar_stereo_recon.simulation.presets import site_preset
+
+    site_preset(args.preset)
+    if args.faults:
+        read_camera_faults(args.faults)
+    width, height = _size(args.size)
+    options = {
+        'seed': ('--seed', args.seed),
+        'width': ('--size', width),
+        'height': ('--size', height),
+        'rate': ('--rate', args.rate),
+        'sun_elevation': ('--sun-elevation', args.sun_elevation),
+        'frames': ('--frames', args.frames),
+        'rocks': ('--rocks', args.rocks),
+        'device': ('--device', args.device),
+    }
+    for item in dataclasses.fields(SimulatorParameters):
+        if item.name in options:
+            option, value = options[item.name]
+            check_value(item, value, option)
+    return {
+        'preset': args.preset,
+        **{name: value for name, (_, value) in options.items()},
+        'faults': str(args.faults.resolve()) if args.faults else '',
+    }
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -22,6 +22,15 @@ PLAIN_ENTRIES = (
 )
 
 
+# What a camera_info's matrices are called in OpenCV's sample `stereo_calib`, before 1 and 2.
+_OPENCV_NAMES = {
+    'camera_matrix': 'M',
+    'distortion_coefficients': 'D',
+    'rectification_matrix': 'R',
+    'projection_matrix': 'P',
+}
+
+
 @dataclass(frozen=True)
 class RegionOfInterest:
     """The fields of a `sensor_msgs` RegionOfInterest; zeros mean the whole image."""
@@ -88,7 +97,8 @@ def load_calibration(
             camera. One is either plain (`fx fy cx cy baseline`, optionally `cx_right`, `width`,
             `height`), or has `left` and `right` camera_info mappings, or is one camera_info whose
             projection_matrix carries -fx * baseline (the right camera's; the left one is taken
-            to have the same matrix).
+            to have the same matrix). Files of OpenCV's FileStorage are read too, and those that
+            its sample `stereo_calib` writes (M1, D1, R1, P1 and so on, in one file or two).
         width: Width of the images it is for, pixels.
         height: Their height, pixels.
         baseline_m: Overrides the baseline in the files, metres.
@@ -103,7 +113,11 @@ def load_calibration(
         raise CalibrationError(f'baseline is {baseline_m} m; it must be positive')
     documents = [_read_mapping(Path(path)) for path in paths]
     sources = [str(path) for path in paths]
-    if len(documents) == 1 and {'left', 'right'} <= set(documents[0]):
+    of_opencv = _stereo_calibration_of_opencv(documents)
+    if of_opencv is not None:
+        sources = [f'{", ".join(sources)} ({side})' for side in ('left', 'right')]
+        documents = of_opencv
+    elif len(documents) == 1 and {'left', 'right'} <= set(documents[0]):
         sources = [f'{paths[0]} ({side})' for side in ('left', 'right')]
         documents = [_mapping(documents[0][side], paths[0]) for side in ('left', 'right')]
     for document, source in zip(documents, sources, strict=True):
@@ -138,6 +152,27 @@ def _mapping(document: Any, path: str | Path) -> Mapping[str, Any]:
     if not isinstance(document, Mapping):
         raise CalibrationError(f'calibration {path} holds {document!r}; a mapping is needed')
     return document
+
+
+def _stereo_calibration_of_opencv(
+    documents: Sequence[Mapping[str, Any]],
+) -> list[Mapping[str, Any]] | None:
+    """Return left and right camera_info of what OpenCV's `stereo_calib` writes; None for others.
+
+    Its names are M1, D1, R1, P1 and M2, D2, R2, P2, in one file or in two.
+    """
+    merged = {name: value for document in documents for name, value in document.items()}
+    if not {'P1', 'P2'} <= set(merged):
+        return None
+    infos: list[Mapping[str, Any]] = []
+    for number in (1, 2):
+        info = {
+            name: merged[f'{letter}{number}']
+            for name, letter in _OPENCV_NAMES.items()
+            if f'{letter}{number}' in merged
+        }
+        infos.append(info)
+    return infos
 
 
 def _check_size(document: Mapping[str, Any], source: str, width: int, height: int) -> None:

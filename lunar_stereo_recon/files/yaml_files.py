@@ -9,6 +9,21 @@ import yaml
 
 from lunar_stereo_recon.limits import MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_NODES
 
+# What OpenCV's FileStorage writes in place of YAML's own directive.
+OPENCV_HEADER = '%YAML:1.0'
+OPENCV_MATRIX = 'tag:yaml.org,2002:opencv-matrix'
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, and OpenCV's matrices as mappings of rows, cols, dt and data."""
+
+
+def _opencv_matrix(loader: yaml.SafeLoader, node: Any) -> Any:
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(OPENCV_MATRIX, _opencv_matrix)
+
 
 class YamlRefusedError(yaml.YAMLError):
     """The file is YAML, or nearly, but not of the plain and small kind that is read here."""
@@ -16,6 +31,8 @@ class YamlRefusedError(yaml.YAMLError):
 
 def read_yaml(path: Path) -> Any:
     """Return the document in a file, within `limits` once its aliases are followed.
+
+    Files of OpenCV's FileStorage are read too.
 
     Raises:
         OSError: The file cannot be read.
@@ -26,8 +43,10 @@ def read_yaml(path: Path) -> Any:
         raise YamlRefusedError(f'{size} bytes; at most {MAX_YAML_BYTES} are read')
     try:
         text = path.read_text(encoding='utf-8')
+        if text.lstrip('\ufeff').startswith(OPENCV_HEADER):
+            text = text.partition('\n')[2]
         _measure(text)
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader with one tag more
     except ValueError as error:  # not UTF-8, month 99, a number of 5000 digits
         raise YamlRefusedError(str(error)) from error
 

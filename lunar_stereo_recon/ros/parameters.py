@@ -77,6 +77,22 @@ def help_text(item: dataclasses.Field[Any]) -> str:
     return item.metadata['description'].replace('`', '') + unit
 
 
+def check_value(item: dataclasses.Field[Any], value: Any, name: str) -> None:
+    """Refuse a value that the node would refuse, under the name that its user gave it.
+
+    Raises:
+        InputError: It is not one of the choices, or outside of the range.
+    """
+    about = item.metadata
+    if about['choices'] and value not in about['choices']:
+        raise InputError(f'{name} is {value!r}; one of {", ".join(about["choices"])} is needed')
+    low, high = about['minimum'], about['maximum']
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        unit = f' {about["unit"]}' if about['unit'] else ''
+        limits = f'at least {low:g}' if high is None else f'{low:g} to {high:g}{unit}'
+        raise InputError(f'{name} is {value:g}; {limits} is needed')
+
+
 def named(values: list[str]) -> list[str]:
     """Return a list parameter without the empty texts that stand for an empty list.
 

@@ -270,3 +270,77 @@ def test_run_with_a_model(files, model_maker):
     options = ['--calibration', str(files / 'rig.yaml'), '--out', str(files / 'out')]
     assert main(['run', *images, *options, '--model', str(model_maker()), '--npz']) == 0
     assert np.isfinite(np.load(files / 'out' / 'left.npz')['confidence']).all()
+
+
+def test_info_reads_well_and_has_json(capsys):
+    assert main(['info']) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    for word in ('lunar_stereo_recon', 'runs on', 'network width px', 'weights sha256'):
+        assert word in text
+    assert '{' not in text
+    assert main(['info', '--json']) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described['model']['max_disparity_px'] > 0
+    assert described['model']['recipe']['name']
+    assert described['machine']['cores'] >= 1
+
+
+@pytest.mark.parametrize(
+    ('text', 'doubt'),
+    [
+        (PLAIN_RIG.replace('0.2', '0.0002'), 'the baseline is 0.0002 m'),
+        (PLAIN_RIG.replace('0.2', '60.0'), 'the baseline is 60 m'),
+        (PLAIN_RIG, ''),
+    ],
+)
+def test_run_doubts_a_baseline_in_other_units(files, capsys, text, doubt):
+    (files / 'odd.yaml').write_text(text)
+    assert run(files, calibration=('odd.yaml',)) == 0
+    out = capsys.readouterr().out
+    assert doubt in out and ("parameter 'baseline'" in out) == bool(doubt)
+    assert run(files, '--baseline', '0.2', calibration=('odd.yaml',)) == 0
+    assert 'the baseline is' not in capsys.readouterr().out
+
+
+def test_run_doubts_twelve_bits_without_a_white_level(files, capsys):
+    for name in ('left', 'right'):
+        grey = cv2.imread(str(files / f'{name}.png'), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(files / f'{name}.png'), grey // 16)
+    assert run(files) == 0
+    assert "'white_level' to 4095" in capsys.readouterr().out
+    assert run(files, '--white-level', '4095') == 0
+    assert 'white_level' not in capsys.readouterr().out
+
+
+def opencv_matrix(name, rows, columns, values):
+    data = ', '.join(f'{value:.8e}' if value % 1 else f'{value:.0f}.' for value in values)
+    return (
+        f'{name}: !!opencv-matrix\n   rows: {rows}\n   cols: {columns}\n   dt: d\n'
+        f'   data: [ {data} ]\n'
+    )
+
+
+def test_calibrations_of_opencv_are_accepted(files, slope_disparity):
+    """Header and matrices of FileStorage, as camera_info and as `stereo_calib` names them."""
+    intrinsics = (90.0, 0.0, 47.5, 0.0, 91.0, 31.5, 0.0, 0.0, 1.0)
+    p = [90.0, 0.0, 47.5, 0.0, 0.0, 91.0, 31.5, 0.0, 0.0, 0.0, 1.0, 0.0]
+    right = [*p[:3], -18.0, *p[4:]]
+    header = '%YAML:1.0\n---\n'
+    (files / 'info.yaml').write_text(
+        header
+        + 'image_width: 96\nimage_height: 64\n'
+        + opencv_matrix('camera_matrix', 3, 3, intrinsics)
+        + opencv_matrix('distortion_coefficients', 5, 1, (0.0,) * 5)
+        + opencv_matrix('projection_matrix', 3, 4, right)
+    )
+    (files / 'intrinsics.yml').write_text(
+        header + ''.join(opencv_matrix(f'M{n}', 3, 3, intrinsics) for n in (1, 2))
+    )
+    (files / 'extrinsics.yml').write_text(
+        header + opencv_matrix('P1', 3, 4, p) + opencv_matrix('P2', 3, 4, right)
+    )
+    for calibration in (('info.yaml',), ('intrinsics.yml', 'extrinsics.yml'), ('extrinsics.yml',)):
+        assert run(files, '--npz', calibration=calibration) == 0
+        depth = np.load(files / 'out' / 'left.npz')['depth']
+        assert np.nanmedian(depth * slope_disparity) == pytest.approx(18.0, rel=0.01)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from lunar_stereo_recon.bags.writer import BagWriter, make_message, pose_message
+from lunar_stereo_recon.cli import main
 from lunar_stereo_recon.commands import demo
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import ReconError
@@ -110,14 +111,15 @@ def test_every_frame_comes_back_over_dds_and_agrees_with_the_truth(drive_bag, no
 @needs_ros
 @pytest.mark.ros
 def test_a_node_that_cannot_start_ends_the_demo_with_its_own_words(drive_bag, no_torch, tmp_path):
+    (tmp_path / 'broken.onnx').write_bytes(b'no model')
     done = run_demo(
         *('--bag', str(drive_bag), '--out', str(tmp_path / 'out')),
-        *('--model', str(tmp_path / 'missing.onnx')),
+        *('--model', str(tmp_path / 'broken.onnx')),
         env=no_torch,
     )
     assert done.returncode == 2
     assert 'reconstruction_node ended with status 1' in done.stderr
-    assert 'missing.onnx' in done.stderr
+    assert 'broken.onnx' in done.stderr
 
 
 @needs_ros
@@ -140,3 +142,72 @@ def test_only_results_of_an_earlier_demo_are_deleted(tmp_path):
     (tmp_path / 'notes.txt').write_text('mine')
     demo._clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['notes.txt']
+
+
+@needs_ros
+@pytest.mark.parametrize(
+    ('arguments', 'text'),
+    [
+        (['--backend', 'sgmb'], "unknown backend 'sgmb'; known are onnx"),
+        (['--model', 'nowhere.onnx'], 'no model file at nowhere.onnx'),
+        (['--rate', '-1'], '--rate is -1; 0 or more is needed'),
+        (['--white-level', '0'], '--white-level is 0; a number above 0 is needed'),
+        (['--left-image', '/rig/left/image_rect'], 'all four or none'),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_process_starts(
+    drive_bag, tmp_path, capsys, monkeypatch, arguments, text
+):
+    monkeypatch.setattr(demo, 'run_nodes', lambda *given: pytest.fail('nodes were started'))
+    out = tmp_path / 'out'
+    assert main(['demo', '--bag', str(drive_bag), '--out', str(out), *arguments]) == 2
+    assert text in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_wrong_types_name_the_argument(capsys):
+    with pytest.raises(SystemExit):
+        main(['demo', '--rate', 'fast'])
+    assert "argument --rate: invalid float value: 'fast'" in capsys.readouterr().err
+
+
+@needs_ros
+@pytest.mark.ros
+@pytest.mark.slow
+def test_raw_twelve_bit_images_of_given_topics_are_rectified(tmp_path, no_torch):
+    """Right rows are 4 px low in the raw images, as K says; without `rectify` nothing matches."""
+    calibration = StereoCalibration(120.0, 120.0, 79.5, 47.5, 79.5, 0.2, WIDTH, HEIGHT)
+    noise = np.random.default_rng(1).integers(0, 4095, (HEIGHT, WIDTH + 60)).astype(np.uint16)
+    wall = cv2.GaussianBlur(noise, (0, 0), 1.2)
+    path = tmp_path / 'raw'
+    with BagWriter(path) as bag:
+        for index in range(FRAMES):
+            at = 1_000_000_000 + index * 100_000_000
+            for side, shift, low in (('left', 0, 0), ('right', 8, 4)):
+                view = np.roll(wall[:, shift : shift + WIDTH], low, axis=0)
+                image = image_message(make_message, view, 'mono16', at, 'optical')
+                bag.write(f'/{side[0]}cam/picture', image, at)
+                info = camera_info_message(
+                    make_message, calibration, at, 'optical', right=side == 'right'
+                )
+                info.k[5] += low
+                bag.write(f'/{side[0]}cam/about', info, at)
+            depth = np.full((HEIGHT, WIDTH), DEPTH_M, np.float32)
+            truth = image_message(make_message, depth, '32FC1', at, 'optical')
+            bag.write('/ground_truth/depth', truth, at)
+    topics = [
+        *('--left-image', '/lcam/picture', '--right-image', '/rcam/picture'),
+        *('--left-info', '/lcam/about', '--right-info', '/rcam/about'),
+    ]
+    out = tmp_path / 'out'
+    done = run_demo(
+        *('--bag', str(path), '--out', str(out), '--backend', 'sgbm', *topics),
+        *('--rectify', '--white-level', '4095'),
+        env=no_torch,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((out / 'summary.json').read_text())
+    assert summary['frames']['out'] == FRAMES
+    assert summary['latency_ms']['p50'] > 0
+    published = summary['accuracy']['published']
+    assert published['density'] > 0.7 and published['epe_px'] < 0.3

@@ -211,9 +211,25 @@ def test_command_simulates_and_ends_after_its_frames(tmp_path, capsys, monkeypat
     assert [said.find(text) for text in told] == sorted(said.find(text) for text in told)
     assert all(text in said for text in told)
     assert '3 pairs in' in (tmp_path / 'simulator_node.log').read_text()
-    assert main(['sim', '--preset', 'venus', *size]) == 2
-    assert "preset is 'venus'" in capsys.readouterr().err
-    assert main(['sim', '--device', 'tpu', *size]) == 2
-    assert "device is 'tpu'; one of cpu, cuda" in capsys.readouterr().err
-    assert main(['sim', '--size', 'big']) == 2
-    assert "--size is 'big'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'text'),
+    [
+        (['--preset', 'venus'], "no terrain preset 'venus'; there are boulder_field"),
+        (['--device', 'tpu'], "--device is 'tpu'; one of cpu, cuda is needed"),
+        (['--rocks', 'meshes'], "--rocks is 'meshes'; one of heightfield, mesh is needed"),
+        (['--size', 'big'], "--size is 'big'"),
+        (['--size', '32x480'], '--size is 32; 64 to 4096 px is needed'),
+        (['--rate', '0'], '--rate is 0; 0.1 to 100 Hz is needed'),
+        (['--seed', '-1'], '--seed is -1'),
+        (['--faults', '/nowhere.yaml'], 'cannot read'),
+    ],
+)
+def test_command_refuses_bad_arguments_before_any_process_starts(
+    tmp_path, capsys, arguments, text
+):
+    logs = tmp_path / 'logs'
+    assert main(['sim', '--logs', str(logs), *arguments]) == 2
+    assert text in capsys.readouterr().err
+    assert not logs.exists()
