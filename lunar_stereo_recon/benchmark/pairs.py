@@ -270,7 +270,8 @@ def load_sample(path: Path) -> tuple[StereoPair, GroundTruth]:
     if meta.get('depth_limited', True):
         valid = seen & (np.nan_to_num(depth, nan=np.inf) <= MAX_DEPTH_M)
     truth = GroundTruth(
-        np.where(valid, disparity, np.float32(np.nan)),
+        # Too far to count is still a surface: what is seen there does not fly.
+        np.where(seen, disparity, np.float32(np.nan)),
         np.where(valid, depth, np.float32(np.nan)),
         valid,
         arrays['shadow'].astype(bool) if meta.get('shadow_known', True) else None,

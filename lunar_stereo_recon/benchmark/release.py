@@ -23,6 +23,8 @@ SUBSET_FIGURES = (
 GROUP_FIGURES = (
     ('ece_low', 'ECE lower half', 1, 4),
     ('ece_mass', 'ECE equal mass', 1, 4),
+    ('ece_below', 'ECE below 0.5', 1, 4),
+    ('ece_above', 'ECE from 0.5', 1, 4),
     ('ause', 'AUSE', 1, 3),
 )
 SUBSETS = ('all', 'lit', 'shadow', 'occluded', 'rocks', 'lit rocks', 'edges', 'thin')
@@ -180,24 +182,46 @@ def may_be_released(changes_by_model: Mapping[str, Sequence[Change]]) -> bool:
     )
 
 
+def group_change_table(changes: Sequence[Change]) -> str:
+    """Return a line for each set: the changes of the figures of its whole."""
+    headers = ['set', *(header for _, header, *_ in GROUP_FIGURES)]
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for change in changes:
+        if not change.subset:
+            rows.setdefault((change.set_name, ''), {})[change.figure] = _cell(change)
+    return _lines(headers, rows, GROUP_FIGURES)
+
+
 def change_table(changes: Sequence[Change]) -> str:
     """Return a line for each set and subset: every change with its interval.
 
     A figure that got worse beyond its interval has an exclamation mark, one that got better a
     plus sign in brackets.
     """
-    marks = {WORSE: ' (!)', BETTER: ' (+)'}
+    headers = ['set', 'subset', *(header for _, header, *_ in SUBSET_FIGURES)]
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for change in changes:
         if change.subset:
-            _, _, factor, decimals = FORMS[change.figure]
-            text = change_text(change.change, change.interval, factor, decimals)
             cells = rows.setdefault((change.set_name, change.subset), {})
-            cells[change.figure] = text + marks.get(change.verdict, '')
-    headers = ['set', 'subset', *(header for _, header, *_ in SUBSET_FIGURES)]
+            cells[change.figure] = _cell(change)
+    return _lines(headers, rows, SUBSET_FIGURES)
+
+
+def _cell(change: Change) -> str:
+    _, _, factor, decimals = FORMS[change.figure]
+    text = change_text(change.change, change.interval, factor, decimals)
+    return text + {WORSE: ' (!)', BETTER: ' (+)'}.get(change.verdict, '')
+
+
+def _lines(
+    headers: Sequence[str],
+    rows: Mapping[tuple[str, str], Mapping[str, str]],
+    figures: Sequence[tuple[str, str, int, int]],
+) -> str:
     lines = [headers, ['---'] * len(headers)]
     for (set_name, subset), cells in rows.items():
-        lines.append([set_name, subset, *(cells.get(key, '') for key, *_ in SUBSET_FIGURES)])
+        names = [set_name, subset] if subset else [set_name]
+        lines.append([*names, *(cells.get(key, '') for key, *_ in figures)])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 

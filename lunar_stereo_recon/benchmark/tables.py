@@ -50,9 +50,17 @@ COMPACT_COLUMNS = (
     ('bad2_all', 'bad-2 %', 100, 2),
     ('ece', 'ECE', 1, 4),
     ('sure_wrong', 'sure yet wrong %', 100, 2),
+    ('confident', 'confident %', 100, 1),
     ('flying', 'flying %', 100, 2),
 )
 COMPACT_SUBSETS = ('all', 'lit', 'shadow', 'occluded', 'rocks', 'lit rocks', 'edges', 'thin')
+CALIBRATION_COLUMNS = (
+    ('ece', 'ECE'),
+    ('ece_low', 'lower half'),
+    ('ece_mass', 'equal mass'),
+    ('ece_below', 'below 0.5'),
+    ('ece_above', 'from 0.5'),
+)
 DIFFERENCE_COLUMNS = (
     ('epe_px', 'EPE px', 1, 3),
     ('bad05_all', 'bad-0.5 %', 100, 2),
@@ -91,6 +99,35 @@ def compact_table(results_by_set: Sequence[tuple[str, Results]]) -> str:
                     rows.append([name, subset, str(figures['pixels']), method, *cells])
     headers = [header for _, header, *_ in COMPACT_COLUMNS]
     return _table(['set', 'subset', 'pixels', 'method', *headers], rows)
+
+
+def calibration_table(results_by_set: Sequence[tuple[str, Results]]) -> str:
+    """Return a line for each set and method with a confidence: what it said, what was right.
+
+    Below 0.5, from 0.5, and over bins of equal numbers of pixels, least confident first.
+    """
+    rows = []
+    for name, results in results_by_set:
+        for method, summary in results.items():
+            figures = summary['overall']
+            bins = figures['calibration']
+            if bins is None:
+                continue
+            cells = [_number(figures[key], 1, 4) for key, _ in CALIBRATION_COLUMNS]
+            for part in (bins['below'], bins['above']):
+                cells += [_number(part['share'], 100, 1), _said_and_right(part)]
+            cells.append(' '.join(_said_and_right(part) for part in bins['equal_mass']))
+            rows.append([name, method, *cells])
+    headers = ['set', 'method', *(header for _, header in CALIBRATION_COLUMNS)]
+    for part in ('below 0.5', 'from 0.5'):
+        headers += [f'{part}, % of pixels', f'{part}: said/right %']
+    return _table([*headers, 'equal mass: said/right %'], rows)
+
+
+def _said_and_right(part: Mapping[str, float | None]) -> str:
+    if part['said'] is None:
+        return ''
+    return f'{_number(part["said"], 100, 1)}/{_number(part["right"], 100, 1)}'
 
 
 def interval_table(results: Results, group: str) -> str:

@@ -31,15 +31,16 @@ from lunar_stereo_recon.benchmark.release import (
     change_document,
     change_table,
     compare,
+    group_change_table,
     may_be_released,
     release_line,
 )
-from lunar_stereo_recon.benchmark.tables import compact_table
+from lunar_stereo_recon.benchmark.tables import calibration_table, compact_table
 from lunar_stereo_recon.evaluation.scores import summarise
 
 NEW = 'new'
 # Beside the students in every comparison.
-RIVALS = ('SGBM 3WAY' + FILL, 'BM padded' + FILL)
+RIVALS = ('SGBM 3WAY' + FILL, 'BM' + FILL)
 RENDERED = 'rendered'
 # Their truth is another method's, or shifted by an unknown amount: shown, but nothing to veto by.
 DECIDING_REFERENCES = ('ground truth', 'silver')
@@ -74,7 +75,7 @@ def compact(
     """Print one table of all sets and their subsets; write the figures."""
     scores = _scores(sets, methods, estimators)
     document = {'setting': setting, 'sets': _documents(sets, scores)}
-    print(_table(document))
+    print(_tables(document))
     _write(out, document)
 
 
@@ -131,11 +132,12 @@ def against(
 
 
 def _report(document: Mapping[str, Any], changes: Mapping[str, Sequence[Change]]) -> str:
-    parts = ['# Figures', _table(document)]
+    parts = ['# Figures', _tables(document)]
     for old, found in changes.items():
         parts += [
             f'# {NEW} minus {old}, with 95 % intervals over pairs (negative is better)',
             change_table(found),
+            group_change_table(found),
         ]
     return '\n\n'.join([*parts, str(document['verdict'])])
 
@@ -174,8 +176,14 @@ def _documents(
     ]
 
 
-def _table(document: Mapping[str, Any]) -> str:
-    return compact_table([(each['name'], each['results']) for each in document['sets']])
+def _tables(document: Mapping[str, Any]) -> str:
+    results = [(each['name'], each['results']) for each in document['sets']]
+    parts = [compact_table(results)]
+    if any(
+        summary['overall']['calibration'] for _, of_set in results for summary in of_set.values()
+    ):
+        parts += ['## Calibration of the confidence', calibration_table(results)]
+    return '\n\n'.join(parts)
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

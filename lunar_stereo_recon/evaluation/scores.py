@@ -29,7 +29,7 @@ ROCK_SUBSETS = ('rocks', 'lit rocks', 'rocks seen by both')
 DETAILED_SUBSETS = (*SUBSETS, 'occluded', *ROCK_SUBSETS, 'edges', 'thin', *RANGES_M)
 LIMITS_PX = (0.5, 1.0, 2.0)
 NUMBER_OF_SUMS = 12
-CALIBRATION_FIGURES = ('ece', 'ece_low', 'ece_mass')
+CALIBRATION_FIGURES = ('ece', 'ece_low', 'ece_mass', 'ece_below', 'ece_above')
 GROUP_FIGURES = ('ause', *CALIBRATION_FIGURES, 'slope_deg')
 DEPTH_CAP_M = 80.0
 MIN_DISPARITY_PX = 0.01
@@ -53,7 +53,7 @@ class GroundTruth:
     """What is true of a left image; every array (H, W).
 
     Attributes:
-        disparity: Pixels, NaN where not valid.
+        disparity: Pixels, NaN where unknown; may be known where it does not count.
         depth: Metres, NaN where not valid.
         valid: Pixels that count.
         shadow: Not directly lit by the sun; None where that is unknown.
@@ -345,9 +345,9 @@ def summarise(
 ) -> dict[str, dict[str, Any]]:
     """Return the figures of each tag and 'overall'.
 
-    A dict for each subset, and `ause` (mean over pairs), `ece`, `ece_low`, `ece_mass` (see
-    `calibration_figures`), `slope_deg` (mean over patches), `ms_median`, `ms_p95`, `pairs`; None
-    where no pair has such a value.
+    A dict for each subset, and `ause` (mean over pairs), the `CALIBRATION_FIGURES` (see
+    `calibration_figures`), `calibration` (see `calibration_bins`), `slope_deg` (mean over
+    patches), `ms_median`, `ms_p95`, `pairs`; None where no pair has such a value.
 
     Args:
         scores: Of the pairs.
@@ -370,6 +370,8 @@ def _figures(scores: list[PairScore], mean_of_pairs: bool) -> dict[str, Any]:
     }
     for name in GROUP_FIGURES:
         figures[name] = _mean([each[name] for each in pooled])
+    bins = pooled_reliability(scores, 'all')
+    figures['calibration'] = None if bins is None else calibration_bins(bins)
     times = [score.milliseconds for score in scores if score.milliseconds is not None]
     figures['ms_median'] = float(np.median(times)) if times else None
     figures['ms_p95'] = float(np.percentile(times, 95)) if times else None
@@ -437,6 +439,7 @@ def pooled_ratios(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         'absrel': absrel / count,
         'delta105': delta / count,
         'sure': sure / every,
+        'confident': shown / every,
         'sure_wrong': wrong / np.maximum(sure, 1),
         'flying': flying / np.maximum(shown, 1),
     }
@@ -561,15 +564,51 @@ def calibration_figures(sums: NDArray[np.float64]) -> dict[str, float]:
     """Return the `CALIBRATION_FIGURES` of the finely divided sums of all pixels.
 
     `ece` over bins of equal width, `ece_low` the same over the less confident half of the pixels
-    alone, `ece_mass` over bins of equal numbers of pixels. Within a cell pixels count as alike.
+    alone, `ece_mass` over bins of equal numbers of pixels, `ece_below` and `ece_above` over the
+    pixels with a confidence below 0.5 and of 0.5 and more. Within a cell pixels count as alike.
     """
     half = np.minimum(np.cumsum(sums[0]), sums[0].sum() / 2)
     share = np.diff(half, prepend=0) / np.maximum(sums[0], 1)
+    below = _cells_below_shown(sums)
     return {
         'ece': calibration_error_of(sums),
         'ece_low': calibration_error_of(sums * share),
         'ece_mass': float(_gap(_equal_mass(sums))),
+        'ece_below': calibration_error_of(sums * below),
+        'ece_above': calibration_error_of(sums * ~below),
     }
+
+
+def calibration_bins(sums: NDArray[np.float64]) -> dict[str, Any]:
+    """Return what confidences said and what was right, of the finely divided sums of all pixels.
+
+    `equal_mass`: a list of bins of equal numbers of pixels, least confident first; `below` and
+    `above`: the pixels with a confidence below 0.5, and of 0.5 and more. Each has `share` of all
+    pixels, mean confidence `said` and share `right` within 1 px; None of no pixels.
+    """
+    below = _cells_below_shown(sums)
+    total = max(float(sums[0].sum()), 1.0)
+
+    def said_and_right(part: NDArray[np.float64]) -> dict[str, float | None]:
+        pixels, confidence, correct = part
+        known = pixels > 0
+        return {
+            'share': _rounded(pixels / total),
+            'said': _rounded(confidence / pixels) if known else None,
+            'right': _rounded(correct / pixels) if known else None,
+        }
+
+    return {
+        'equal_mass': [said_and_right(column) for column in _equal_mass(sums).T],
+        'below': said_and_right((sums * below).sum(axis=1)),
+        'above': said_and_right((sums * ~below).sum(axis=1)),
+    }
+
+
+def _cells_below_shown(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return (cells,): whether a cell holds confidences below `SHOWN`, which is a cell's edge."""
+    cells = sums.shape[1]
+    return np.arange(cells) < SHOWN * cells
 
 
 def _equal_mass(sums: NDArray[np.float64]) -> NDArray[np.float64]:

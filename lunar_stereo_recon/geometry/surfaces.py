@@ -62,12 +62,14 @@ def flying_points(
 ) -> Mask:
     """Return the points whose depth is off by more than 3 % from every true one within 3 px.
 
-    Depth is proportional to 1 / disparity, so no calibration is needed.
+    Depth is proportional to 1 / disparity, so no calibration is needed. A disparity halfway
+    between two surfaces flies; that of either one does not, within 3 px of where it is seen. What
+    only the left view sees counts like the rest: its truth is known.
 
     Args:
         disparity: (H, W) estimated.
-        true_disparity: (H, W).
-        seen: (H, W), pixels that have both; others are never flying.
+        true_disparity: (H, W); surfaces that do not count keep points from flying too.
+        seen: (H, W), pixels that have both and count; others are never flying.
     """
     rows, columns = np.nonzero(seen)
     height, width = disparity.shape

@@ -161,6 +161,57 @@ def test_calibration_error_is_pooled_over_pixels(truth):
     assert summarise([without])['overall']['ece'] is None
 
 
+def test_unsure_half_is_judged_apart():
+    """Three of four pixels are sure and right; the rest is too modest, which ECE hides."""
+    true = np.full((20, 40), 10.0)
+    truth = GroundTruth(true, FOCAL_TIMES_BASELINE / true, np.isfinite(true))
+    doubted = np.arange(40) >= 30
+    disparity = np.where(doubted & (np.arange(20) < 2)[:, None], 12.5, true)
+    confidence = np.where(doubted, 0.2, 1.0) * np.ones(true.shape)
+    figures = summarise([score_pair(disparity, truth, FOCAL_TIMES_BASELINE, confidence)])
+    overall = figures['overall']
+    assert overall['ece'] == pytest.approx(0.25 * 0.7, abs=1e-6)
+    assert overall['ece_below'] == pytest.approx(0.9 - 0.2, abs=1e-6)
+    assert overall['ece_above'] == pytest.approx(0.0)
+    calibration = overall['calibration']
+    assert calibration['below'] == {'share': 0.25, 'said': 0.2, 'right': 0.9}
+    assert calibration['above'] == {'share': 0.75, 'said': 1.0, 'right': 1.0}
+    bins = calibration['equal_mass']
+    assert len(bins) == 15 and {each['share'] for each in bins} == {round(1 / 15, 5)}
+    assert bins[0]['said'] == pytest.approx(0.2) and bins[0]['right'] == pytest.approx(0.9)
+    assert bins[-1]['said'] == 1.0 and bins[-1]['right'] == 1.0
+
+
+def test_one_half_is_not_below(truth):
+    confidence = np.where(np.arange(8).reshape(2, 4) < 4, 0.5, np.nextafter(0.5, 0))
+    scores = [score_pair(truth.disparity, truth, FOCAL_TIMES_BASELINE, confidence)]
+    calibration = summarise(scores)['overall']['calibration']
+    assert calibration['above']['share'] == pytest.approx(3 / 7, abs=1e-5)
+
+
+def test_flying_is_a_share_of_the_confident_points():
+    true = np.full((20, 40), 10.0)
+    true[:, 20:] = 20.0
+    truth = GroundTruth(true, FOCAL_TIMES_BASELINE / true, np.isfinite(true))
+    disparity = true.copy()
+    disparity[:, 19] = 15.0
+    confidence = np.ones(true.shape)
+    confidence[:10, :] = 0.4
+    confidence[10:15, 19] = 0.4
+    every, confident = (
+        summarise(
+            [score_pair(disparity, truth, FOCAL_TIMES_BASELINE, c, subsets=DETAILED_SUBSETS)]
+        )
+        for c in (None, confidence)
+    )
+    assert every['overall']['all']['flying'] == pytest.approx(20 / 800)
+    assert every['overall']['all']['confident'] == 1.0
+    assert confident['overall']['all']['flying'] == pytest.approx(5 / 395, abs=1e-5)
+    assert confident['overall']['all']['confident'] == pytest.approx(395 / 800, abs=1e-5)
+    # At the edge alone: six columns.
+    assert confident['overall']['edges']['flying'] == pytest.approx(5 / 55, abs=1e-5)
+
+
 def test_ground_truth_file_round_trip(tmp_path):
     valid = np.random.default_rng(0).random((6, 10)) > 0.5
     arrays = {

@@ -145,9 +145,13 @@ def test_bench_against_an_older_file(samples, model_maker, tmp_path, capsys):
     names = ['samples', 'samples, upside down', 'samples, jpeg_40']
     assert [each['name'] for each in document['sets']] == names
     results = document['sets'][0]['results']
-    assert list(results) == ['SGBM 3WAY + fill', 'BM padded + fill', 'old', 'new']
+    assert list(results) == ['SGBM 3WAY + fill', 'BM + fill', 'old', 'new']
     assert results['old']['overall']['all'] == results['new']['overall']['all']
     assert {c['verdict'] for c in document['changes']['old']} == {'equal'}
+    calibration = results['new']['overall']['calibration']
+    assert len(calibration['equal_mass']) == 15 and '## Calibration' in printed
+    assert calibration['below']['share'] + calibration['above']['share'] == pytest.approx(1)
+    assert results['BM + fill']['overall']['calibration'] is None
     assert (out / 'against.md').read_text().strip() in printed
 
 

@@ -59,6 +59,44 @@ def test_points_between_two_surfaces_fly(wall):
     assert flying.sum() == 3
 
 
+def test_a_mean_of_two_surfaces_flies_and_neither_of_them_does(wall):
+    everywhere = np.isfinite(wall)
+    assert not flying_points(wall, wall, everywhere).any()
+    near_edge = flying_points(np.full(wall.shape, 15.0), wall, everywhere)
+    assert near_edge.all()
+    # Near surface everywhere: right up to 3 px before the edge, and what stands there flies not.
+    spread = flying_points(np.full(wall.shape, 20.0), wall, everywhere)
+    assert spread[:, :17].all() and not spread[:, 17:].any()
+
+
+def test_limit_is_three_percent_of_depth_whatever_the_distance(wall):
+    for scale in (0.2, 1.0, 5.0):
+        truth = wall[:, :10] * scale
+        for share, flies in ((0.971, False), (1.029, False), (0.969, True), (1.031, True)):
+            # Depth is that share of the true one.
+            found = flying_points(truth / share, truth, np.isfinite(truth))
+            assert found.all() == found.any() == flies
+
+
+def test_occluded_ground_counts_like_the_rest(wall):
+    # To the left of the wall the right view sees nothing. A matcher may continue either surface.
+    hidden = np.zeros(wall.shape, bool)
+    hidden[:, 10:20] = True
+    continued = np.where(hidden, 20.0, wall)
+    flying = flying_points(continued, wall, np.isfinite(wall))
+    # The wall, continued, is beside its true place within 3 px alone.
+    assert flying[:, 10:17].all() and flying.sum() == 24 * 7
+    ground = np.where(hidden, 10.0, wall)
+    assert not flying_points(ground, wall, np.isfinite(wall)).any()
+
+
+def test_far_surface_that_does_not_count_keeps_points_from_flying(wall):
+    counts = wall == 20.0
+    estimate = np.where(np.arange(40) == 20, 10.0, wall)
+    assert not flying_points(estimate, wall, counts).any()
+    assert flying_points(estimate, np.where(counts, wall, np.nan), counts)[:, 20].all()
+
+
 def test_where_nothing_is_known_nothing_flies(wall):
     seen = np.zeros(wall.shape, bool)
     assert not flying_points(wall + 5, wall, seen).any()
