@@ -12,6 +12,7 @@ from typing import Any
 import zipfile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
@@ -96,25 +97,39 @@ class Definition:
     """Which rendered pairs the benchmark is made of.
 
     Attributes:
-        version: Changes whenever the same numbers would give other pairs.
+        version: Changes whenever the benchmark is made of other pairs.
+        rendering: Changes whenever the same numbers would give other pairs.
         split, seed: Of `simulation.dataset`; the split is used for nothing else.
         samples: Rays a pixel.
-        strata: Numbers of the pairs of each stratum.
+        strata: Numbers of the pairs of each stratum of `simulation.dataset`.
+        added: The same of `simulation.added_strata`; each is a set of its own, so that figures
+            over all of `strata` stay comparable.
     """
 
     version: int
+    rendering: int
     split: str
     seed: int
     samples: int
     strata: dict[str, tuple[int, ...]]
+    added: dict[str, tuple[int, ...]]
 
 
 def load_definition(path: Path = DEFINITION) -> Definition:
     """Return the benchmark's definition."""
     document = json.loads(path.read_text(encoding='utf-8'))
-    strata = {name: tuple(indices) for name, indices in document['strata'].items()}
+    strata, added = (
+        {name: tuple(indices) for name, indices in document[kind].items()}
+        for kind in ('strata', 'added')
+    )
     return Definition(
-        document['version'], document['split'], document['seed'], document['samples'], strata
+        document['version'],
+        document['rendering'],
+        document['split'],
+        document['seed'],
+        document['samples'],
+        strata,
+        added,
     )
 
 
@@ -126,12 +141,26 @@ def default_cache() -> Path:
 
 def rendered_pairs(definition: Definition, cache: Path) -> list[BenchmarkPair]:
     """Return the defined pairs as files under `cache`, whether they are there yet or not."""
-    folder = cache / f'v{definition.version}'
-    return [
+    folder = cache / f'v{definition.rendering}'
+    pairs = [
         BenchmarkPair(f'{index:06d}', stratum, folder / f'{index:06d}.npz')
         for stratum, indices in definition.strata.items()
         for index in indices
     ]
+    for stratum, indices in definition.added.items():
+        for index in indices:
+            name = f'{stratum}_{index:06d}'
+            pairs.append(BenchmarkPair(name, stratum, folder / f'{name}.npz'))
+    return pairs
+
+
+def rendered_sets(definition: Definition, pairs: Sequence[BenchmarkPair]) -> list[BenchmarkSet]:
+    """Return the set of all old strata and one of each added one, as far as there are pairs."""
+    groups = {'rendered': [pair for pair in pairs if pair.stratum in definition.strata]}
+    for stratum in definition.added:
+        members = [pair for pair in pairs if pair.stratum == stratum]
+        groups[f'rendered, {stratum}'] = members
+    return [BenchmarkSet(name, members) for name, members in groups.items() if members]
 
 
 def render_missing(
@@ -142,29 +171,32 @@ def render_missing(
     One process holds one terrain and one pair at a time, about 1 GB.
 
     Raises:
-        InputError: Pairs are missing and torch, which renders them, is not installed.
+        InputError: Pairs are missing and what renders them is not installed.
     """
-    paths = [pair.source for pair in pairs if isinstance(pair.source, Path)]
-    missing = [path for path in paths if not path.exists()]
+    missing: dict[str, list[Path]] = {}
+    for pair in pairs:
+        if isinstance(pair.source, Path) and not pair.source.exists():
+            added = pair.stratum if pair.stratum in definition.added else ''
+            missing.setdefault(added, []).append(pair.source)
     if not missing:
         return
     try:
+        from lunar_stereo_recon.simulation.added_strata import write_stratum
         from lunar_stereo_recon.simulation.dataset import write_pairs
     except ModuleNotFoundError as error:
+        count = sum(len(paths) for paths in missing.values())
         raise InputError(
-            f'{len(missing)} pairs have to be rendered, which needs the extra [sim] '
+            f'{count} pairs have to be rendered, which needs the extra [sim] '
             f'({error.name} is not installed); or give pairs of your own with --data'
         ) from error
-    indices = [int(path.stem) for path in missing]
-    yield from write_pairs(
-        missing[0].parent,
-        indices,
-        definition.seed,
-        definition.split,
-        size=None,
-        workers=workers,
-        samples=definition.samples,
-    )
+    for added, paths in missing.items():
+        indices = [int(path.stem.split('_')[-1]) for path in paths]
+        seed, split, samples = definition.seed, definition.split, definition.samples
+        if added:
+            yield from write_stratum(paths, added, indices, seed, split, workers, samples)
+        else:
+            folder = paths[0].parent
+            yield from write_pairs(folder, indices, seed, split, None, workers, samples)
 
 
 def sets_at(path: Path) -> list[BenchmarkSet]:
@@ -248,6 +280,7 @@ def load_sample(path: Path) -> tuple[StereoPair, GroundTruth]:
     """
     names = ('left', 'right', 'disparity', 'shadow', 'occlusion', 'intrinsics', 'baseline_m')
     arrays, meta = _read_arrays(path, names), _read_meta(path)
+    masks = _read_masks(path, ('rock', 'parts'))
     intrinsics, baseline_m = arrays['intrinsics'], float(arrays['baseline_m'])
     height, width = arrays['left'].shape
     calibration = StereoCalibration(
@@ -276,7 +309,8 @@ def load_sample(path: Path) -> tuple[StereoPair, GroundTruth]:
         valid,
         arrays['shadow'].astype(bool) if meta.get('shadow_known', True) else None,
         arrays['occlusion'],
-        _read_arrays(path, ('rock',))['rock'].astype(bool) if meta.get('rock_known') else None,
+        masks['rock'],
+        masks['parts'],
     )
     return pair, truth
 
@@ -296,6 +330,7 @@ def _upside_down(pair: StereoPair, truth: GroundTruth) -> tuple[StereoPair, Grou
         None if truth.shadow is None else truth.shadow[::-1],
         None if truth.occlusion is None else truth.occlusion[::-1],
         None if truth.rock is None else truth.rock[::-1],
+        None if truth.parts is None else truth.parts[::-1],
     )
 
 
@@ -318,4 +353,15 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f'cannot read the pair {path}: {error}') from error
+
+
+def _read_masks(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.bool_] | None]:
+    """Return the masks (H, W) that a rendered pair has; None for others."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {
+                name: stored[name].astype(bool) if name in stored.files else None for name in names
+            }
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f'cannot read the pair {path}: {error}') from error

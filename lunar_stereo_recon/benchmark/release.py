@@ -27,7 +27,17 @@ GROUP_FIGURES = (
     ('ece_above', 'ECE from 0.5', 1, 4),
     ('ause', 'AUSE', 1, 3),
 )
-SUBSETS = ('all', 'lit', 'shadow', 'occluded', 'rocks', 'lit rocks', 'edges', 'thin')
+SUBSETS = (
+    'all',
+    'lit',
+    'shadow',
+    'occluded',
+    'rocks',
+    'lit rocks',
+    'rover parts',
+    'edges',
+    'thin',
+)
 # The verdict rests on these. More would be more chances of a veto by accident.
 DECISIVE = {
     'all': ('epe_px', 'bad1_all', 'bad2_all', 'ece', 'sure_wrong', 'flying'),

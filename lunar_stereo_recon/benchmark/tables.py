@@ -53,7 +53,17 @@ COMPACT_COLUMNS = (
     ('confident', 'confident %', 100, 1),
     ('flying', 'flying %', 100, 2),
 )
-COMPACT_SUBSETS = ('all', 'lit', 'shadow', 'occluded', 'rocks', 'lit rocks', 'edges', 'thin')
+COMPACT_SUBSETS = (
+    'all',
+    'lit',
+    'shadow',
+    'occluded',
+    'rocks',
+    'lit rocks',
+    'rover parts',
+    'edges',
+    'thin',
+)
 CALIBRATION_COLUMNS = (
     ('ece', 'ECE'),
     ('ece_low', 'lower half'),

@@ -54,6 +54,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar='FILE',
         help='only one compact table of all sets and their subsets; its figures go to this file',
     )
+    parser.add_argument(
+        '--stratum',
+        action='append',
+        metavar='NAME',
+        help='only this stratum of the benchmark; may be repeated (default: the four old ones, '
+        'with --json or --against all)',
+    )
     parser.add_argument('--pairs', type=int, help='only so many pairs of each stratum')
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
     parser.add_argument(
@@ -134,9 +141,14 @@ def _several_sets(
 ) -> int:
     """Print one table of all sets, or compare models on them."""
     from lunar_stereo_recon.benchmark.methods import load_estimator, runs_of
+    from lunar_stereo_recon.benchmark.pairs import load_definition, rendered_sets
     from lunar_stereo_recon.commands import bench_sets
 
-    rendered = _rendered(args) if args.rendered or not args.data else None
+    rendered = []
+    if args.rendered or not args.data:
+        definition = load_definition()
+        strata = args.stratum or [*definition.strata, *definition.added]
+        rendered = rendered_sets(definition, _rendered(args, strata))
     sets = bench_sets.chosen_sets(args, rendered, variants)
     pairs = [pair for each in sets for pair in each.pairs]
     if args.against:
@@ -181,22 +193,24 @@ def _check_positive(args: argparse.Namespace) -> None:
 
 def _pairs(args: argparse.Namespace) -> list[BenchmarkPair]:
     """Return the pairs of the full report."""
-    from lunar_stereo_recon.benchmark.pairs import first_of_each, pairs_at
+    from lunar_stereo_recon.benchmark.pairs import first_of_each, load_definition, pairs_at
 
     if not args.data:
-        return _rendered(args)
+        return _rendered(args, args.stratum or list(load_definition().strata))
     pairs = pairs_at(args.data[0])
     return first_of_each(pairs, args.pairs) if args.pairs else pairs
 
 
-def _rendered(args: argparse.Namespace) -> list[BenchmarkPair]:
-    """Return the pairs of the benchmark, rendered where they have to be."""
+def _rendered(args: argparse.Namespace, strata: Sequence[str]) -> list[BenchmarkPair]:
+    """Return the pairs of strata of the benchmark, rendered where they have to be."""
     from tqdm import tqdm
 
     from lunar_stereo_recon.benchmark import pairs as sources
 
     definition = sources.load_definition()
+    strata = _chosen('stratum', strata, [*definition.strata, *definition.added])
     pairs = sources.rendered_pairs(definition, args.cache or sources.default_cache())
+    pairs = [pair for pair in pairs if pair.stratum in strata]
     pairs = sources.first_of_each(pairs, args.pairs) if args.pairs else pairs
     missing = sum(not pair.source.exists() for pair in pairs if isinstance(pair.source, Path))
     with tqdm(total=missing, desc='rendering', unit='pair', disable=not missing) as bar:

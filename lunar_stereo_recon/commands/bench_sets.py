@@ -20,7 +20,6 @@ from lunar_stereo_recon.benchmark.methods import (
     SHIPPED,
 )
 from lunar_stereo_recon.benchmark.pairs import (
-    BenchmarkPair,
     BenchmarkSet,
     first_of_each,
     sets_at,
@@ -41,24 +40,23 @@ from lunar_stereo_recon.evaluation.scores import summarise
 NEW = 'new'
 # Beside the students in every comparison.
 RIVALS = ('SGBM 3WAY' + FILL, 'BM' + FILL)
-RENDERED = 'rendered'
 # Their truth is another method's, or shifted by an unknown amount: shown, but nothing to veto by.
 DECIDING_REFERENCES = ('ground truth', 'silver')
 
 
 def chosen_sets(
     args: argparse.Namespace,
-    rendered: Sequence[BenchmarkPair] | None,
+    rendered: Sequence[BenchmarkSet],
     degradations: Sequence[str],
 ) -> list[BenchmarkSet]:
     """Return the sets that the arguments ask for.
 
     Args:
         args: `data`, `pairs` and `upside_down` of the command.
-        rendered: The rendered pairs; None where they are not wanted.
+        rendered: The sets of rendered pairs that are wanted.
         degradations: Each makes a further set of each.
     """
-    sets = [] if rendered is None else [BenchmarkSet(RENDERED, rendered)]
+    sets = [*rendered]
     sets += [each for path in args.data or () for each in sets_at(path)]
     if args.pairs:
         sets = [replace(each, pairs=first_of_each(each.pairs, args.pairs)) for each in sets]

@@ -26,7 +26,15 @@ from lunar_stereo_recon.geometry.surfaces import depth_edges, flying_points, thi
 SUBSETS = ('all', 'noc', 'lit', 'shadow')
 RANGES_M = {'2-5 m': (2, 5), '5-10 m': (5, 10), '10-20 m': (10, 20), '20-40 m': (20, 40)}
 ROCK_SUBSETS = ('rocks', 'lit rocks', 'rocks seen by both')
-DETAILED_SUBSETS = (*SUBSETS, 'occluded', *ROCK_SUBSETS, 'edges', 'thin', *RANGES_M)
+DETAILED_SUBSETS = (
+    *SUBSETS,
+    'occluded',
+    *ROCK_SUBSETS,
+    'rover parts',
+    'edges',
+    'thin',
+    *RANGES_M,
+)
 LIMITS_PX = (0.5, 1.0, 2.0)
 NUMBER_OF_SUMS = 12
 CALIBRATION_FIGURES = ('ece', 'ece_low', 'ece_mass', 'ece_below', 'ece_above')
@@ -59,6 +67,7 @@ class GroundTruth:
         shadow: Not directly lit by the sun; None where that is unknown.
         occlusion: 0 seen in the right image, 1 hidden, 2 outside its frame; None where unknown.
         rock: On a rock; None where that is unknown.
+        parts: On a part of the rover itself; None where that is unknown.
     """
 
     disparity: NDArray[np.floating]
@@ -67,6 +76,7 @@ class GroundTruth:
     shadow: NDArray[np.bool_] | None = None
     occlusion: NDArray[np.integer] | None = None
     rock: NDArray[np.bool_] | None = None
+    parts: NDArray[np.bool_] | None = None
 
     def subset(self, name: str) -> NDArray[np.bool_]:
         """Return the pixels of one of `DETAILED_SUBSETS`; none of what is not known."""
@@ -91,6 +101,7 @@ class GroundTruth:
             'rocks': rock,
             'lit rocks': rock & lit,
             'rocks seen by both': rock & seen,
+            'rover parts': none if self.parts is None else self.parts,
             'edges': depth_edges(known),
             'thin': thin_surfaces(known),
         }

@@ -48,6 +48,7 @@ from lunar_stereo_recon.simulation.renderer import (
     rendering_device,
     View,
 )
+from lunar_stereo_recon.simulation.rock_mesh import joined, RockMeshes
 from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
 from lunar_stereo_recon.simulation.traverse import attitude_on_ground, rounded, rover_frame
 
@@ -85,6 +86,8 @@ class Sample:
             sky. They and the poses are not part of the `.npz` file.
         poses: (2, 4, 4) float64 world from left and from right camera, metres, OpenCV axes.
         intrinsics_right: (3, 3) float64 true matrix of the right camera, pixels.
+        rock: (H, W) bool, on a rock; None where rocks are part of the heightfield.
+        parts: (H, W) bool, on a part of the rover; None where none was put into view.
     """
 
     left: NDArray[np.uint8]
@@ -99,6 +102,8 @@ class Sample:
     depth_right: NDArray[np.float32]
     poses: NDArray[np.float64]
     intrinsics_right: NDArray[np.float64]
+    rock: NDArray[np.bool_] | None = None
+    parts: NDArray[np.bool_] | None = None
 
     @property
     def disparity_right(self) -> NDArray[np.float32]:
@@ -110,6 +115,8 @@ class Sample:
     def save(self, path: Path) -> None:
         """Write the sample to an .npz file; the file appears only when it is complete."""
         partial = path.with_name(f'.{path.stem}.{os.getpid()}.npz')
+        masks = {'rock': self.rock, 'parts': self.parts}
+        known: dict[str, Any] = {name: mask for name, mask in masks.items() if mask is not None}
         np.savez_compressed(
             partial,
             left=self.left,
@@ -120,6 +127,7 @@ class Sample:
             intrinsics=self.intrinsics,
             baseline_m=np.float64(self.baseline_m),
             meta=np.array(json.dumps(self.meta)),
+            **known,
         )
         os.replace(partial, path)
 
@@ -167,27 +175,27 @@ def sample_terrain_config(stratum: str, rng: np.random.Generator) -> TerrainConf
         return TerrainConfig(
             seed,
             hurst=rng.uniform(0.75, 0.95),
-            roughness_m=_log_uniform(rng, 0.004, 0.03),
-            crater_density=_log_uniform(rng, 0.01, 0.4),
+            roughness_m=log_uniform(rng, 0.004, 0.03),
+            crater_density=log_uniform(rng, 0.01, 0.4),
             crater_depth=rng.uniform(0.06, 0.16),
-            rock_density=_log_uniform(rng, 0.003, 0.08),
+            rock_density=log_uniform(rng, 0.003, 0.08),
             rock_exponent=rng.uniform(1.8, 2.6),
             rock_max_m=rng.uniform(0.4, 1.5),
             rock_brightness=rng.uniform(0.9, 1.4),
-            albedo_noise=_log_uniform(rng, 0.01, 0.06),
+            albedo_noise=log_uniform(rng, 0.01, 0.06),
             tilt_deg=abs(rng.normal(0, 3)),
         )
     return TerrainConfig(
         seed,
         hurst=rng.uniform(0.6, 0.95),
-        roughness_m=_log_uniform(rng, 0.012, 0.1),
-        crater_density=_log_uniform(rng, 0.05, 1.0),
+        roughness_m=log_uniform(rng, 0.012, 0.1),
+        crater_density=log_uniform(rng, 0.05, 1.0),
         crater_depth=rng.uniform(0.08, 0.2),
-        rock_density=_log_uniform(rng, 0.03, 1.5),
+        rock_density=log_uniform(rng, 0.03, 1.5),
         rock_exponent=rng.uniform(1.7, 2.7),
-        rock_max_m=_log_uniform(rng, 0.4, 2.5),
+        rock_max_m=log_uniform(rng, 0.4, 2.5),
         rock_brightness=rng.uniform(0.9, 1.7),
-        albedo_noise=_log_uniform(rng, 0.02, 0.15),
+        albedo_noise=log_uniform(rng, 0.02, 0.15),
         tilt_deg=abs(rng.normal(0, 4)),
     )
 
@@ -195,19 +203,19 @@ def sample_terrain_config(stratum: str, rng: np.random.Generator) -> TerrainConf
 def sample_scene_config(stratum: str, rng: np.random.Generator) -> SceneConfig:
     """Return a random camera, light and pose for a stratum."""
     width, height = _FRAME
-    focal = rng.uniform(0.6, 1.0) if rng.random() < 0.75 else _log_uniform(rng, 0.5, 2.0)
-    camera_height = rng.uniform(0.7, 2.0) if rng.random() < 0.75 else _log_uniform(rng, 0.3, 3.0)
+    focal = rng.uniform(0.6, 1.0) if rng.random() < 0.75 else log_uniform(rng, 0.5, 2.0)
+    camera_height = rng.uniform(0.7, 2.0) if rng.random() < 0.75 else log_uniform(rng, 0.3, 3.0)
     elevation, away = _sample_sun(stratum, rng)
     heading = rng.uniform(0, 360)
     rover: tuple[Box, ...] = ()
     if rng.random() < (0.85 if stratum == 'opposition' else 0.5):
-        rover = _sample_rover(camera_height, rng)
+        rover = sample_rover(camera_height, rng)
     return SceneConfig(
         stratum=stratum,
         frame_width=width,
         frame_height=height,
         focal=focal,
-        baseline_m=_log_uniform(rng, 0.05, 0.6),
+        baseline_m=log_uniform(rng, 0.05, 0.6),
         height_m=camera_height,
         pitch_deg=rng.uniform(-28, -5) if rng.random() < 0.8 else rng.uniform(-38, 0),
         roll_deg=rng.normal(0, 2.0),
@@ -217,8 +225,8 @@ def sample_scene_config(stratum: str, rng: np.random.Generator) -> SceneConfig:
         lighting=Lighting(
             elevation,
             heading + away,
-            ambient=_log_uniform(rng, 0.001, 0.02),
-            bounce=_log_uniform(rng, 0.001, 0.02),
+            ambient=log_uniform(rng, 0.001, 0.02),
+            bounce=log_uniform(rng, 0.001, 0.02),
             hapke=_sample_hapke(rng),
         ),
         rover=rover,
@@ -235,6 +243,7 @@ def render_sample(
     samples: int = 2,
     faults: CameraFaults = NO_FAULTS,
     rendered: Terrain | None = None,
+    parts: RockMeshes | None = None,
 ) -> Sample | None:
     """Return a rendered pair, or None where the view is not usable.
 
@@ -246,6 +255,8 @@ def render_sample(
         samples: Rays a pixel.
         faults: What the cameras do wrong.
         rendered: The same ground on the device that renders it; None: the CPU.
+        parts: Parts of the rover in view, in the frame of `traverse.rover_frame` below the left
+            camera; only on a CPU.
 
     A view is not usable when something stands right in front of the camera, when a camera is
     below the ground, or when there is mostly sky.
@@ -255,6 +266,10 @@ def render_sample(
     left = _left_view(terrain, scene, window)
     if left is None:
         return None
+    heading = math.radians(scene.heading_deg)
+    if parts is not None:
+        stand = rover_frame(left, heading, scene.height_m, 0.0).numpy()
+        rendered = replace(rendered, rocks=joined([rendered.rocks, parts.moved(stand)]))
     probe = _nearest_and_sky(rendered, left)
     if probe is None:
         return None
@@ -271,7 +286,6 @@ def render_sample(
     if _buried(terrain, right):
         return None
     lighting, rover = scene.lighting, scene.rover
-    heading = math.radians(scene.heading_deg)
     rover_pose = rover_frame(left, heading, scene.height_m, baseline)
     seen = []
     for view in (left.to(rendered.device), right.to(rendered.device)):
@@ -281,6 +295,7 @@ def render_sample(
     disparity = left.fx * baseline / seen_left.depth
     if not float(torch.nan_to_num(disparity).max()) <= 192 / 640 * scene.frame_width:
         return None
+    rock, of_rover = _on_meshes(terrain, seen[0])
     images, sensors = _take_pictures(scene, window, seen_left, seen_right, rng, faults)
     return Sample(
         left=images[0],
@@ -301,7 +316,20 @@ def render_sample(
         depth_right=seen_right.depth.numpy(),
         poses=np.stack([_pose(left), _pose(right)]),
         intrinsics_right=_matrix(right),
+        rock=rock,
+        parts=of_rover if parts is not None else None,
     )
+
+
+def _on_meshes(
+    terrain: Terrain, seen: Rendering
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+    """Return (H, W) masks: on the terrain's rocks, and on meshes put beside them."""
+    if seen.triangle is None:
+        return None, None
+    triangle = seen.triangle.numpy()
+    rocks = 0 if terrain.rocks is None else len(terrain.rocks.triangles)
+    return (triangle >= 0) & (triangle < rocks), triangle >= rocks
 
 
 def _matrix(view: View) -> NDArray[np.float64]:
@@ -463,11 +491,11 @@ def write_pairs(
     if workers <= 1:
         yield from map(_write_group, jobs)
         return
-    with multiprocessing.get_context('spawn').Pool(workers, _start_worker) as pool:
+    with multiprocessing.get_context('spawn').Pool(workers, start_worker) as pool:
         yield from pool.imap_unordered(_write_group, jobs)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Keep a process to one core: there may be as many of them as cores."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -527,7 +555,7 @@ def _sample_on(
     raise InputError(f'no usable view found for pair {index} of seed {seed}, split {split}')
 
 
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
@@ -543,7 +571,7 @@ def _sample_sun(stratum: str, rng: np.random.Generator) -> tuple[float, float]:
     if stratum == 'lowsun':
         return rng.uniform(2, 13), rng.uniform(0, 360)
     if stratum == 'opposition':
-        return _log_uniform(rng, 6, 40), 180 + rng.normal(0, 22)
+        return log_uniform(rng, 6, 40), 180 + rng.normal(0, 22)
     if stratum == 'smooth':
         return rng.uniform(8, 75), rng.uniform(0, 360)
     return (rng.uniform(13, 55) if rng.random() < 0.8 else rng.uniform(1, 80)), rng.uniform(0, 360)
@@ -560,7 +588,7 @@ def _sample_hapke(rng: np.random.Generator) -> Hapke:
     )
 
 
-def _sample_rover(height_m: float, rng: np.random.Generator) -> tuple[Box, ...]:
+def sample_rover(height_m: float, rng: np.random.Generator) -> tuple[Box, ...]:
     """Return body, mast, camera bar and wheels of a random rover below the cameras."""
     length, width = rng.uniform(0.4, 1.1), rng.uniform(0.35, 0.8)
     deck = height_m * rng.uniform(0.3, 0.65)
@@ -670,7 +698,7 @@ def _take_pictures(
     level = max(level, rng.uniform(0.3, 0.9) * flat)
     target = rng.uniform(0.5, 0.95)
     if rng.random() < 0.2:
-        target *= _log_uniform(rng, 0.35, 2.0)
+        target *= log_uniform(rng, 0.35, 2.0)
     left = _sample_sensor(255.0 * target / level, rng)
     right = replace(left, dust=_sample_dust(rng), psf_sigma_px=left.psf_sigma_px)
     if rng.random() < 0.5:
@@ -712,9 +740,9 @@ def _sample_sensor(gain: float, rng: np.random.Generator) -> Sensor:
     return Sensor(
         gain=gain,
         response=response,
-        shot_noise_dn=_log_uniform(rng, 0.5, 4.0),
-        read_noise_dn=_log_uniform(rng, 0.15, 1.5 if response == 'linear' else 0.5),
-        pattern_noise=_log_uniform(rng, 0.0005, 0.01),
+        shot_noise_dn=log_uniform(rng, 0.5, 4.0),
+        read_noise_dn=log_uniform(rng, 0.15, 1.5 if response == 'linear' else 0.5),
+        pattern_noise=log_uniform(rng, 0.0005, 0.01),
         black_level_dn=rng.uniform(0, 3) if rng.random() < 0.3 else 0.0,
         vignetting=rng.uniform(0.0, 0.3),
         psf_sigma_px=rng.uniform(0.3, 0.8),
@@ -732,7 +760,7 @@ def _sample_dust(rng: np.random.Generator) -> tuple[tuple[float, float, float, f
         (
             rng.random(),
             rng.random(),
-            _log_uniform(rng, 0.005, 0.06),
+            log_uniform(rng, 0.005, 0.06),
             rng.uniform(0.02, 0.25),
         )
         for _ in range(int(rng.integers(1, 6)))

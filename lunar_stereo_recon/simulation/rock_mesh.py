@@ -7,6 +7,7 @@ the wheels of `embreex`): exact intersections, on CPUs only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 import math
@@ -103,6 +104,12 @@ class RockMeshes:
     albedo: FloatArray
     triangles: NDArray[np.int32]
 
+    def moved(self, pose: NDArray[np.floating]) -> RockMeshes:
+        """Return the mesh at a pose (4, 4), new frame from old."""
+        turn, place = (np.asarray(part, np.float32) for part in (pose[:3, :3], pose[:3, 3]))
+        vertices, normals = self.vertices @ turn.T + place, self.normals @ turn.T
+        return RockMeshes(vertices, normals, self.albedo, self.triangles)
+
     @cached_property
     def _scene(self) -> Any:
         scene = rtcore_scene.EmbreeScene()
@@ -158,6 +165,20 @@ class RockMeshes:
         normals = (self.normals[corners] * shares[..., None]).sum(1)
         normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
         return normals, (self.albedo[corners] * shares).sum(1)
+
+
+def joined(meshes: Sequence[RockMeshes | None]) -> RockMeshes:
+    """Return one mesh of several, their triangles in turn; None is an empty one."""
+    there = [mesh for mesh in meshes if mesh is not None]
+    starts = np.cumsum([0, *(len(mesh.vertices) for mesh in there)])
+    return RockMeshes(
+        np.concatenate([mesh.vertices for mesh in there]),
+        np.concatenate([mesh.normals for mesh in there]),
+        np.concatenate([mesh.albedo for mesh in there]),
+        np.concatenate(
+            [mesh.triangles + start for mesh, start in zip(there, starts, strict=False)]
+        ).astype(np.int32),
+    )
 
 
 def check_tracer() -> None:

@@ -16,6 +16,7 @@ from lunar_stereo_recon.benchmark.pairs import (
     load_sample,
     pairs_at,
     rendered_pairs,
+    rendered_sets,
     sets_at,
 )
 from lunar_stereo_recon.benchmark.speed import count_flops, fit_throughput
@@ -70,9 +71,14 @@ def test_definition_has_enough_pairs_of_each_stratum(tmp_path):
     pairs = rendered_pairs(definition, tmp_path)
     assert len({pair.source for pair in pairs}) == len(pairs)
     assert all(len(indices) >= 25 for indices in definition.strata.values())
+    assert [len(each.pairs) for each in rendered_sets(definition, pairs)] == [112, 14, 14]
     pytest.importorskip('torch')
+    from lunar_stereo_recon.simulation import added_strata
     from lunar_stereo_recon.simulation.dataset import STRATA, VIEWS_PER_TERRAIN
 
+    assert set(definition.added) == set(added_strata.STRATA)
+    for indices in definition.added.values():
+        assert len({i // added_strata.VIEWS_PER_TERRAIN for i in indices[:7]}) == 7
     assert set(definition.strata) == set(STRATA)
     for stratum, indices in definition.strata.items():
         terrains = {index // VIEWS_PER_TERRAIN for index in indices}
@@ -89,12 +95,31 @@ def test_rendered_sample_becomes_pair_and_truth(samples, slope_disparity):
     assert truth.shadow[40:50].all() and (truth.occlusion[60, :8] == 2).all()
 
 
+def test_sample_says_what_is_known_of_it(tmp_path, slope_pair, slope_disparity):
+    rock = np.zeros(slope_disparity.shape, bool)
+    rock[20:30, 20:30] = True
+    meta = {'stratum': 'general', 'depth_limited': False, 'shadow_known': False}
+    far = np.where(slope_disparity < 5, 0.1, slope_disparity)  # 180 m
+    write_sample(tmp_path / 'a.npz', slope_pair, far, meta=np.array(json.dumps(meta)), rock=rock)
+    _, truth = load_sample(tmp_path / 'a.npz')
+    assert truth.valid[4:].all() and truth.shadow is None and truth.parts is None
+    assert truth.subset('rocks').sum() == 100 and not truth.subset('lit').any()
+    assert pairs_at(tmp_path)[0].stratum == 'general'
+
+
+def test_bench_refuses_an_unknown_stratum(capsys):
+    assert main(['bench', '--stratum', 'craters', '--method', 'BM']) == 2
+    assert 'boulders' in capsys.readouterr().err
+
+
 def test_ground_beyond_forty_metres_does_not_count(tmp_path, slope_pair, slope_disparity):
     disparity = slope_disparity.copy()
     disparity[:10] = 0.44  # 40.9 m
     write_sample(tmp_path / 'far.npz', slope_pair, disparity)
     _, truth = load_sample(tmp_path / 'far.npz')
     assert not truth.valid[:10].any() and truth.valid[10:].all()
+    # It is a surface all the same.
+    assert (truth.disparity[5:9] == np.float32(0.44)).all()
 
 
 def test_pairs_by_stratum_and_what_is_missing(samples, tmp_path, slope_pair, slope_disparity):

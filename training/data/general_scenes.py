@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 import functools
+import json
 from multiprocessing import get_context
 import os
 from pathlib import Path
@@ -33,6 +34,8 @@ SPLITS = {'train': 0, 'calibration': 1, 'test': 2}
 REACH = (0.04, 0.3)
 # Only for what wants metres: disparities are drawn in pixels.
 BASELINE_M = 0.3
+# For `lunar-stereo bench`: no depth is too far to count, and what is in shadow is not known.
+META = {'stratum': 'general', 'depth_limited': False, 'shadow_known': False}
 # Columns that a window of a surface has to spare, for interpolation and borders.
 _MARGIN = 8
 _SUPERSAMPLING = 4
@@ -571,7 +574,7 @@ def _write(job: tuple[Path, int, int, Path | None, str]) -> int:
         partial = path.with_suffix('.partial')
         with partial.open('wb') as file:
             arrays: dict[str, Any] = general_scene(seed, number, _photographs(photos), split)
-            np.savez(file, **arrays)
+            np.savez(file, **arrays, meta=np.array(json.dumps(META)))
         os.replace(partial, path)
     return number
 
