@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+
+from rclpy.impl.rcutils_logger import RcutilsLogger
 
 import lunar_stereo_recon
 
@@ -11,7 +12,7 @@ import lunar_stereo_recon
 class NodeLogHandler(logging.Handler):
     """Hands records to a logger of rclpy."""
 
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, logger: RcutilsLogger) -> None:
         """Take the logger of a node."""
         super().__init__(logging.INFO)
         self._logger = logger
@@ -28,7 +29,7 @@ class NodeLogHandler(logging.Handler):
             self._logger.info(text)
 
 
-def log_core_to(logger: Any) -> logging.Handler:
+def log_core_to(logger: RcutilsLogger) -> logging.Handler:
     """Begin to hand over what the package logs, from INFO on; return the handler."""
     core = logging.getLogger(lunar_stereo_recon.__name__)
     core.setLevel(logging.INFO)

@@ -59,7 +59,7 @@ class FrameStatistics:
     calibration: StereoCalibration | None = None
     doubts: dict[str, str] = field(default_factory=dict)
     withheld: dict[str, str] = field(default_factory=dict)
-    lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def count_drop(self, reason: str, error: str = '') -> None:
         """Count a pair that was not reconstructed."""

@@ -74,8 +74,8 @@ class GridFrame:
             make,
             found.hazard,
             self.layout,
-            corner,
-            quaternion_from_rotation(axes),
+            corner.tolist(),
+            quaternion_from_rotation(axes).tolist(),
             result.stamp_ns,
             self.frame_id,
         )

@@ -22,6 +22,7 @@ from rclpy.qos import (
     ReliabilityPolicy,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 
 _FIXED = {
     'reliable': ReliabilityPolicy.RELIABLE,
@@ -67,7 +68,7 @@ class ImageSubscription:
         self._reliability = reliability
         self._depth = depth
         self._latched = latched
-        self._subscription: Any = None
+        self._subscription: Subscription | None = None
         self._offers: set[tuple[ReliabilityPolicy, DurabilityPolicy]] = set()
         self.lost = 0
         self.conflict = ''

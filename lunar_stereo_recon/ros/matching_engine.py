@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from lunar_stereo_recon.backends import load_backend, STUDENT_BACKENDS
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
@@ -36,7 +37,7 @@ class MatchingEngine:
         load: How much of the work is done under pressure.
     """
 
-    def __init__(self, parameters: ReconstructionParameters, logger: Any) -> None:
+    def __init__(self, parameters: ReconstructionParameters, logger: RcutilsLogger) -> None:
         """Load what the parameters name and try it on a pair.
 
         Raises:

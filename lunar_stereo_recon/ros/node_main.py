@@ -11,10 +11,11 @@ import signal
 import sys
 import threading
 import traceback
-from typing import Any
+from typing import Any, TypeVar
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from lunar_stereo_recon.errors import ReconError
@@ -22,11 +23,13 @@ from lunar_stereo_recon.errors import ReconError
 EXIT_DONE, EXIT_ERROR = 0, 1
 SIGNAL_CHECK_S = 0.2
 
+_Node = TypeVar('_Node', bound=Node)
+
 
 def run_node(
     name: str,
-    make: Callable[[threading.Event], Any],
-    work: Callable[[Any, threading.Event], int],
+    make: Callable[[threading.Event], _Node],
+    work: Callable[[_Node, threading.Event], int],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Make a node, work with it, let it go; return what `work` returned.
@@ -64,7 +67,7 @@ class CannotGoOnError(ReconError):
     """A node cannot be mended from within: it ends, and whoever started it starts it again."""
 
 
-def serve(node: Any, interrupted: threading.Event) -> int:
+def serve(node: Node, interrupted: threading.Event) -> int:
     """Serve the callbacks in this thread until interrupted; the `work` of most nodes.
 
     No message and no request ends it: what a callback raises is logged, and the next one follows.

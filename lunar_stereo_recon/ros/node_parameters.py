@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, TYPE_CHECKING, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
@@ -14,7 +14,10 @@ from rclpy.parameter import Parameter
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.ros.parameters import default_of, help_text, named
 
-_Parameters = TypeVar('_Parameters')
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Parameters = TypeVar('_Parameters', bound='DataclassInstance')
 
 
 def declare_parameters(node: Node, kind: type[_Parameters]) -> _Parameters:

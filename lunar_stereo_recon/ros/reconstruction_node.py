@@ -23,6 +23,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
 from lunar_stereo_recon.datatypes import Reconstruction
@@ -132,7 +133,9 @@ class ReconstructionNode(LifecycleNode):
         # There from `activate` to `deactivate`.
         self._inputs: StereoInputs | None = None
         self._worker: NewestItemWorker[Job] | None = None
-        self._periodic: list[Any] = []
+        self._periodic: list[Timer] = []
+        self._said: str | None = None
+        self._told_failure = ''
         self._begin_statistics()
         self._diagnostics = self.create_publisher(
             message_class('diagnostic_msgs/msg/DiagnosticArray'), '/diagnostics', 1
@@ -291,7 +294,9 @@ class ReconstructionNode(LifecycleNode):
             'publish': 1e3 * (end - done),
             'latency': 1e3 * (end - job.received_s),
         }
-        values = {f'{stage} [ms]': value for stage, value in stages.items()}
+        values: dict[str, float | str] = {
+            f'{stage} [ms]': value for stage, value in stages.items()
+        }
         values['valid share'] = float(result.valid_mask.mean())
         values['mean confidence'] = float(result.confidence.mean())
         values.update({f'withheld {topic}': reason for topic, reason in withheld.items()})
@@ -458,8 +463,7 @@ class ReconstructionNode(LifecycleNode):
         self._pairs = PairMaker(self, self.topics)
         self._pairs_wanted = 0
         self._activated_s = time.monotonic()
-        self._said: str | None = None
-        self._told_failure = ''
+        self._said, self._told_failure = None, ''
 
     def _stop(self) -> None:
         if self._worker is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rclpy.duration import Duration
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from lunar_stereo_recon.bags.reader import StereoBagReader
@@ -113,7 +114,7 @@ class ReplayNode(Node):
             )
         return StereoTopics(*given)
 
-    def _make_publishers(self) -> dict[str, Any]:
+    def _make_publishers(self) -> dict[str, Publisher]:
         """Return the publishers by topic; types that are not installed are left out."""
         wanted = named(self.settings.topics) or list(self._reader.all_topics)
         unknown = [topic for topic in wanted if topic not in self._reader.all_topics]
@@ -256,6 +257,8 @@ class ReplayNode(Node):
             time.sleep(min(left_s, tick_s))
 
     def _publish_clock(self, time_ns: int) -> None:
+        if self._clock_publisher is None:
+            return
         seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
         now = make_message('builtin_interfaces/msg/Time', sec=seconds, nanosec=nanoseconds)
         self._clock_publisher.publish(make_message('rosgraph_msgs/msg/Clock', clock=now))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.qos import (
     DurabilityPolicy,
     qos_policy_name_from_kind,
@@ -87,7 +87,7 @@ class ResultOutputs:
             **OUTPUT_TOPICS,
             **(RECTIFIED_TOPICS if parameters().rectify else {}),
         }
-        self._publishers: dict[str, Any] = {}
+        self._publishers: dict[str, LifecyclePublisher] = {}
         self._cloud_buffer = MessageBuffer()
         self._motion = RoverMotion(node)
         self._demand: list[str] = []
@@ -246,7 +246,7 @@ class ResultOutputs:
             make_message, result, parameters.hazard_options, parameters.hazard_confidence
         )
 
-    def _publisher(self, type_name: str, topic: str, qos: QoSProfile) -> Any:
+    def _publisher(self, type_name: str, topic: str, qos: QoSProfile) -> LifecyclePublisher:
         return self._node.create_lifecycle_publisher(
             message_class(type_name),
             topic,

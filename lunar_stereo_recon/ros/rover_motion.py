@@ -6,6 +6,7 @@ from typing import Any
 
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
+from rclpy.subscription import Subscription
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.ros.hazard_grid import Attitudes
@@ -25,7 +26,7 @@ class RoverMotion:
         self.attitudes = Attitudes(node.resolve_topic_name('imu'))
         self._node = node
         self._transforms: TransformListener | InputError | None = None
-        self._imu: Any = None
+        self._imu: Subscription | None = None
 
     def listen(self, transforms: bool, imu: bool) -> None:
         """Subscribe to what is needed; TF stays until `close`.

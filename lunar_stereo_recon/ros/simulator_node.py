@@ -304,8 +304,8 @@ def _unit(x: float, y: float, z: float) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def _vector(kind: str, values: Sequence[float]) -> Any:
-    x, y, z = (float(value) for value in values)
+def _vector(kind: str, values: np.ndarray) -> Any:
+    x, y, z = values.tolist()
     return make_message(f'geometry_msgs/msg/{kind}', x=x, y=y, z=z)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.subscription import Subscription
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.frame_tree import FrameTree
@@ -27,7 +28,7 @@ class StaticFrames:
         self._node = node
         self._tree = FrameTree()
         self._wanted = False
-        self._subscription: Any = None
+        self._subscription: Subscription | None = None
         self._missing = ''
 
     def refresh(self) -> None:

@@ -263,7 +263,7 @@ def test_simulator_has_its_own_argument_for_every_parameter(shown_arguments):
     assert names & PARAMETERS == {'baseline', 'camera_pitch'}
     own = {f'sim_{name}' if name in PARAMETERS else name for name in names}
     assert own <= set(shown_arguments['sim.launch.py'])
-    assert "node's default 0.3" in shown_arguments['sim.launch.py']['sim_baseline']
+    assert 'Default of the node: 0.3' in shown_arguments['sim.launch.py']['sim_baseline']
 
 
 def test_rig_of_the_simulator_is_not_the_override_of_the_reconstruction(stand_ins):

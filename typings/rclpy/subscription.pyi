@@ -1,0 +1,3 @@
+class Subscription:
+    @property
+    def topic_name(self) -> str: ...
