@@ -104,7 +104,9 @@ def cameras(context: LaunchContext) -> CameraPreset:
         preset = read_preset(Path(name).expanduser())
     else:
         preset = read_preset(shared_file(context, 'config', 'presets', f'{name}.yaml'))
-    changes = {item: text for item in _PRESET_ARGUMENTS if (text := value(context, item))}
+    changes: dict[str, Any] = {
+        item: text for item in _PRESET_ARGUMENTS if (text := value(context, item))
+    }
     for side in ('left', 'right'):
         if f'{side}_image' in changes:
             same = dict.fromkeys((f'{side}_raw', f'{side}_compressed'), changes[f'{side}_image'])

@@ -17,6 +17,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rosbags.interfaces import ConnectionExtRosbag2
 
 from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.errors import InputError
@@ -142,7 +143,7 @@ class ReplayNode(Node):
         offers = [
             offer
             for connection in self._reader.connections
-            if connection.topic == topic
+            if connection.topic == topic and isinstance(connection.ext, ConnectionExtRosbag2)
             for offer in connection.ext.offered_qos_profiles
         ]
         if offers:

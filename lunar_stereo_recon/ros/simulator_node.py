@@ -23,6 +23,7 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
@@ -304,8 +305,8 @@ def _unit(x: float, y: float, z: float) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def _vector(kind: str, values: np.ndarray) -> Any:
-    x, y, z = values.tolist()
+def _vector(kind: str, values: ArrayLike) -> Any:
+    x, y, z = np.asarray(values, np.float64).tolist()
     return make_message(f'geometry_msgs/msg/{kind}', x=x, y=y, z=z)
 
 

@@ -7,9 +7,7 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-class LifecycleState:
-    @property
-    def label(self) -> str: ...
+class LifecycleState: ...
 
 class TransitionCallbackReturn(Enum):
     SUCCESS = ...
