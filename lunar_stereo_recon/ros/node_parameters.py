@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 import dataclasses
-from typing import Any, TYPE_CHECKING, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
@@ -14,10 +14,12 @@ from rclpy.parameter import Parameter
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.ros.parameters import default_of, help_text, named
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-_Parameters = TypeVar('_Parameters', bound='DataclassInstance')
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+_Parameters = TypeVar('_Parameters', bound=_Dataclass)
 
 
 def declare_parameters(node: Node, kind: type[_Parameters]) -> _Parameters:
