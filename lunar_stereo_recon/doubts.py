@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from lunar_stereo_recon.datatypes import StereoPair
 from lunar_stereo_recon.messages import StereoTopics
 
-# Baselines of stereo rigs: less is P[3] in another unit, more too.
-SMALLEST_BASELINE_M, LARGEST_BASELINE_M = 0.005, 10.0
+# Baselines of stereo rigs: less is P[3] in another unit, more too. OAK cameras of 7.5 cm once
+# wrote centimetres.
+SMALLEST_BASELINE_M, LARGEST_BASELINE_M = 0.005, 3.0
 # Bits that cameras store in 16-bit images beside all 16.
 _COMMON_BITS = (10, 12, 14)
 

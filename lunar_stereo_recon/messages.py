@@ -63,6 +63,8 @@ _PLANAR_CONVERSIONS: dict[str, tuple[float, int]] = {
 }
 # P[3] and a baseline from elsewhere may differ by this share before it is worth a warning.
 BASELINE_AGREEMENT = 0.01
+# Of P[1] and P[4], in focal lengths: less moves no pixel by a tenth.
+MAX_SKEW = 1e-4
 _GENERIC_TYPES = {
     '8U': 'u1',
     '8S': 'i1',
@@ -311,11 +313,21 @@ def baseline_of_camera_infos(
     left_p, right_p = _projection(left, topics.left_info), _projection(right, topics.right_info)
     baseline_m = (left_p[0, 3] - right_p[0, 3]) / right_p[0, 0]
     if not (np.isfinite(baseline_m) and baseline_m > 0):
+        reason = ''
+        if baseline_m < 0:
+            reason = 'Are left and right swapped? '
+        elif right_p[1, 3] != left_p[1, 3]:
+            reason = (
+                f'P[7] is {right_p[1, 3]:g}: the cameras stand above each other, which is not '
+                'supported. '
+            )
+        elif left_p[0, 3] != 0:
+            reason = 'Both have the same. '
         raise CalibrationError(
             f'{topics.right_info}: P[3] is {right_p[0, 3]:g} ({topics.left_info}: '
             f'{left_p[0, 3]:g}), which gives a baseline of {baseline_m:g} m; a rectified right '
-            'camera has P[3] = -fx * baseline < 0. Mend the calibration, or set the parameter '
-            "'baseline' to the distance between the cameras in metres"
+            f'camera has P[3] = -fx * baseline < 0. {reason}Mend the calibration, or set the '
+            "parameter 'baseline' to the distance between the cameras in metres"
         )
     return float(baseline_m)
 
@@ -382,6 +394,13 @@ def _projection(info: Any, topic: str) -> NDArray[np.float64]:
 
 def _check_rectified(left_p: NDArray[Any], right_p: NDArray[Any], topics: StereoTopics) -> None:
     """Refuse P matrices whose rows cannot be epipolar lines (half a pixel at the image edge)."""
+    for matrix, topic in ((left_p, topics.left_info), (right_p, topics.right_info)):
+        skew = max(abs(matrix[0, 1]), abs(matrix[1, 0]))
+        if skew > MAX_SKEW * matrix[0, 0]:
+            raise CalibrationError(
+                f'{topic}: P[1] is {matrix[0, 1]:g} and P[4] {matrix[1, 0]:g}; a rectified camera '
+                'has zeros there. P seems to be K times the pose: rectify the pair and take its P'
+            )
     names = {'fx': (0, 0), 'fy': (1, 1), 'cy': (1, 2)}
     for name, index in names.items():
         left_value, right_value = left_p[index], right_p[index]

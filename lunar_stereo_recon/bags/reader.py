@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 import difflib
 import logging
+import os
 from pathlib import Path
 import re
 from types import TracebackType
@@ -66,10 +67,11 @@ _TWINS = (
     ('Left', 'Right'),
     ('LEFT', 'RIGHT'),
     ('infra1', 'infra2'),
+    ('fisheye1', 'fisheye2'),
     (r'(?<=cam)0|(?<=cam_)0|(?<=camera)0|(?<=camera_)0', '1'),
     (r'(?<=cam)1|(?<=cam_)1|(?<=camera)1|(?<=camera_)1', '2'),
     ('(?<![A-Za-z])l(?![A-Za-z])', 'r'),
-    ('(?<![A-Za-z])L(?![A-Za-z])', 'R'),
+    ('(?<![A-Z])L(?![A-Za-z])', 'R'),
 )
 # Frames held back while their ground truth, recorded a little later, is read.
 _GROUND_TRUTH_LOOKAHEAD = 4
@@ -586,12 +588,22 @@ class StereoBagReader:
                 else:
                     lacking += [right if left_info else left]
         if not candidates:
+            self._refuse_ros1()
             seen = f'; {lacking[0]} has none' if lacking else ''
             raise InputError(
                 f'{self.path}: no stereo rig found: two image topics named left and right, each '
                 f'with a camera_info, are needed{seen}\n{self._topic_list()}'
             )
         return min(candidates, key=self._rank)
+
+    def _refuse_ros1(self) -> None:
+        """Say so where the file holds messages of ROS 1, as `mcap convert` leaves them."""
+        for connection in self._reader.connections:
+            if getattr(connection.ext, 'serialization_format', '') == 'ros1':
+                raise InputError(
+                    f'{self.path}: {connection.topic} has messages of ROS 1 '
+                    f'({connection.msgtype}); convert the .bag file with `rosbags-convert`'
+                )
 
     def _rank(self, topics: StereoTopics) -> tuple[bool, bool, int, str]:
         """Order candidates: rectified first, then uncompressed, then the shortest name."""
@@ -665,16 +677,30 @@ def _right_twin(left: str, there: list[str]) -> str | None:
 
 
 def _nearest_info(image: str, infos: list[str]) -> str | None:
-    """Return the camera_info of an image: the same namespace, else the same side's only one."""
-    namespace = image
-    while '/' in namespace:
-        namespace = namespace.rpartition('/')[0]
+    """Return the camera_info of an image: the same namespace, else the same side's only one.
+
+    Of several in one namespace it is the one whose name begins most like the image's; of those
+    that are alike so far, the one for raw images where the image is raw.
+    """
+    namespace = image  # AirSim has the info below its image
+    while namespace:
         here = [info for info in infos if info.rpartition('/')[0] == namespace]
         if here:
-            return min(here, key=len)
+            return max(here, key=lambda info: _likeness(image, info))
+        namespace = namespace.rpartition('/')[0]
+    here = [info for info in infos if info.count('/') == 1]
+    if here:
+        return max(here, key=lambda info: _likeness(image, info))
     side = 'left' if 'left' in image.lower() else 'right'
     same_side = [info for info in infos if side in info.lower()]
     return same_side[0] if len(same_side) == 1 else None
+
+
+def _likeness(image: str, info: str) -> tuple[int, bool, int]:
+    """Return what tells which of several camera_infos is an image's; the largest is."""
+    same = len(os.path.commonprefix([image, info]))
+    raw = [name.rpartition('/')[2].count('raw') > 0 for name in (image, info)]
+    return same, raw[0] == raw[1], -len(info)
 
 
 def _is_static(topic: str, kind: str) -> bool:

@@ -69,6 +69,8 @@ _FORMATS = {
     'ros2idl': MessageDefinitionFormat.IDL,
     'omgidl': MessageDefinitionFormat.IDL,
 }
+_MAGIC = b'\x89MCAP0\r\n'
+_LARGEST_HEAD = 2**16
 _ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'
 _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x03, 0x04, 0x05, 0x06
 _BARE, _COMPRESSED = ('.mcap', '.db3'), ('.zstd', '.zst')
@@ -235,14 +237,43 @@ class _Mcap(McapReader):
         self._name = path.name
 
     def _open(self) -> None:
+        profile, start = self._head()
+        if profile == 'ros1':
+            raise ReaderError(
+                'its messages are of ROS 1; convert the .bag file with `rosbags-convert`'
+            )
+        if profile not in ('', 'ros2'):
+            _LOG.warning('%s: its profile is %r, not ros2', self._name, profile)
+        if start and profile != 'ros2':  # the base class would refuse it
+            self.data_start = start
+            self._scan('')
+            return
         try:
             super()._open()
         except DAMAGE as error:
             if not self.data_start:  # not even the head is there
                 raise
-            reason = _text(error)
-        else:
-            return
+            self._scan(_text(error))
+
+    def _head(self) -> tuple[str, int]:
+        """Return the file's profile and where its records begin; 'ros2' and 0 for no mcap."""
+        assert self.bio
+        head = self.bio.read(17)
+        self.bio.seek(0)
+        if len(head) < 17 or head[:9] != _MAGIC + b'\x01':
+            return 'ros2', 0
+        (size,) = struct.unpack_from('<Q', head, 9)
+        if size > _LARGEST_HEAD:
+            return 'ros2', 0
+        record = BytesIO(self.bio.read(17 + size)[17:])
+        self.bio.seek(0)
+        try:
+            return read_string(record), 17 + size
+        except DAMAGE:
+            return 'ros2', 0
+
+    def _scan(self, reason: str) -> None:
+        """Make the index from what is in the file; `reason` says why it has none."""
         self.schemas.clear()
         self.channels.clear()
         self.chunks.clear()
@@ -255,10 +286,11 @@ class _Mcap(McapReader):
         count = statistics.message_count
         if not count:
             raise ReaderError(f'no whole message in it; {reason}')
-        self._lost(
-            f'the index of {self._name} ({reason}): the recorder was stopped or the file cut '
-            f'off; {count} whole messages are read, `lunar-stereo repair` writes a whole bag'
-        )
+        if reason:
+            self._lost(
+                f'the index of {self._name} ({reason}): the recorder was stopped or the file cut '
+                f'off; {count} whole messages are read, `lunar-stereo repair` writes a whole bag'
+            )
         self.connections = [
             c._replace(msgcount=statistics.channel_message_counts.get(c.id, 0))
             for c in self.connections
