@@ -1,11 +1,13 @@
 # make demo   the Moon in 3D: a recorded drive through the ROS 2 nodes, results in out/demo
-# make test   linters, types and tests
+# make test   linters, types and tests; make test ROS=kilted   the nodes with ROS 2 Kilted
 #
 # Both work on a machine without ROS: rclpy, Fast DDS and the messages come as wheels into a
 # virtual environment. Python 3.10 to 3.13, x86-64 Linux.
 
 PYTHON ?= python3
-VENV ?= .venv
+# ROS distribution whose wheels are used, jazzy or kilted; each has an environment of its own.
+ROS ?= jazzy
+VENV ?= $(if $(filter jazzy,$(ROS)),.venv,.venv-$(ROS))
 # One bag to use instead of the shipped one: make demo BAG=path
 BAG ?=
 # Further arguments of `lunar-stereo demo` or of pytest: make test ARGS='-m "not slow"'
@@ -14,6 +16,8 @@ ARGS ?=
 # torch serves as well; this is the version that the tests last ran with. Without a GPU, name a
 # CPU build here (a path to a wheel will do): the default wheels bring gigabytes of CUDA.
 TORCH ?= torch==2.13.0
+
+ROS_EXTRA := $(if $(filter jazzy,$(ROS)),ros,ros-$(ROS))
 
 # A sourced ROS would put its own rclpy in front of the wheels, often for another Python.
 ifdef ROS_DISTRO
@@ -31,9 +35,16 @@ help:
 
 demo: $(VENV)/.stamp-ros
 	$(VENV)/bin/lunar-stereo demo $(if $(BAG),--bag '$(BAG)') $(ARGS)
+	@echo 'The command is $(VENV)/bin/lunar-stereo; after "source $(VENV)/bin/activate" it is lunar-stereo.'
 
+# What does not touch ROS is tested once, with Jazzy; so are linters and types.
+ifeq ($(ROS),jazzy)
 test: lint
 	$(VENV)/bin/python -m pytest $(ARGS)
+else
+test: $(VENV)/.stamp-test-ros
+	$(VENV)/bin/python -m pytest test/ros test/core/test_demo.py $(ARGS)
+endif
 
 lint: $(VENV)/.stamp-dev
 	$(VENV)/bin/ruff check
@@ -50,8 +61,13 @@ $(VENV)/.stamp-venv:
 
 $(VENV)/.stamp-ros: $(VENV)/.stamp-venv setup.py
 	@echo 'Installing the package and the ROS 2 wheels into $(VENV) (once, about 200 MB) ...'
-	$(VENV)/bin/pip install -q -e '.[ros]'
+	$(VENV)/bin/pip install -q -e '.[$(ROS_EXTRA)]'
 	@touch $@
+
+$(VENV)/.stamp-test-ros: $(VENV)/.stamp-venv setup.py
+	@echo 'Installing the package, the wheels of ROS 2 $(ROS) and the tools for tests (once) ...'
+	$(VENV)/bin/pip install -q -e '.[$(ROS_EXTRA),dev]'
+	@touch $(VENV)/.stamp-ros $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py
 	@echo 'Installing the package with its tools for tests and training into $(VENV) (once) ...'

@@ -34,21 +34,43 @@ SIMULATION = [
     'torch>=2.5,<3',
 ]
 
+
+def ros_wheels(
+    distribution: str, rclpy: int, rmw: int, index: int, interfaces: int, messages: int
+) -> list[str]:
+    """Return the wheels of a ROS distribution that the nodes need, by their major versions.
+
+    Args:
+        distribution: 'jazzy'.
+        rclpy, rmw, index: Of rclpy, rmw_fastrtps_cpp and ament_index_python.
+        interfaces: Of rcl_interfaces' packages.
+        messages: Of common_interfaces' packages.
+    """
+    majors = {
+        'rclpy': rclpy,
+        'rmw-fastrtps-cpp': rmw,
+        'ament-index-python': index,
+        **dict.fromkeys(('lifecycle-msgs', 'rosgraph-msgs'), interfaces),
+        **dict.fromkeys(
+            (
+                'diagnostic-msgs',
+                'geometry-msgs',
+                'nav-msgs',
+                'sensor-msgs',
+                'std-srvs',
+                'stereo-msgs',
+            ),
+            messages,
+        ),
+    }
+    return [f'ros-{distribution}-{name}>={major},<{major + 1}' for name, major in majors.items()]
+
+
 EXTRAS = {
-    # rclpy, Fast DDS and the messages as wheels, for machines without a ROS installation.
-    'ros': [
-        'ros-jazzy-rclpy>=7.1,<8',
-        'ros-jazzy-rmw-fastrtps-cpp>=8.4,<9',
-        'ros-jazzy-ament-index-python>=1.8,<2',
-        'ros-jazzy-diagnostic-msgs>=5.3,<6',
-        'ros-jazzy-geometry-msgs>=5.3,<6',
-        'ros-jazzy-lifecycle-msgs>=2.0,<3',
-        'ros-jazzy-nav-msgs>=5.3,<6',
-        'ros-jazzy-rosgraph-msgs>=2.0,<3',
-        'ros-jazzy-sensor-msgs>=5.3,<6',
-        'ros-jazzy-std-srvs>=5.3,<6',
-        'ros-jazzy-stereo-msgs>=5.3,<6',
-    ],
+    # rclpy, Fast DDS and the messages as wheels, for machines without a ROS installation. One
+    # distribution to an environment: their modules have the same names.
+    'ros': ros_wheels('jazzy', rclpy=7, rmw=8, index=1, interfaces=2, messages=5),
+    'ros-kilted': ros_wheels('kilted', rclpy=9, rmw=9, index=1, interfaces=2, messages=5),
     # Runs the student faster than onnxruntime on CPUs that multiply bfloat16. From the release
     # that it was measured with: each changes what its compiler does.
     'openvino': ['openvino>=2026.4,<2027'],

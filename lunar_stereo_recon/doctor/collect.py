@@ -114,7 +114,7 @@ def subject_of_bag(
     progress('reading images')
     frames = _frames(path, settings, topics, subject)
     if frames:
-        _take_frames(frames, settings, subject)
+        take_frames(frames, settings, subject)
     return subject
 
 
@@ -217,7 +217,7 @@ def _frames(
     return found
 
 
-def _take_frames(frames: Sequence[BagFrame], settings: BagSettings, subject: Subject) -> None:
+def take_frames(frames: Sequence[BagFrame], settings: BagSettings, subject: Subject) -> None:
     """Add the pairs of the frames and what their messages say."""
     first = frames[0]
     topics = first.topics

@@ -207,6 +207,10 @@ class NodeReport:
                 return f'{new[reason]} pairs {words}: {frames.last_error}'
         if sync.pairs > self._sync_at_silence.pairs:
             return 'pairs are coming, but none is finished yet'
+        return self.why_no_pair(sync)
+
+    def why_no_pair(self, sync: SyncStatistics) -> str:
+        """Return why no pair comes, from what came since the last silence, and what to do."""
         return explain_no_pairs(
             self._sync_at_silence,
             sync,

@@ -27,6 +27,8 @@ class PairMaker:
 
     Attributes:
         doubts: What is probably not as it was meant, by kind, of the newest pair.
+        static_baseline_m: Baseline of the newest pair where it comes from /tf_static, metres;
+            else 0.
     """
 
     def __init__(self, node: Node, topics: StereoTopics) -> None:
@@ -37,6 +39,7 @@ class PairMaker:
             topics: Where images and infos come from, for texts.
         """
         self.doubts: dict[str, str] = {}
+        self.static_baseline_m = 0.0
         self._node = node
         self._topics = topics
         self._frames = StaticFrames(node)
@@ -88,6 +91,7 @@ class PairMaker:
     def _baseline_m(self, messages: StereoMessages, parameters: ReconstructionParameters) -> float:
         """Return what overrides the baseline in P, metres; 0 where nothing does."""
         self._doubt('baseline', '')
+        self.static_baseline_m = 0.0
         infos = messages.left_info, messages.right_info
         try:
             from_info = baseline_of_camera_infos(*infos, topics=self._topics)
@@ -128,6 +132,7 @@ class PairMaker:
             f"distance of {left!r} and {right!r} on /tf_static. The parameter 'baseline' (m) "
             'overrides it',
         )
+        self.static_baseline_m = found_m
         return found_m
 
     def _raw_text(self) -> str:

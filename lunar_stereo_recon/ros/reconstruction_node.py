@@ -47,6 +47,7 @@ from lunar_stereo_recon.ros.rclpy_messages import (
     OK,
     WARN,
 )
+from lunar_stereo_recon.ros.recent_inputs import RecentInputs
 from lunar_stereo_recon.ros.result_outputs import LOG_THROTTLE_S, ResultOutputs
 from lunar_stereo_recon.ros.stereo_inputs import PairStamps, source_names, StereoInputs
 from lunar_stereo_recon.ros.stereo_sync import StereoMessages
@@ -56,6 +57,9 @@ CLOUD_WRITERS = {'ply': write_ply, 'pcd': write_pcd}
 DIAGNOSTICS_PERIOD_S = 1.0
 SUBSCRIPTION_CHECK_S = 0.1
 STAMPS_THROTTLE_S = 30.0
+# How long the doctor makes a node listen that nobody wants a result of.
+DOCTOR_LISTENS_S = 30.0
+WORKER_PATIENCE_S = 10.0
 # A simulator makes its world before its clock runs; after this long the clock is amiss.
 CLOCK_PATIENCE_S = 60.0
 
@@ -143,6 +147,7 @@ class ReconstructionNode(LifecycleNode):
         self.create_service(SetBool, '~/enable', self._on_enable)
         self.create_service(Trigger, '~/save_cloud', self._on_save_cloud)
         self.create_service(Trigger, '~/set_model', self._on_set_model)
+        self.create_service(Trigger, '~/doctor', self._on_doctor)
         self._made = True
 
     # Lifecycle
@@ -166,7 +171,12 @@ class ReconstructionNode(LifecycleNode):
         self._begin_statistics()
         self._worker = NewestItemWorker(self._work, self._on_failure)
         self._inputs = StereoInputs(
-            self, self.parameters, self._file_infos, self._on_pair, self._on_unpaired
+            self,
+            self.parameters,
+            self._file_infos,
+            self._on_pair,
+            self._on_unpaired,
+            self._recent,
         )
         self._say_start()
         self._refresh()
@@ -221,7 +231,8 @@ class ReconstructionNode(LifecycleNode):
         self._outputs.refresh()
         self._pairs.refresh()
         lazy = self.parameters.lazy
-        wanted = self._enabled and (not lazy or self._outputs.demand_settled(self._inputs.idle))
+        asked = not lazy or time.monotonic() < self._listen_until_s
+        wanted = self._enabled and (asked or self._outputs.demand_settled(self._inputs.idle))
         self._inputs.refresh(wanted)
 
     def _on_pair(self, messages: StereoMessages) -> None:
@@ -370,6 +381,54 @@ class ReconstructionNode(LifecycleNode):
         response.message = f'{backend.name} on {backend.provider}'
         return response
 
+    @answered
+    def _on_doctor(self, request: Any, response: Any) -> Any:
+        """Say what is wrong with the rig; the answer is the page as text, and says where it is."""
+        # Imported when it is asked for: a node that is well needs none of it.
+        from lunar_stereo_recon.doctor.findings import Severity
+        from lunar_stereo_recon.doctor.page import as_text, write_page
+        from lunar_stereo_recon.ros.doctor import examine_node
+
+        if self._inputs is None or self._engine is None:
+            response.message = 'the node is not active: it receives nothing'
+            return response
+        if not self._recent.pairs and self._inputs.idle and self._enabled:
+            self._listen_until_s = time.monotonic() + DOCTOR_LISTENS_S
+            response.message = (
+                f'nothing was received yet ({self._resting()}). The node listens for '
+                f'{DOCTOR_LISTENS_S:g} s now: call again'
+            )
+            return response
+        self._let_the_worker_finish()
+        sync = self._inputs.statistics
+        report = examine_node(
+            self.get_fully_qualified_name(),
+            self._recent,
+            self.topics,
+            self.parameters,
+            sync,
+            self._engine.reconstructor.backend,
+            self._report.why_no_pair(sync),
+            self._pairs.static_baseline_m,
+            self._pairs.doubts.get('baseline', ''),
+        )
+        folder = Path(os.path.expanduser(self.parameters.save_directory))
+        page = folder / f'doctor_{time.strftime("%Y%m%d_%H%M%S")}.html'
+        response.success = report.worst is not Severity.FAULT
+        response.message = as_text(report)
+        try:
+            write_page(page, report)
+        except (InputError, OSError) as error:
+            response.message += f'\n\nWithout pictures: cannot write {page}: {error}'
+        else:
+            response.message += f'\n\nWith pictures: {page.resolve()}'
+        return response
+
+    def _let_the_worker_finish(self) -> None:
+        """Wait for the pair in work: not every matcher serves two threads at once."""
+        while self._worker is not None and 0 < self._worker.busy_s < WORKER_PATIENCE_S:
+            time.sleep(0.01)
+
     def _report_health(self) -> None:
         """Publish diagnostics, and say it in the log when nothing comes out."""
         if self._worker is None or self._inputs is None or self._engine is None:
@@ -463,6 +522,8 @@ class ReconstructionNode(LifecycleNode):
         self._pairs = PairMaker(self, self.topics)
         self._pairs_wanted = 0
         self._activated_s = time.monotonic()
+        self._recent = RecentInputs()
+        self._listen_until_s = 0.0
         self._said, self._told_failure = None, ''
 
     def _stop(self) -> None:

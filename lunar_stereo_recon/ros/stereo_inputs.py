@@ -15,6 +15,7 @@ from lunar_stereo_recon.pairing import OTHER, RESTART_NS, Side
 from lunar_stereo_recon.ros.image_subscription import ImageSubscription
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 from lunar_stereo_recon.ros.rclpy_messages import message_class
+from lunar_stereo_recon.ros.recent_inputs import RecentInputs
 from lunar_stereo_recon.ros.stereo_sync import (
     OnUnpaired,
     StereoMessages,
@@ -43,6 +44,7 @@ class StereoInputs:
         file_infos: Mapping[Side, CameraInfo],
         on_pair: Callable[[StereoMessages], None],
         on_unpaired: OnUnpaired,
+        recent: RecentInputs,
     ) -> None:
         """Prepare; nothing is subscribed before `refresh`.
 
@@ -52,9 +54,11 @@ class StereoInputs:
             file_infos: camera_infos that come from files; their topics are not subscribed.
             on_pair: Called with each synchronized set.
             on_unpaired: See `StereoSynchronizer`.
+            recent: What comes is noted there.
         """
         self.idle = True
         self._on_pair = on_pair
+        self._recent = recent
         self._sync = StereoSynchronizer(
             parameters.tolerance_ns,
             parameters.queue_size,
@@ -143,13 +147,16 @@ class StereoInputs:
         return {item.resolved: item.conflict for item in self._all if item.conflict}
 
     def _on_image(self, side: Side, message: Any) -> None:
+        self._recent.note(side, 'image', message)
         self._give(self._sync.add_image(side, message))
 
     def _on_info(self, side: Side, message: Any) -> None:
+        self._recent.note(side, 'info', message)
         self._give(self._sync.add_info(side, message))
 
     def _give(self, complete: list[StereoMessages]) -> None:
         for messages in complete:
+            self._recent.note_pair(messages)
             self._on_pair(messages)
 
 
