@@ -29,12 +29,23 @@ MAX_STAMP_S, MAX_STAMP_NS = 2**31 - 1, 999_999_999
 MAX_YAML_BYTES = 2**20
 MAX_JSON_BYTES = 2**28
 MAX_IMAGE_BYTES = 2**29
-MAX_ARRAYS_BYTES = 2**32
 MAX_MODEL_BYTES = 2**30
+# The official teacher has 2.75 GB; shards of our own checkpoints end at 16 MiB.
 MAX_CHECKPOINT_BYTES = 2**33
+MAX_SHARD_BYTES = 2**25
+# Of the arrays of a .npz file once unpacked; small ones may be packed closer.
+MAX_ARRAYS_BYTES = 2**31
+MAX_ARRAYS_RATIO = 200
+SMALL_ARRAYS_BYTES = 2**26
+# Of the part of an elevation model that is read, cells.
+MAX_DEM_CELLS = 2**28
+# From the Moon's centre to its highest mountain would do.
+MAX_HEIGHT_M = 1e7
 # Of a YAML document: entries once aliases are followed, and brackets in brackets.
 MAX_YAML_NODES = 20_000
 MAX_YAML_DEPTH = 32
 # Of a compressed chunk of a bag, and of what it unpacks to.
 MAX_CHUNK_BYTES = 2**29
 MAX_CHUNK_RATIO = 1000
+# Of layers and of channels in a network that a file asks for.
+MAX_LAYERS, MAX_CHANNELS = 256, 2**16

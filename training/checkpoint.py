@@ -23,7 +23,9 @@ from safetensors.torch import load, save
 import torch
 from torch import nn, Tensor
 
-from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.errors import InputError, ModelError
+from lunar_stereo_recon.files.bounded import read_bounded, read_json
+from lunar_stereo_recon.limits import MAX_CHECKPOINT_BYTES, MAX_SHARD_BYTES
 from training.models.checkpoints import (
     load_pointmap_model,
     load_state,
@@ -186,10 +188,14 @@ def load_checkpoint(folder: Path | str) -> dict[str, Any]:
     index = _read_index(folder)
     tensors: dict[str, Tensor] = {}
     try:
+        stated = sum(shard['bytes'] for shard in index['shards'])
+        if stated > MAX_CHECKPOINT_BYTES:
+            raise ModelError(f'{folder} has {stated} bytes; {MAX_CHECKPOINT_BYTES} are read')
         for shard in index['shards']:
-            tensors |= _read_shard(folder / shard['file'], shard['bytes'], shard['sha256'])
+            name = Path(shard['file']).name
+            tensors |= _read_shard(folder / name, shard['bytes'], shard['sha256'])
         return _with_tensors(index['content'], '', tensors)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelError(
             f'{folder / INDEX}: not the index of its shards: {type(error).__name__} {error}'
         ) from error
@@ -198,8 +204,8 @@ def load_checkpoint(folder: Path | str) -> dict[str, Any]:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+        index = read_json(path)
+    except (OSError, ValueError, InputError) as error:
         raise ModelError(f'{path}: not a readable checkpoint: {error}') from error
     version = index.get('format_version') if isinstance(index, dict) else None
     if version != FORMAT_VERSION:
@@ -209,8 +215,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def _read_shard(path: Path, size: int, digest: str) -> dict[str, Tensor]:
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        data = read_bounded(path, MAX_SHARD_BYTES)
+    except (OSError, InputError) as error:
         raise ModelError(
             f'{path}: this shard of the checkpoint cannot be read: {error}'
         ) from error

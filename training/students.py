@@ -15,6 +15,7 @@ from training.models.heads import HeadConfig
 from training.models.lunar_teacher import LUNAR_TEACHER
 from training.models.mast3r import Mast3r, Mast3rConfig
 from training.models.paper_students import PAPER_STUDENTS, PaperStudent
+from training.models.sizes import check_sizes
 
 # Configuration that each kind starts from; a recipe overrides single values of it.
 CONFIGS: dict[str, Any] = {
@@ -30,10 +31,13 @@ def student_config(kind: str, overrides: dict[str, Any]) -> Any:
 
     Raises:
         InputError: The kind or a key is unknown.
+        ModelError: A size is beyond what can be built.
     """
     if kind not in CONFIGS:
         raise InputError(f'student kind is {kind!r}; known: {", ".join(CONFIGS)}')
-    return _overridden(CONFIGS[kind], overrides)
+    config = _overridden(CONFIGS[kind], overrides)
+    check_sizes(config, f'student {kind}')
+    return config
 
 
 def build_student(kind: str, overrides: dict[str, Any]) -> nn.Module:

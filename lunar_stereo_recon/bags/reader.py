@@ -238,15 +238,37 @@ def frame_doubts(
 class _InfoStream:
     """The camera_infos of one side, to be looked up by stamp."""
 
+    source: str
     by_stamp: dict[int, Any] = field(default_factory=dict)
     newest_ns: int = 0
+    first: Any = None
+    changed: bool = False
 
     def add(self, info: Any) -> None:
         self.newest_ns = stamp_ns(info)
+        self._compare(info)
         self.by_stamp.pop(self.newest_ns, None)  # the newest is the last one of the dict
         self.by_stamp[self.newest_ns] = info
         if len(self.by_stamp) > _QUEUE_SIZE:
             del self.by_stamp[next(iter(self.by_stamp))]
+
+    def _compare(self, info: Any) -> None:
+        """Say once that a calibration changes, which damage does more often than a lens."""
+        if self.first is None:
+            self.first = info
+        changes = [
+            f'{name} from {getattr(self.first, name)} to {getattr(info, name)}'
+            for name in ('width', 'height', 'distortion_model', 'd', 'k', 'r', 'p')
+            if not np.array_equal(getattr(self.first, name), getattr(info, name))
+        ]
+        if changes and not self.changed:
+            self.changed = True
+            _LOG.warning(
+                '%s changes at stamp %d ns, %s: is the file damaged?',
+                self.source,
+                self.newest_ns,
+                '; '.join(changes),
+            )
 
     def of(self, image_ns: int, wait: bool) -> Any:
         """Return the info of an image's own stamp, else the newest one that is not later.
@@ -397,7 +419,10 @@ class StereoBagReader:
 
     def _stereo_frames(self, depths: dict[int, Any], poses: dict[int, Pose]) -> Iterator[BagFrame]:
         """Yield frames without ground truth; fill `depths` and `poses` by stamp on the way."""
-        infos = {self.topics.left_info: _InfoStream(), self.topics.right_info: _InfoStream()}
+        infos = {
+            topic: _InfoStream(f'{self.path}: {topic}')
+            for topic in (self.topics.left_info, self.topics.right_info)
+        }
         waiting: deque[tuple[Any, Any]] = deque()
         queue: PairQueue[Any] = PairQueue(self._tolerance_ns, _QUEUE_SIZE, self.unpaired.append)
         sides: dict[str, Side] = {

@@ -12,7 +12,6 @@ from io import BytesIO
 import logging
 from pathlib import Path
 import re
-import shutil
 import sqlite3
 import struct
 import sys
@@ -24,6 +23,7 @@ from rosbags.interfaces import (
     ConnectionExtRosbag2,
     MessageDefinition,
     MessageDefinitionFormat,
+    Qos,
 )
 from rosbags.rosbag2 import ReaderError
 from rosbags.rosbag2.metadata import parse_qos
@@ -39,8 +39,9 @@ from rosbags.rosbag2.storage_mcap import (
 )
 import yaml
 
-from lunar_stereo_recon.bags.mcap_limits import check_chunks
+from lunar_stereo_recon.bags.mcap_limits import check_chunks, unpack_file, unpacked_message
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.yaml_files import read_yaml
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -74,6 +75,8 @@ _LARGEST_HEAD = 2**16
 _ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'
 _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x03, 0x04, 0x05, 0x06
 _BARE, _COMPRESSED = ('.mcap', '.db3'), ('.zstd', '.zst')
+# SQLite keeps whatever type it is given in a column; a damaged row has another.
+_WHOLE_ROW = "typeof(timestamp) = 'integer' AND typeof(data) = 'blob'"
 _LOG = logging.getLogger(__name__)
 
 
@@ -136,7 +139,7 @@ class Recording:
                 # CDR begins with 0, so that a compressed message tells itself.
                 if data[:4] == _ZSTD_MAGIC:
                     try:
-                        data = zstd.decompress(data)
+                        data = unpacked_message(data)
                     except DAMAGE as error:
                         self._lost(f'a message of {connection.topic}: {_text(error)}')
                         continue
@@ -186,10 +189,10 @@ class Recording:
         if not metadata.exists():
             return []
         try:
-            information = yaml.safe_load(metadata.read_text(encoding='utf-8'))
+            information = read_yaml(metadata)
             names = information['rosbag2_bagfile_information']['relative_file_paths']
             return [Path(name).name for name in names]
-        except (yaml.YAMLError, UnicodeError, OSError, LookupError, TypeError) as error:
+        except (yaml.YAMLError, OSError, LookupError, TypeError) as error:
             _LOG.warning('%s: not used: %s', metadata, _text(error))
             return []
 
@@ -198,7 +201,15 @@ class Recording:
             raise ReaderError('the file is empty')
         if file.suffix in _COMPRESSED:
             file = self._decompressed(file)
-        check_chunks(file)
+        unchecked = check_chunks(file)
+        if unchecked or file.suffix == '.db3':
+            what = f'{unchecked} chunks have' if unchecked else 'a .db3 file has'
+            _LOG.warning(
+                '%s: %s no checksum: a byte that changed in it goes unnoticed; `lunar-stereo '
+                'repair` writes a copy that has them',
+                file,
+                what,
+            )
         storage = (_Sqlite if file.suffix == '.db3' else _Mcap)(file, self._lost)
         storage.open()
         return storage
@@ -210,7 +221,7 @@ class Recording:
         target = Path(self._temporary.name, file.stem)
         with zstd.open(file, 'rb') as packed, target.open('wb') as plain:
             try:
-                shutil.copyfileobj(packed, plain)
+                unpack_file(packed.read, plain, file.stat().st_size)
             except (EOFError, zstd.ZstdError) as error:
                 self._lost(f'the end of {file.name}: {_text(error)}')
         return target
@@ -475,18 +486,28 @@ class _Sqlite:
         for number, topic, kind, encoding, profiles, checksum in self._database.execute(
             f'SELECT id, name, type, serialization_format, {qos}, {digest} FROM topics ORDER BY id'
         ):
+            if not (isinstance(number, int) and isinstance(topic, str) and isinstance(kind, str)):
+                self._lost(f'topic {topic!r} of {self.path.name}: its type is {kind!r}')
+                continue
             self.connections.append(
                 Connection(
                     number,
                     topic,
                     kind,
                     definitions.get(kind, _definition('', '')),
-                    checksum,
+                    str(checksum or ''),
                     counts.get(number, 0),
-                    ConnectionExtRosbag2(encoding, parse_qos(profiles) if profiles else []),
+                    ConnectionExtRosbag2(str(encoding), self._qos(profiles, topic)),
                     self,
                 )
             )
+
+    def _qos(self, profiles: Any, topic: str) -> list[Qos]:
+        try:
+            return parse_qos(profiles) if profiles else []
+        except DAMAGE as error:
+            self._lost(f'the QoS of {topic} in {self.path.name}: {_text(error)}')
+            return []
 
     def _opened(self) -> sqlite3.Connection:
         for option in ('mode=ro', 'immutable=1'):  # the second where the folder is not writable
@@ -505,7 +526,7 @@ class _Sqlite:
         try:
             rows = self._database.execute(
                 'SELECT topic_id, count(*), min(timestamp), max(timestamp) FROM messages '
-                'GROUP BY topic_id'
+                f'WHERE {_WHOLE_ROW} GROUP BY topic_id'
             ).fetchall()
         except sqlite3.DatabaseError:
             return {}  # damaged: the reading itself will say what is lost
@@ -519,12 +540,12 @@ class _Sqlite:
         by_id = {connection.id: connection for connection in connections}
         marks = ','.join('?' * len(by_id))
         query = (
-            f'SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({marks}) '
-            'ORDER BY timestamp, id'
+            f'SELECT topic_id, {_WHOLE_ROW}, timestamp, CAST(data AS BLOB) FROM messages '
+            f'WHERE topic_id IN ({marks}) ORDER BY timestamp, id'
         )
         try:
-            for number, time_ns, data in self._database.execute(query, list(by_id)):
-                if not isinstance(data, bytes) or not isinstance(time_ns, int):
+            for number, whole, time_ns, data in self._database.execute(query, list(by_id)):
+                if not whole:
                     self._lost(f'a message of {by_id[number].topic}: no bytes or no time')
                     continue
                 yield by_id[number], time_ns, data

@@ -9,14 +9,13 @@ import json
 import os
 from pathlib import Path
 from typing import Any
-import zipfile
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.scores import GroundTruth, load_ground_truth
+from lunar_stereo_recon.files.arrays import load_arrays
 from lunar_stereo_recon.files.manifests import load_manifest, ManifestEntry, REFERENCES
 from lunar_stereo_recon.preprocess import grey_from_array
 
@@ -45,7 +44,7 @@ class BenchmarkPair:
     def size(self) -> tuple[int, int]:
         """Return width and height of the images."""
         if isinstance(self.source, Path):
-            height, width = _read_arrays(self.source, ('left',))['left'].shape
+            height, width = load_arrays(self.source, 'pair', ('left',))['left'].shape
             return width, height
         return self.source.calibration.width, self.source.calibration.height
 
@@ -279,8 +278,10 @@ def load_sample(path: Path) -> tuple[StereoPair, GroundTruth]:
         CalibrationError: Its calibration is impossible.
     """
     names = ('left', 'right', 'disparity', 'shadow', 'occlusion', 'intrinsics', 'baseline_m')
-    arrays, meta = _read_arrays(path, names), _read_meta(path)
-    masks = _read_masks(path, ('rock', 'parts'))
+    arrays, meta = load_arrays(path, 'pair', names, ('rock', 'parts')), _read_meta(path)
+    rock, parts = (
+        arrays[name].astype(bool) if name in arrays else None for name in ('rock', 'parts')
+    )
     intrinsics, baseline_m = arrays['intrinsics'], float(arrays['baseline_m'])
     height, width = arrays['left'].shape
     calibration = StereoCalibration(
@@ -309,8 +310,8 @@ def load_sample(path: Path) -> tuple[StereoPair, GroundTruth]:
         valid,
         arrays['shadow'].astype(bool) if meta.get('shadow_known', True) else None,
         arrays['occlusion'],
-        masks['rock'],
-        masks['parts'],
+        rock,
+        parts,
     )
     return pair, truth
 
@@ -340,28 +341,9 @@ def _stratum_of(path: Path) -> str:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     """Return what a rendered pair says of itself."""
-    text = str(_read_arrays(path, ('meta',))['meta'])
+    text = str(load_arrays(path, 'pair', ('meta',))['meta'])
     try:
         meta = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f'pair {path} has meta {text[:40]!r}, which is not JSON') from error
     return meta if isinstance(meta, dict) else {}
-
-
-def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f'cannot read the pair {path}: {error}') from error
-
-
-def _read_masks(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.bool_] | None]:
-    """Return the masks (H, W) that a rendered pair has; None for others."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {
-                name: stored[name].astype(bool) if name in stored.files else None for name in names
-            }
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f'cannot read the pair {path}: {error}') from error

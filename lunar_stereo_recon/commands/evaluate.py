@@ -55,7 +55,8 @@ def _scores(directory: Path, entries: list[Any], filled: bool) -> list[Any]:
     import numpy as np
 
     from lunar_stereo_recon.errors import InputError
-    from lunar_stereo_recon.evaluation.scores import load_arrays, load_ground_truth
+    from lunar_stereo_recon.evaluation.scores import load_ground_truth
+    from lunar_stereo_recon.files.arrays import load_arrays
 
     if not directory.is_dir():
         raise InputError(f'no folder {directory}')

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-import zipfile
-import zlib
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.arrays import load_arrays
 from lunar_stereo_recon.geometry.surfaces import depth_edges, flying_points, thin_surfaces
 
 SUBSETS = ('all', 'noc', 'lit', 'shadow')
@@ -131,28 +130,6 @@ class PairScore:
     reliability: dict[str, NDArray[np.float64]] | None = None
     milliseconds: float | None = None
     slope: NDArray[np.float64] | None = None
-
-
-def load_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a .npz file by name.
-
-    Args:
-        path: The file.
-        what: What it is, for error messages.
-
-    Raises:
-        InputError: It is missing, damaged, or holds something else than plain arrays.
-    """
-    try:
-        with path.open('rb') as file:
-            if not zipfile.is_zipfile(file):  # np.load takes other files for pickles
-                raise InputError(f'{what} {path} is no .npz file')
-            with np.load(file, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
-    except OSError as error:
-        raise InputError(f'cannot read {what} {path}: {error.strerror or error}') from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f'{what} {path} has arrays that cannot be read: {error}') from error
 
 
 def load_ground_truth(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.files.bounded import read_bounded
 from lunar_stereo_recon.files.encoded_image import decoded_image
 from lunar_stereo_recon.limits import MAX_IMAGE_BYTES
 from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
@@ -23,11 +24,11 @@ def read_image(path: str | Path) -> NDArray[Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f'no image at {path}')
-    if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise InputError(
-            f'{path} has {path.stat().st_size} bytes; images of at most {MAX_IMAGE_BYTES} are read'
-        )
-    return decoded_image(path.read_bytes(), str(path))
+    try:
+        content = read_bounded(path, MAX_IMAGE_BYTES)
+    except OSError as error:
+        raise InputError(f'cannot read image {path}: {error.strerror}') from error
+    return decoded_image(content, str(path))
 
 
 def pair_from_files(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-import json
 from pathlib import Path
 from typing import Any
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.files.bounded import read_json
 from lunar_stereo_recon.files.images import pair_from_files
 
 REFERENCES = ('ground truth', 'silver', 'approximate', 'none')
@@ -58,10 +58,10 @@ def load_manifest(path: str | Path) -> list[ManifestEntry]:
     """
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding='utf-8'))
+        document = read_json(path)
     except OSError as error:
         raise InputError(f'cannot read manifest {path}: {error.strerror}') from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f'manifest {path} is not JSON: {error}') from error
     pairs = document.get('pairs') if isinstance(document, dict) else None
     if not isinstance(pairs, list) or not pairs:

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.bounded import read_bounded
 from lunar_stereo_recon.limits import MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_NODES
 
 # What OpenCV's FileStorage writes in place of YAML's own directive.
@@ -38,16 +40,13 @@ def read_yaml(path: Path) -> Any:
         OSError: The file cannot be read.
         yaml.YAMLError: It is not UTF-8 or not YAML, or is refused.
     """
-    size = path.stat().st_size
-    if size > MAX_YAML_BYTES:
-        raise YamlRefusedError(f'{size} bytes; at most {MAX_YAML_BYTES} are read')
     try:
-        text = path.read_text(encoding='utf-8')
+        text = read_bounded(path, MAX_YAML_BYTES).decode('utf-8')
         if text.lstrip('\ufeff').startswith(OPENCV_HEADER):
             text = text.partition('\n')[2]
         _measure(text)
         return yaml.load(text, _Loader)  # noqa: S506 - a safe loader with one tag more
-    except ValueError as error:  # not UTF-8, month 99, a number of 5000 digits
+    except (InputError, ValueError) as error:  # too large, not UTF-8, a date of month 99
         raise YamlRefusedError(str(error)) from error
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.arrays import mapped_array
+from lunar_stereo_recon.limits import MAX_DEM_CELLS, MAX_HEIGHT_M
 from lunar_stereo_recon.simulation.terrain import (
     make_terrain,
     spline_weights,
@@ -62,6 +64,11 @@ class Dem:
             raise InputError(f'{self.source}: shape {self.heights.shape}; (H, W) is needed')
         if not (math.isfinite(self.cell_m) and self.cell_m > 0):
             raise InputError(f'{self.source}: {self.cell_m} metres per cell; more is needed')
+        if bool(np.any(np.abs(self.heights) > MAX_HEIGHT_M)):
+            raise InputError(
+                f'{self.source}: heights to {np.nanmax(np.abs(self.heights)):g} m; at most '
+                f'{MAX_HEIGHT_M:g} are read, and holes are NaN or the no-data value'
+            )
 
     @property
     def half_size_m(self) -> float:
@@ -90,6 +97,11 @@ def read_dem(
     path = Path(path)
     if not path.is_file():
         raise InputError(f'no elevation model at {path}')
+    for name, value in (('metres per cell', cell_m), ('metres of reach', reach_m)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f'{path}: {value} {name}; a positive number is needed')
+    if not all(map(math.isfinite, center_m)):
+        raise InputError(f'{path}: {center_m} is no place; metres east and north are needed')
     if path.suffix == '.npy':
         return _read_numpy(path, cell_m, center_m, reach_m)
     return _read_raster(path, cell_m, center_m, reach_m)
@@ -122,10 +134,7 @@ def _read_numpy(
 ) -> Dem:
     if cell_m is None:
         raise InputError(f'{path} says no scale; metres per cell are needed')
-    try:
-        heights = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f'{path}: not a readable array: {error}') from error
+    heights = mapped_array(path, 'elevation model')
     if heights.ndim != 2 or heights.dtype.kind not in 'fiu':
         raise InputError(f'{path}: {heights.dtype} {heights.shape}; (H, W) numbers are needed')
     rows, columns = _window(heights.shape, cell_m, center_m, reach_m, path)
@@ -209,6 +218,12 @@ def _window(
         raise InputError(
             f'{path}: {center_m[0]:g} m east and {center_m[1]:g} m north of its middle is outside '
             f'or at the edge; it is {width * cell_m:g} by {height * cell_m:g} m'
+        )
+    cells = (2 * half + 1) ** 2
+    if cells > MAX_DEM_CELLS:
+        raise InputError(
+            f'{path}: {2 * half * cell_m:g} m of it are {cells} cells; at most {MAX_DEM_CELLS} '
+            'are read: make it smaller with `gdalwarp -tr`'
         )
     first_row, first_column = round(row) - half, round(column) - half
     return (

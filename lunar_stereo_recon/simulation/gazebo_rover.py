@@ -6,7 +6,6 @@ The rig is read from the rover's SDF, so that transforms and calibration have on
 from __future__ import annotations
 
 from dataclasses import dataclass
-import json
 from pathlib import Path
 from typing import Any
 import xml.etree.ElementTree as ElementTree
@@ -15,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.arrays import load_arrays
+from lunar_stereo_recon.files.bounded import read_json
 from lunar_stereo_recon.files.rigs import FrameTransform, optical_frame
 from lunar_stereo_recon.geometry.rotation import rotation_from_rpy
 
@@ -90,7 +91,7 @@ def read_world(folder: Path) -> dict[str, Any]:
     """
     path = folder / DESCRIPTION_FILE
     try:
-        description = json.loads(path.read_text(encoding='utf-8'))
+        description = read_json(path)
         missing = {'world', 'name', 'spawn'} - description.keys()
     except OSError as error:
         raise InputError(
@@ -111,11 +112,10 @@ def start_height(folder: Path, x_m: float, y_m: float) -> float:
         InputError: The place is outside the table of heights, or there is none.
     """
     path = folder / START_HEIGHTS_FILE
-    try:
-        with np.load(path, allow_pickle=False) as table:
-            position, highest = table['position_m'], table['highest_m']
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f'cannot read the heights of the ground from {path}: {error}') from error
+    table = load_arrays(path, 'heights of the ground', ('position_m', 'highest_m'))
+    position, highest = table['position_m'], table['highest_m']
+    if position.ndim != 1 or not len(position) or highest.shape != 2 * position.shape:
+        raise InputError(f'{path}: {position.shape} places with {highest.shape} heights')
     if max(abs(x_m), abs(y_m)) > position[-1]:
         raise InputError(
             f'a start at x {x_m:g} y {y_m:g} m is outside the ground with known heights, '

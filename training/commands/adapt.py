@@ -22,6 +22,7 @@ from torch import nn, Tensor
 from lunar_stereo_recon.bags.reader import BagFrame, StereoBagReader
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError, ModelError
+from lunar_stereo_recon.files.arrays import load_arrays
 from lunar_stereo_recon.preprocess import aligned_principal_points, network_pair
 from training.checkpoint import trained_network
 from training.commands.train import join_processes, recipe_path
@@ -152,8 +153,8 @@ def label_bag(
                 with partial.open('wb') as file:
                     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
                 partial.rename(path)
-            with np.load(path) as arrays:
-                shares.append(float((arrays['confidence'] >= 0.5).mean()))
+            confidence = load_arrays(path, 'label', ('confidence',))['confidence']
+            shares.append(float((confidence >= 0.5).mean()))
     if not shares:
         raise InputError(f'{bag}: no stereo frames')
     return shares

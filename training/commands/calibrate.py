@@ -19,6 +19,7 @@ from lunar_stereo_recon.backends import load_backend, model_seal
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.scores import ause, expected_calibration_error
+from lunar_stereo_recon.files.arrays import load_arrays
 from lunar_stereo_recon.geometry.confidence import (
     calibrated_confidence,
     ConfidenceCalibration,
@@ -40,11 +41,8 @@ def load_rendered_pair(path: Path) -> tuple[StereoPair, NDArray[np.float32]]:
         InputError: The file is not a readable rendered pair.
     """
     sample = read_sample(path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            intrinsics, baseline_m = arrays['intrinsics'], float(arrays['baseline_m'])
-    except KeyError as error:
-        raise InputError(f'{path}: not a readable rendered pair: {error}') from error
+    camera = load_arrays(path, 'rendered pair', ('intrinsics', 'baseline_m'))
+    intrinsics, baseline_m = camera['intrinsics'], float(camera['baseline_m'])
     height, width = sample['disparity'].shape
     fx, fy, cx, cy = (float(intrinsics[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2)))
     calibration = StereoCalibration(fx, fy, cx, cy, cx, baseline_m, width, height)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import logging
 from pathlib import Path
 from typing import Any
-import zipfile
 
 import cv2
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.arrays import load_arrays
 from training.recipe import DataRecipe
 
 LOG = logging.getLogger(__name__)
@@ -59,13 +59,10 @@ def read_sample(path: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: The file cannot be read, or an array is missing.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            sample = {name: arrays[name] for name in ARRAYS}
-            optional = [name for name in OPTIONAL_ARRAYS if name in arrays]
-            sample |= {name: arrays[name].astype(np.float32) for name in optional}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f'{path}: not a readable rendered pair: {error}') from error
+    sample = load_arrays(path, 'rendered pair', ARRAYS, OPTIONAL_ARRAYS)
+    for name in OPTIONAL_ARRAYS:
+        if name in sample:
+            sample[name] = sample[name].astype(np.float32)
     scale = 1.0 / np.iinfo(sample['left'].dtype).max
     for view in ('left', 'right'):
         sample[view] = sample[view].astype(np.float32) * np.float32(scale)

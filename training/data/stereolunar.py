@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-import zipfile
 
 import cv2
 import numpy as np
@@ -20,7 +19,9 @@ from numpy.typing import NDArray
 import OpenEXR
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.arrays import load_arrays
 from lunar_stereo_recon.files.images import read_image
+from lunar_stereo_recon.limits import MAX_SIDE_PX
 from lunar_stereo_recon.simulation.dataset_forms import PAIR_INDEX
 from training.data.batches import drawn_matches, StepBatches, UnsuitablePairError, vary_light
 from training.recipe import DataRecipe
@@ -128,12 +129,11 @@ def list_view_pairs(
 
 
 def _indexed_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    with np.load(folder / PAIR_INDEX, allow_pickle=False) as index:
-        scenes, names = index['scenes'][index['sceneids']], index['images']
-        stems = [
-            folder / str(scene) / str(name) for scene, name in zip(scenes, names, strict=True)
-        ]
-        both = [(stems[i], stems[j]) for i, j in index['pairs'][:, :2]]
+    arrays = ('scenes', 'sceneids', 'images', 'pairs')
+    index = load_arrays(folder / PAIR_INDEX, 'list of pairs', arrays)
+    scenes, names = index['scenes'][index['sceneids']], index['images']
+    stems = [folder / str(scene) / str(name) for scene, name in zip(scenes, names, strict=True)]
+    both = [(stems[i], stems[j]) for i, j in index['pairs'][:, :2]]
     if not both:
         raise InputError(f'{folder / PAIR_INDEX}: names no pairs')
     return [pair for one, two in both for pair in ((one, two), (two, one))]
@@ -157,13 +157,8 @@ def read_view(stem: Path) -> LunarView:
             f'{depth.shape[1]}x{depth.shape[0]}'
         )
     camera = stem.with_suffix('.npz')
-    try:
-        with np.load(camera, allow_pickle=False) as arrays:
-            intrinsics, pose = (
-                arrays[name].astype(np.float64) for name in ('intrinsics', 'cam2world')
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f'{camera}: not a readable camera file: {error}') from error
+    arrays = load_arrays(camera, 'camera file', ('intrinsics', 'cam2world'))
+    intrinsics, pose = (arrays[name].astype(np.float64) for name in ('intrinsics', 'cam2world'))
     if intrinsics.shape != (3, 3) or pose.shape != (4, 4):
         raise InputError(
             f'{camera}: intrinsics {intrinsics.shape}, cam2world {pose.shape}; (3, 3) and '
@@ -182,8 +177,15 @@ def read_depth(path: Path) -> NDArray[np.float32]:
     if not path.is_file():
         raise InputError(f'no depth at {path}')
     try:
+        # Its window is read first: a few bytes may claim gigabytes.
+        low, high = OpenEXR.File(str(path), header_only=True).header()['dataWindow']
+        width, height = (int(high[axis]) - int(low[axis]) + 1 for axis in (0, 1))
+        if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
+            raise InputError(
+                f'{path}: EXR of {width}x{height}; 1 to {MAX_SIDE_PX} pixels each way are read'
+            )
         channels = OpenEXR.File(str(path)).channels()
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, OSError) as error:
         raise InputError(f'{path}: not a readable EXR file: {error}') from error
     if DEPTH_CHANNEL not in channels:
         raise InputError(f'{path}: channels {", ".join(channels)}; {DEPTH_CHANNEL!r} is needed')

@@ -13,6 +13,7 @@ import json
 import os
 from pathlib import Path
 import pickle
+import struct
 from typing import Any
 import zipfile
 
@@ -22,6 +23,7 @@ import torch
 from torch import nn, Tensor
 
 from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.limits import MAX_CHECKPOINT_BYTES
 from training.models.encoders import encoder_state_from_official
 from training.models.heads import HeadConfig
 from training.models.mast3r import Mast3r, Mast3rConfig
@@ -30,9 +32,25 @@ from training.models.paper_students import (
     PaperStudent,
     PaperStudentConfig,
 )
+from training.models.sizes import check_sizes
 
 FORMAT_VERSION = '1'
 KEYS_SHOWN = 4
+# What torch's reader of pickles raises on damaged ones: it trusts what is not code.
+_PICKLE_DAMAGE = (
+    pickle.UnpicklingError,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+)
 
 # Arguments of the official constructor that become a field of Mast3rConfig.
 SIZE_ARGUMENTS = {
@@ -197,6 +215,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f'model file {path} does not exist')
+    size = path.stat().st_size
+    if size > MAX_CHECKPOINT_BYTES:
+        raise ModelError(f'{path} has {size} bytes; at most {MAX_CHECKPOINT_BYTES} are read')
     if path.suffix == '.safetensors':
         return _read_safetensors(path)
     content = _read_pickle(path)
@@ -268,7 +289,9 @@ def parse_constructor(text: str, path: str | Path = 'checkpoint') -> Mast3rConfi
     for field, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise ModelError(f'{path}: constructor has {field} = {value!r}; a number is needed')
-    return Mast3rConfig(**sizes, head=head)
+    config = Mast3rConfig(**sizes, head=head)
+    check_sizes(config, path)
+    return config
 
 
 def _teacher(state: dict[str, Tensor], extras: dict[str, Any], path: str | Path) -> Mast3r:
@@ -294,7 +317,7 @@ def _student(
 def _keyword_arguments(text: str, path: str | Path) -> dict[str, Any]:
     try:
         call = ast.parse(text.strip(), mode='eval').body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ModelError(f'{path}: constructor text cannot be read: {text[:80]!r}') from error
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
         raise ModelError(f'{path}: constructor text is no call with keywords: {text[:80]!r}')
@@ -361,9 +384,11 @@ def _config_from_metadata(extras: dict[str, Any], kind: type, path: str | Path) 
         values = json.loads(extras['config'])
         head = values.pop('head')
         head['level_channels'] = tuple(head['level_channels'])
-        return kind(**values, head=HeadConfig(**head))
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        config = kind(**values, head=HeadConfig(**head))
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f'{path} has a broken configuration: {error}') from error
+    check_sizes(config, path)
+    return config
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -381,7 +406,7 @@ def _read_pickle(path: Path) -> Any:
             return torch.load(
                 path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except _PICKLE_DAMAGE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
             f'{path} is no complete checkpoint of tensors and plain values: {reason}'
