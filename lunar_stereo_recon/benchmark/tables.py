@@ -106,9 +106,11 @@ def compact_table(results_by_set: Sequence[tuple[str, Results]]) -> str:
                     # Without a confidence nothing is sure.
                     shown = figures if figures['sure'] else {**figures, 'sure_wrong': None}
                     cells = [_number(shown[key], *form) for key, _, *form in COMPACT_COLUMNS]
+                    time = summary['overall']['ms_median'] if subset == 'all' else None
+                    cells.append(_number(time, 1, 0))
                     rows.append([name, subset, str(figures['pixels']), method, *cells])
     headers = [header for _, header, *_ in COMPACT_COLUMNS]
-    return _table(['set', 'subset', 'pixels', 'method', *headers], rows)
+    return _table(['set', 'subset', 'pixels', 'method', *headers, 'ms p50'], rows)
 
 
 def calibration_table(results_by_set: Sequence[tuple[str, Results]]) -> str:

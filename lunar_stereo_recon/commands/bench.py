@@ -109,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
             'the full report takes one --data, neither --rendered nor --upside-down; '
             'add --json FILE or --against MODEL'
         )
+    if args.against and (args.method or args.speed):
+        raise InputError('--against has methods of its own; neither --method nor --speed fits')
     cv2.setNumThreads(args.threads)
     if several:
         return _several_sets(args, methods, variants)

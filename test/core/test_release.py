@@ -158,6 +158,9 @@ def test_bench_against_an_older_file(samples, model_maker, tmp_path, capsys):
 def test_full_report_has_no_several_sets(samples, capsys):
     assert main(['bench', '--data', str(samples), '--upside-down']) == 2
     assert '--json FILE or --against MODEL' in capsys.readouterr().err
+    options = ['--against', 'flight', '--method', 'BM']
+    assert main(['bench', '--data', str(samples), *options]) == 2
+    assert '--method' in capsys.readouterr().err
 
 
 def test_upside_down_is_the_same_matching_problem(samples, slope_disparity):
