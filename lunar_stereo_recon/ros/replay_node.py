@@ -57,6 +57,7 @@ class ReplayNode(Node):
         if not self.settings.bag:
             raise InputError("the parameter 'bag' is empty; the path of a recording is needed")
         self._reader = StereoBagReader(self.settings.bag, self._given_topics())
+        self._latched_depths: dict[str, int] = {}
         self._outputs = self._make_publishers()
         self._clock_publisher = (
             self.create_publisher(message_class('rosgraph_msgs/msg/Clock'), '/clock', 10)
@@ -132,9 +133,10 @@ class ReplayNode(Node):
             except (ModuleNotFoundError, AttributeError):
                 self.get_logger().warning(f'{topic} is left out: {type_name} is not installed')
                 continue
-            publishers[topic] = self.create_publisher(
-                kind, self._output_name(topic), self._recorded_qos(topic)
-            )
+            qos = self._recorded_qos(topic)
+            publishers[topic] = self.create_publisher(kind, self._output_name(topic), qos)
+            if qos.durability == DurabilityPolicy.TRANSIENT_LOCAL:
+                self._latched_depths[topic] = qos.depth
         return publishers
 
     def _recorded_qos(self, topic: str) -> QoSProfile:
@@ -237,12 +239,15 @@ class ReplayNode(Node):
             self._outputs[connection.topic].publish(bytes(raw))
 
     def _keep_latched(self, kept: list[tuple[str, bytes]], topic: str, raw: bytes) -> None:
-        """Keep what holds from the skipped beginning on: static transforms, the last infos."""
-        if topic.endswith('tf_static'):
-            kept.append((topic, raw))
-        elif topic in (self._reader.topics.left_info, self._reader.topics.right_info):
-            kept[:] = [item for item in kept if item[0] != topic]
-            kept.append((topic, raw))
+        """Keep what holds from the skipped beginning on: what was latched, and the last infos."""
+        depth = self._latched_depths.get(topic, 0)
+        if topic in (self._reader.topics.left_info, self._reader.topics.right_info):
+            depth = 1
+        if depth == 0:
+            return
+        kept.append((topic, raw))
+        if sum(1 for name, _ in kept if name == topic) > depth:
+            del kept[next(i for i, (name, _) in enumerate(kept) if name == topic)]
 
     def _wait_until(self, start_s: float, recorded_s: float, first_ns: int) -> None:
         """Sleep until a message is due; the clock goes on meanwhile."""
