@@ -24,7 +24,7 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import ExecutableInPackage, FindPackageShare
 
 from lunar_stereo_recon.files.rigs import FrameTransform
-from lunar_stereo_recon.ros.launch_actions import static_transform
+from lunar_stereo_recon.ros.launch_actions import check_needs, static_transform
 from lunar_stereo_recon.ros.launch_arguments import (
     argument,
     FLAG,
@@ -41,6 +41,7 @@ GAZEBO_PIXEL_OFFSET_PX = 0.5
 GROUNDS = ('mare', 'highland', 'south_pole', 'boulder_field', 'smooth')
 ROCKS = ('heightfield', 'mesh')
 START = ('x', 'y', 'z', 'yaw')
+GAZEBO_PACKAGES = ('ros_gz_sim', 'ros_gz_bridge', 'tf2_ros')
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -50,6 +51,7 @@ def generate_launch_description() -> LaunchDescription:
     bridge = PathJoinSubstitution([share, 'config', 'gz_bridge.yaml'])
     return LaunchDescription(
         [
+            OpaqueFunction(function=check_needs, args=GAZEBO_PACKAGES),
             argument('world', 'Folder that lunar-stereo export-gazebo wrote; empty makes one'),
             argument('preset', 'Ground to make', 'mare', GROUNDS),
             argument('seed', 'Seed of the ground to make', '1'),

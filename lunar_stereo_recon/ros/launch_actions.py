@@ -23,24 +23,28 @@ VIEWERS = {'rviz': 'rviz2', 'foxglove': 'foxglove_bridge'}
 RESPAWN_DELAY_S = 2.0
 
 
-def check_needs(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+def check_needs(context: LaunchContext, *packages: str) -> list[LaunchDescriptionEntity]:
     """Refuse arguments whose package or file is missing; nothing is started by it.
 
     Args:
         context: Of the launch; arguments of files that are included later may not be there yet.
+        packages: What the launch file needs whatever its arguments are.
 
     Raises:
         InputError: A package is not installed, or the rig file cannot be used.
     """
     given, installed = context.launch_configurations, get_packages_with_prefixes()
-    needed = {f'{name}:=true': item for name, item in VIEWERS.items() if given.get(name) == 'true'}
+    needed = [('this launch file', package) for package in packages]
+    needed += [
+        (f'{name}:=true', item) for name, item in VIEWERS.items() if given.get(name) == 'true'
+    ]
     if given.get('rig'):
         read_rig_frames(Path(given['rig']).expanduser())
-        needed[f'rig:={given["rig"]}'] = 'tf2_ros'
-    for argument, package in needed.items():
+        needed.append((f'rig:={given["rig"]}', 'tf2_ros'))
+    for user, package in needed:
         if package not in installed:
             raise InputError(
-                f'{argument} needs the package {package}, which is not installed: '
+                f'{user} needs the package {package}, which is not installed: '
                 f'apt install ros-<distro>-{package.replace("_", "-")}'
             )
     return []

@@ -468,8 +468,9 @@ class ReconstructionNode(LifecycleNode):
         if resting == self._said:
             return
         self._said = resting
-        names = map(self.resolve_topic_name, self._outputs.wanted())
-        self.get_logger().info(resting or f'works for subscribers of {", ".join(names)}')
+        names = ', '.join(map(self.resolve_topic_name, self._outputs.wanted()))
+        working = f'works for subscribers of {names}' if names else 'works, as lazy is false'
+        self.get_logger().info(resting or working)
 
     def _resting(self) -> str:
         """Return why nothing is done, on purpose; '' where there is work."""

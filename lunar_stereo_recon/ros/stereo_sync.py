@@ -291,7 +291,12 @@ def _is_it_published(
     mute = [topic for topic in silent if publishers.get(topic, 0) > 0]
     if not mute:
         return question
+    has, does, its = (
+        ('has a publisher', 'does it', 'its')
+        if len(mute) == 1
+        else ('have publishers', 'do they', 'their')
+    )
     return (
-        f'{question} {" and ".join(mute)} has a publisher, but nothing comes: does it publish, '
-        'and does its QoS fit (`ros2 topic info --verbose`)?'
+        f'{question} {" and ".join(mute)} {has}, but nothing arrives: {does} publish, and does '
+        f'{its} QoS fit (`ros2 topic info --verbose`)?'
     )

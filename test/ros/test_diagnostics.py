@@ -127,7 +127,7 @@ def test_no_pair_is_a_warning_that_names_what_is_missing(report):
     assert message == 'left 20 images, right 0: is /r/image published?'
     sync.images.update(left=20)
     report.publishers = {'/r/image': 1}
-    assert 'has a publisher, but nothing comes' in status_of(report, 'input', sync)[1]
+    assert 'has a publisher, but nothing arrives' in status_of(report, 'input', sync)[1]
     sync.images.update(left=20)
     report.conflicts = {'/r/image': 'RELIABILITY'}
     _, message, values = status_of(report, 'input', sync)

@@ -226,7 +226,7 @@ def test_only_the_silent_time_counts(sync):
 
 def test_publisher_that_is_not_heard_points_at_qos(sync):
     text = explanation(sync, publishers={'/l/image': 1, '/r/image': 0})
-    assert '/l/image has a publisher, but nothing comes' in text
+    assert '/l/image has a publisher, but nothing arrives' in text
     assert 'QoS' in text
 
 

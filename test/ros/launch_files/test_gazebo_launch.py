@@ -89,6 +89,13 @@ def test_world_is_made_first_where_none_is_given(launched, world, tmp_path):
     assert gazebo == [f'-r {made}/world.sdf']
 
 
+@pytest.mark.parametrize('missing', ['ros_gz_sim', 'ros_gz_bridge', 'tf2_ros'])
+def test_a_missing_package_is_said_before_the_world_is_made(launched, missing):
+    launch = launched(missing=(missing,))
+    assert f'this launch file needs the package {missing}' in launch.wait()
+    assert launch.has_started() == set()
+
+
 def test_launch_ends_where_the_world_cannot_be_made(launched, monkeypatch):
     monkeypatch.setenv('EXPORT_STATUS', '2')
     output = launched().wait()
