@@ -138,6 +138,18 @@ def test_every_import_of_the_runtime_is_declared_for_pip_and_for_rosdep(manifest
             assert name in exec_depends(manifest), f'{name} is not in package.xml'
 
 
+def test_simulator_has_rosdep_keys_for_who_asks(manifest):
+    catkin_pkg = pytest.importorskip('catkin_pkg.package')
+    package = catkin_pkg.parse_package(str(ROOT / 'package.xml'))
+
+    def keys(environment):
+        package.evaluate_conditions(environment)
+        return {depend.name for depend in package.exec_depends if depend.evaluated_condition}
+
+    more = keys({'LUNAR_STEREO_SIM': '1'}) - keys({})
+    assert more == {'python3-numba', 'python3-pytorch-pip'}
+
+
 def test_every_import_of_training_is_declared(metadata):
     distributions = {'cv2': 'opencv-python-headless', 'yaml': 'pyyaml', 'OpenEXR': 'openexr'}
     declared = metadata[''] | metadata['train']
