@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 import re
 
 import cv2
@@ -24,6 +25,8 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.result_messages import camera_info_message, image_message
 
 FRAMES = (0, 8)
+ROOT = Path(__file__).resolve().parents[2]
+DOCTOR = ROOT / 'lunar_stereo_recon' / 'doctor'
 
 
 @pytest.fixture(scope='module')
@@ -343,3 +346,12 @@ def test_command_takes_two_files(tmp_path, pairs, capsys):
 def test_text_of_a_bag_is_escaped_in_the_page(pairs, backend):
     report = examine(Subject('<script>alert(1)</script>', list(pairs[:1])), backend)
     assert '<script' not in as_html(report)
+
+
+def test_troubleshooting_names_findings_that_there_are():
+    source = '\n'.join(path.read_text() for path in DOCTOR.glob('*.py'))
+    known = set(re.findall(r"(?:Finding\(\s*|name = )'([a-z_ ]+)'", source))
+    page = (ROOT / 'docs' / 'troubleshooting.md').read_text(encoding='utf-8')
+    named = set(re.findall(r'\*\*([^*]+)\*\*', page)) - {'bold'}
+    assert len(named) > 15
+    assert named <= known, named - known

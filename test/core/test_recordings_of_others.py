@@ -6,6 +6,7 @@ Each case is the kind of a public report, named at its side; data and assertions
 from __future__ import annotations
 
 import json
+from pathlib import Path
 import re
 import shutil
 import struct
@@ -39,9 +40,11 @@ from lunar_stereo_recon.messages import (
     StereoTopics,
 )
 from lunar_stereo_recon.result_messages import camera_info_message, image_message
+from lunar_stereo_recon.ros.camera_presets import read_preset
 
 RIG = StereoCalibration(60.0, 60.0, 47.5, 31.5, 47.5, 0.2, 96, 64)
 TYPES = get_typestore(Stores.ROS2_JAZZY)
+PRESETS = Path(__file__).resolve().parents[2] / 'config' / 'presets'
 MAGIC = b'\x89MCAP0\r\n'
 HEADER, FOOTER, MESSAGE_INDEX, CHUNK_INDEX, SUMMARY_OFFSET, DATA_END = 1, 2, 7, 8, 0x0E, 0x0F
 VIEW = np.random.default_rng(0).integers(0, 255, (64, 96), dtype=np.uint8)
@@ -155,6 +158,18 @@ def test_each_image_has_its_own_camera_info(tmp_path, images, infos, wanted):
         calibration = next(reader.frames()).pair().calibration
     assert calibration.fx == wanted
     assert calibration.baseline_m == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize('name', ['realsense', 'oak', 'zed', 'zed_5_0', 'isaac_sim'])
+def test_presets_name_what_is_found_in_recordings(tmp_path, name):
+    preset = read_preset(PRESETS / f'{name}.yaml')
+    topics = dict(preset.remappings(rectify=False))
+    images = [topics[f'{side}/image_rect'] for side in ('left', 'right')]
+    infos = [(topics[f'{side}/camera_info'], 60.0) for side in ('left', 'right')]
+    with StereoBagReader(write(tmp_path / 'drive', images, infos)) as reader:
+        assert [reader.topics.left_image, reader.topics.right_image] == images
+        assert reader.topics.left_info == infos[0][0]
+        assert next(reader.frames()).looks_raw is False
 
 
 def plain_bag(path, frames=3):
