@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 
 from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.files.atomic import write_bytes
 from lunar_stereo_recon.limits import MAX_MODEL_BYTES
 
 KEY = 'file_sha256'
@@ -29,7 +30,7 @@ def seal_model(path: Path) -> None:
     content = path.read_bytes()
     if content[-_SEAL_BYTES:].startswith(_PREFIX):
         content = content[:-_SEAL_BYTES]
-    path.write_bytes(content + _PREFIX + hashlib.sha256(content).hexdigest().encode())
+    write_bytes(path, content + _PREFIX + hashlib.sha256(content).hexdigest().encode())
 
 
 def check_model_file(path: Path, key: Path | None = None) -> None:

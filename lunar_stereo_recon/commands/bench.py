@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+from lunar_stereo_recon.files.atomic import write_text
+
 if TYPE_CHECKING:
     from lunar_stereo_recon.benchmark.methods import Estimator, MethodScores
     from lunar_stereo_recon.benchmark.pairs import BenchmarkPair
@@ -131,8 +133,8 @@ def run(args: argparse.Namespace) -> int:
     print(report)
     args.out.mkdir(parents=True, exist_ok=True)
     document = json.dumps(result.document(summaries), indent=1)
-    (args.out / 'bench.json').write_text(document, encoding='utf-8')
-    (args.out / 'bench.md').write_text(report, encoding='utf-8')
+    write_text(args.out / 'bench.json', document)
+    write_text(args.out / 'bench.md', report)
     _write_pictures(args.out, result, methods[-1], estimators)
     print(f'Written to {args.out}: bench.md, bench.json, contact sheets and plots.')
     return 0

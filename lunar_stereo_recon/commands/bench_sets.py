@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-import json
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from lunar_stereo_recon.benchmark.release import (
 )
 from lunar_stereo_recon.benchmark.tables import calibration_table, compact_table
 from lunar_stereo_recon.evaluation.scores import summarise
+from lunar_stereo_recon.files.atomic import write_json, write_text
 
 NEW = 'new'
 # Beside the students in every comparison.
@@ -124,7 +124,7 @@ def against(
     report = _report(document, changes)
     print(report)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / 'against.md').write_text(report + '\n', encoding='utf-8')
+    write_text(args.out / 'against.md', report + '\n')
     _write(args.json or args.out / 'against.json', document)
     return may_be_released(changes)
 
@@ -186,4 +186,4 @@ def _tables(document: Mapping[str, Any]) -> str:
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1), encoding='utf-8')
+    write_json(path, document, indent=1)

@@ -20,6 +20,7 @@ from lunar_stereo_recon.commands.replay import (
     given_topics,
 )
 from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.files.atomic import write_json
 
 if TYPE_CHECKING:
     from lunar_stereo_recon.messages import StereoTopics
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         'machine': describe_machine(),
     }
     path = args.out / 'summary.json'
-    path.write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+    write_json(path, summary)
     print(format_summary(summary))
     for name in ('fused.ply', 'cloud.png', 'contact_sheet.png', 'summary.json', 'result'):
         if (args.out / name).exists():

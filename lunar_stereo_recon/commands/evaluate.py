@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+from lunar_stereo_recon.files.atomic import write_json
+
 if TYPE_CHECKING:
     from lunar_stereo_recon.evaluation.scores import PairScore
     from lunar_stereo_recon.files.manifests import ManifestEntry
@@ -29,8 +31,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; a pair without prediction counts as missing everywhere."""
-    import json
-
     from lunar_stereo_recon.errors import InputError
     from lunar_stereo_recon.evaluation.scores import format_table, summarise
     from lunar_stereo_recon.files.manifests import load_manifest
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     for name, summary in results.items():
         print(format_table(name, summary), end='\n\n')
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1), encoding='utf-8')
+        write_json(args.json, results, indent=1)
     return 0
 
 

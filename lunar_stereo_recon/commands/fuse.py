@@ -12,6 +12,7 @@ from typing import Any, TYPE_CHECKING
 from lunar_stereo_recon.commands.replay import add_bag_arguments, given_topics
 from lunar_stereo_recon.commands.run import add_reconstruction_arguments, reconstructor
 from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.files.atomic import write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         except InputError as error:  # the map is good without: what hinders is said in its place
             summary['height_error'] = str(error)
     text = json.dumps(summary, indent=2)
-    (args.out / 'map.json').write_text(text + '\n', encoding='utf-8')
+    write_text(args.out / 'map.json', text + '\n')
     print(text)
     return 0
 

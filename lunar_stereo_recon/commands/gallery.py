@@ -9,6 +9,7 @@ import sys
 from typing import Any, TYPE_CHECKING
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.atomic import write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,5 +151,12 @@ def _suns(args: argparse.Namespace, dem: Dem | None) -> list[tuple[str, float, f
 
 def _write(cv2: Any, path: Path, image: NDArray[np.uint8]) -> None:
     quality = [cv2.IMWRITE_JPEG_QUALITY, 80] if path.suffix == '.jpg' else []
-    if not cv2.imwrite(str(path), image, quality):
-        raise InputError(f'cannot write {path}')
+    try:
+        encoded, data = cv2.imencode(path.suffix, image, quality)
+        if not encoded:
+            raise InputError(f'cannot encode {path}')
+        write_bytes(path, data.tobytes())
+    except cv2.error as error:
+        raise InputError(f'cannot write {path}: no form of images has this ending') from error
+    except OSError as error:
+        raise InputError(f'cannot write {path}: {error.strerror}') from error

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from dataclasses import dataclass, field
-import json
 from pathlib import Path
 import time
 from typing import Any, TYPE_CHECKING
 
 from lunar_stereo_recon.commands.run import add_reconstruction_arguments, reconstructor
 from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.files.atomic import write_json
 
 if TYPE_CHECKING:
     from lunar_stereo_recon.bags.reader import BagFrame, StereoBagReader
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     if report:
         summary.update(_report(args, topics, counts.frames))
     path = args.out / 'summary.json'
-    path.write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+    write_json(path, summary)
     _print_results(args.out, summary, report)
     return 0
 

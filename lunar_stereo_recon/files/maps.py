@@ -9,6 +9,7 @@ import numpy as np
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.elevation import ElevationMap
 from lunar_stereo_recon.evaluation.fusion import FusedCloud
+from lunar_stereo_recon.files.atomic import atomic_path
 
 BANDS = (
     ('height', 'metre'),
@@ -42,25 +43,26 @@ def write_geotiff(path: Path, elevation: ElevationMap, crs: str | None = None) -
     except CRSError as error:
         raise InputError(f'{crs} is not a coordinate reference system: {error}') from error
     height, width = elevation.height.shape
-    with rasterio.open(
-        path,
-        'w',
-        driver='GTiff',
-        height=height,
-        width=width,
-        count=len(BANDS),
-        dtype='float32',
-        nodata=float('nan'),
-        crs=system,
-        transform=from_origin(
-            elevation.west_m, elevation.north_m, elevation.cell_m, elevation.cell_m
-        ),
-        compress='deflate',
-    ) as raster:
-        for number, (name, unit) in enumerate(BANDS, start=1):
-            raster.write(getattr(elevation, name), number)
-            raster.set_band_description(number, name)
-            raster.set_band_unit(number, unit)
+    with atomic_path(path) as unfinished:
+        with rasterio.open(
+            unfinished,
+            'w',
+            driver='GTiff',
+            height=height,
+            width=width,
+            count=len(BANDS),
+            dtype='float32',
+            nodata=float('nan'),
+            crs=system,
+            transform=from_origin(
+                elevation.west_m, elevation.north_m, elevation.cell_m, elevation.cell_m
+            ),
+            compress='deflate',
+        ) as raster:
+            for number, (name, unit) in enumerate(BANDS, start=1):
+                raster.write(getattr(elevation, name), number)
+                raster.set_band_description(number, name)
+                raster.set_band_unit(number, unit)
 
 
 def write_laz(path: Path, cloud: FusedCloud) -> None:
@@ -82,4 +84,5 @@ def write_laz(path: Path, cloud: FusedCloud) -> None:
     points.red, points.green, points.blue = cloud.colors.T.astype(np.uint16) * 257
     points['confidence'] = cloud.confidence
     points['observations'] = cloud.observations.astype(np.uint32)
-    points.write(path)
+    with atomic_path(path) as unfinished:
+        points.write(unfinished)

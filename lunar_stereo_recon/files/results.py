@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction
-from lunar_stereo_recon.files.atomic import atomic_file
+from lunar_stereo_recon.files.atomic import atomic_file, write_bytes
 from lunar_stereo_recon.visualize import (
     ColorScale,
     CONFIDENCE_SCALE,
@@ -141,14 +141,15 @@ def write_pcd(path: Path, reconstruction: Reconstruction) -> int:
 
 def write_arrays(path: Path, reconstruction: Reconstruction) -> None:
     """Write disparity, depth, confidence and points as float32 and `ms`, the time it took."""
-    np.savez_compressed(
-        path,
-        disparity=reconstruction.disparity,
-        depth=reconstruction.depth,
-        confidence=reconstruction.confidence,
-        points=reconstruction.points,
-        ms=np.float64(sum(reconstruction.timings_ms.values())),
-    )
+    with atomic_file(path) as file:
+        np.savez_compressed(
+            file,
+            disparity=reconstruction.disparity,
+            depth=reconstruction.depth,
+            confidence=reconstruction.confidence,
+            points=reconstruction.points,
+            ms=np.float64(sum(reconstruction.timings_ms.values())),
+        )
 
 
 def write_png(path: Path, image: NDArray[Any]) -> None:
@@ -162,7 +163,7 @@ def write_png(path: Path, image: NDArray[Any]) -> None:
     encoded, data = cv2.imencode('.png', image)
     if not encoded:
         raise OSError(f'cannot encode an image of shape {image.shape} and type {image.dtype}')
-    path.write_bytes(data.tobytes())
+    write_bytes(path, data.tobytes())
 
 
 def depth_millimetres(depth: FloatImage) -> NDArray[np.uint16]:

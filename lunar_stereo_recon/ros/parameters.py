@@ -392,8 +392,21 @@ class ReconstructionParameters:
         maximum=1.0,
         dynamic=True,
     )
+    allow_saving: bool = parameter(
+        True,
+        'Let services write files: `~/save_cloud`, and `~/doctor` its page. Without it there is '
+        'no `~/save_cloud`, and `~/doctor` answers with text alone.',
+    )
+    save_root: str = parameter(
+        '.',
+        'Folder below which services write files, and nowhere else. Relative to where the node '
+        'was started.',
+    )
     save_directory: str = parameter(
-        '.', 'Folder in which the service `~/save_cloud` writes its files.', dynamic=True
+        '.',
+        'Folder in which the services `~/save_cloud` and `~/doctor` write their files. Relative '
+        'to `save_root`; one that is not below it is refused.',
+        dynamic=True,
     )
     save_format: str = parameter(
         'ply',

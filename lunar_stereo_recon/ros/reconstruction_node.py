@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import functools
-import os
 from pathlib import Path
 import sys
 import threading
@@ -49,6 +48,7 @@ from lunar_stereo_recon.ros.rclpy_messages import (
 )
 from lunar_stereo_recon.ros.recent_inputs import RecentInputs
 from lunar_stereo_recon.ros.result_outputs import LOG_THROTTLE_S, ResultOutputs
+from lunar_stereo_recon.ros.saving import save_folder
 from lunar_stereo_recon.ros.stereo_inputs import PairStamps, source_names, StereoInputs
 from lunar_stereo_recon.ros.stereo_sync import StereoMessages
 
@@ -126,6 +126,7 @@ class ReconstructionNode(LifecycleNode):
         super().__init__(NAME, **kwargs)
         self._made = False
         self.parameters = declare_parameters(self, ReconstructionParameters)
+        self._save_folder()
         self._core_logs = log_core_to(self.get_logger())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._engine: MatchingEngine | None = None
@@ -145,7 +146,8 @@ class ReconstructionNode(LifecycleNode):
             message_class('diagnostic_msgs/msg/DiagnosticArray'), '/diagnostics', 1
         )
         self.create_service(SetBool, '~/enable', self._on_enable)
-        self.create_service(Trigger, '~/save_cloud', self._on_save_cloud)
+        if self.parameters.allow_saving:
+            self.create_service(Trigger, '~/save_cloud', self._on_save_cloud)
         self.create_service(Trigger, '~/set_model', self._on_set_model)
         self.create_service(Trigger, '~/doctor', self._on_doctor)
         self._made = True
@@ -349,16 +351,16 @@ class ReconstructionNode(LifecycleNode):
             response.message = 'there is no cloud yet'
             return response
         save_format = self.parameters.save_format
-        folder = Path(os.path.expanduser(self.parameters.save_directory))
-        path = folder / f'cloud_{result.stamp_ns}.{save_format}'
+        name = f'cloud_{result.stamp_ns}.{save_format}'
         try:
+            path = self._save_folder() / name
             path.parent.mkdir(parents=True, exist_ok=True)
             count = CLOUD_WRITERS[save_format](path, result)
-        except OSError as error:
-            response.message = f'cannot write {path}: {error}'
+        except (InputError, OSError) as error:
+            response.message = f'cannot write {name}: {error}'
             return response
         response.success = True
-        response.message = f'{count} points in {path.resolve()}'
+        response.message = f'{count} points in {path}'
         return response
 
     @answered
@@ -412,17 +414,22 @@ class ReconstructionNode(LifecycleNode):
             self._pairs.static_baseline_m,
             self._pairs.doubts.get('baseline', ''),
         )
-        folder = Path(os.path.expanduser(self.parameters.save_directory))
-        page = folder / f'doctor_{time.strftime("%Y%m%d_%H%M%S")}.html'
         response.success = report.worst is not Severity.FAULT
         response.message = as_text(report)
+        if not self.parameters.allow_saving:
+            return response
+        name = f'doctor_{time.strftime("%Y%m%d_%H%M%S")}.html'
         try:
+            page = self._save_folder() / name
             write_page(page, report)
         except (InputError, OSError) as error:
-            response.message += f'\n\nWithout pictures: cannot write {page}: {error}'
+            response.message += f'\n\nWithout pictures: cannot write {name}: {error}'
         else:
-            response.message += f'\n\nWith pictures: {page.resolve()}'
+            response.message += f'\n\nWith pictures: {page}'
         return response
+
+    def _save_folder(self) -> Path:
+        return save_folder(self.parameters.save_root, self.parameters.save_directory)
 
     def _let_the_worker_finish(self) -> None:
         """Wait for the pair in work: not every matcher serves two threads at once."""
@@ -511,7 +518,9 @@ class ReconstructionNode(LifecycleNode):
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         try:
-            self.parameters = changed_parameters(self.parameters, changes)
+            changed = changed_parameters(self.parameters, changes)
+            save_folder(changed.save_root, changed.save_directory)
+            self.parameters = changed
         except ReconError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)

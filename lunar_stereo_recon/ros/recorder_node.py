@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import dataclasses
 from dataclasses import dataclass
 import functools
-import json
 from pathlib import Path
 import queue
 import sys
@@ -26,6 +25,7 @@ from rclpy.serialization import deserialize_message
 
 from lunar_stereo_recon.bags.writer import BagWriter
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.atomic import write_json
 from lunar_stereo_recon.messages import cdr_stamp_ns
 from lunar_stereo_recon.ros.node_main import EXIT_DONE, EXIT_ERROR, run_node
 from lunar_stereo_recon.ros.node_parameters import declare_parameters
@@ -149,7 +149,7 @@ class RecorderNode(Node):
         if self.settings.summary:
             path = Path(self.settings.summary)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.summary(), indent=2) + '\n')
+            write_json(path, self.summary())
         self.get_logger().info(f'{len(self.frames)} frames recorded to {self.settings.bag}')
 
     def summary(self) -> dict[str, Any]:

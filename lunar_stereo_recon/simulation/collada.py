@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lunar_stereo_recon.files.atomic import write_text
+
 # Five decimals are 10 micrometres: less than float32 resolves at the horizon.
 _POSITION_FORMAT = '%.5f'
 _DIRECTION_FORMAT = '%.4f'
@@ -76,7 +78,7 @@ def write_collada(
   </scene>
 </COLLADA>
 """
-    path.write_text(text, encoding='utf-8')
+    write_text(path, text)
 
 
 def _source(name: str, axes: str, values: NDArray[Any], number_format: str) -> str:

@@ -11,7 +11,6 @@ from functools import cache, lru_cache
 import json
 import math
 import multiprocessing
-import os
 from pathlib import Path
 import sys
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 
 from lunar_stereo_recon import __version__
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.atomic import atomic_file, write_json
 from lunar_stereo_recon.simulation.camera import (
     expose,
     right_view,
@@ -114,22 +114,21 @@ class Sample:
 
     def save(self, path: Path) -> None:
         """Write the sample to an .npz file; the file appears only when it is complete."""
-        partial = path.with_name(f'.{path.stem}.{os.getpid()}.npz')
         masks = {'rock': self.rock, 'parts': self.parts}
         known: dict[str, Any] = {name: mask for name, mask in masks.items() if mask is not None}
-        np.savez_compressed(
-            partial,
-            left=self.left,
-            right=self.right,
-            disparity=rounded(self.disparity, 15),
-            shadow=self.shadow,
-            occlusion=self.occlusion,
-            intrinsics=self.intrinsics,
-            baseline_m=np.float64(self.baseline_m),
-            meta=np.array(json.dumps(self.meta)),
-            **known,
-        )
-        os.replace(partial, path)
+        with atomic_file(path) as file:
+            np.savez_compressed(
+                file,
+                left=self.left,
+                right=self.right,
+                disparity=rounded(self.disparity, 15),
+                shadow=self.shadow,
+                occlusion=self.occlusion,
+                intrinsics=self.intrinsics,
+                baseline_m=np.float64(self.baseline_m),
+                meta=np.array(json.dumps(self.meta)),
+                **known,
+            )
 
 
 @dataclass(frozen=True)
@@ -460,10 +459,7 @@ def _write_manifest(out: Path, options: dict[str, Any], count: int) -> None:
         pairs = [group * VIEWS_PER_TERRAIN, last]
         terrains.append({'stratum': stratum, 'pairs': pairs, 'terrain': asdict(config)})
     out.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f'.{os.getpid()}')
-    manifest = {**options, 'count': count, 'terrains': terrains}
-    partial.write_text(json.dumps(manifest, indent=1) + '\n', encoding='utf-8')
-    os.replace(partial, path)
+    write_json(path, {**options, 'count': count, 'terrains': terrains}, indent=1)
 
 
 def write_pairs(

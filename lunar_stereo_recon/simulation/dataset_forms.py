@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lunar_stereo_recon.bags.writer import BagWriter
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.atomic import atomic_file, atomic_path, write_bytes
 from lunar_stereo_recon.simulation.traverse import START_STAMP_NS, TraverseFrame, write_frame
 
 if TYPE_CHECKING:
@@ -182,11 +183,14 @@ def _write_view(
 
     bgr = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     jpeg = stem.with_suffix('.jpg')
-    if not cv2.imwrite(str(jpeg), bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]):
-        raise InputError(f'cannot write {jpeg}')
+    encoded, data = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not encoded:
+        raise InputError(f'cannot encode {jpeg}')
+    write_bytes(jpeg, data.tobytes())
     known = np.nan_to_num(depth, nan=0.0).astype(np.float32)
     header = {'compression': OpenEXR.ZIP_COMPRESSION, 'type': OpenEXR.scanlineimage}
-    OpenEXR.File(header, {'Y': known}).write(str(stem.with_suffix('.exr')))
+    with atomic_path(stem.with_suffix('.exr')) as path:
+        OpenEXR.File(header, {'Y': known}).write(str(path))
     _replace_npz(
         stem.with_suffix('.npz'),
         intrinsics=intrinsics.astype(np.float32),
@@ -195,6 +199,5 @@ def _write_view(
 
 
 def _replace_npz(path: Path, **arrays: Any) -> None:
-    partial = path.with_name(f'.{path.stem}.{os.getpid()}.npz')
-    np.savez(partial, **arrays)
-    os.replace(partial, path)
+    with atomic_file(path) as file:
+        np.savez(file, **arrays)

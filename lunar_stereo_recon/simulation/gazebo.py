@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from numpy.typing import NDArray
 import torch
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.atomic import atomic_file, write_json, write_text
+from lunar_stereo_recon.files.results import write_png
 from lunar_stereo_recon.simulation.collada import write_collada
 from lunar_stereo_recon.simulation.gazebo_rover import (
     DESCRIPTION_FILE,
@@ -140,14 +141,13 @@ def export_world(
                 no_texture,
                 rocks.triangles,
             )
-        (folder / WORLD_FILE).write_text(world_sdf(patches, options, rocks), encoding='utf-8')
+        write_text(folder / WORLD_FILE, world_sdf(patches, options, rocks))
         axis, highest, _ = _ground_below(terrain, _TABLE_REACH_M, _TABLE_STEP_M)
-        np.savez_compressed(folder / START_HEIGHTS_FILE, position_m=axis, highest_m=highest)
+        with atomic_file(folder / START_HEIGHTS_FILE) as file:
+            np.savez_compressed(file, position_m=axis, highest_m=highest)
         description = _description(terrain, patches, options, about or {})
         # Last, because its presence says that the world is complete.
-        (folder / DESCRIPTION_FILE).write_text(
-            json.dumps(description, indent=2) + '\n', encoding='utf-8'
-        )
+        write_json(folder / DESCRIPTION_FILE, description)
     except OSError as error:
         raise InputError(f'cannot write the world to {folder}: {error.strerror}') from error
     return folder / WORLD_FILE
@@ -331,8 +331,7 @@ def _write_patch(
     albedo, normals = patch_textures(terrain, patch, texels, _SOIL_REFLECTANCE)
     for kind, image in (('albedo', albedo), ('normal', normals)):
         path = folder / f'{name}_{kind}.png'
-        if not cv2.imwrite(str(path), image[..., ::-1]):
-            raise InputError(f'cannot write {path}')
+        write_png(path, image)
 
 
 def _description(

@@ -11,9 +11,10 @@ from lunar_stereo_recon.bags.mcap_limits import check_chunks
 from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError, ReconError
-from lunar_stereo_recon.files.atomic import atomic_file
+from lunar_stereo_recon.files.atomic import atomic_file, write_json, write_text
 from lunar_stereo_recon.files.calibrations import load_calibration
 from lunar_stereo_recon.files.manifests import load_manifest
+from lunar_stereo_recon.files.results import write_png
 from lunar_stereo_recon.files.rigs import read_rig_frames
 from lunar_stereo_recon.files.yaml_files import read_yaml
 from lunar_stereo_recon.limits import MAX_YAML_BYTES
@@ -111,6 +112,26 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
         file.write(b'cloud')
     assert target.read_text() == 'precious'
     assert not link.is_symlink() and link.read_bytes() == b'cloud'
+
+
+def test_pictures_arrays_and_texts_are_written_so_too(tmp_path):
+    for write in (
+        lambda path: write_png(path, np.zeros((4, 6), np.uint8)),
+        lambda path: write_json(path, {'a': 1}),
+        lambda path: write_text(path, 'text'),
+    ):
+        target, link = tmp_path / 'precious', tmp_path / 'file.png'
+        target.write_text('precious')
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        write(link)
+        assert target.read_text() == 'precious' and not link.is_symlink()
+    with pytest.raises(TypeError):
+        write_json(tmp_path / 'file.png', {1: object()})
+    assert (tmp_path / 'file.png').read_text() == 'text'
+    with pytest.raises(OSError):
+        write_text(tmp_path / 'no' / 'folder', '')
+    assert sorted(os.listdir(tmp_path)) == ['file.png', 'precious']
 
 
 @pytest.mark.parametrize('name', ['fx', 'baseline_m', 'width'])

@@ -354,7 +354,8 @@ def shared_node(tmp_path_factory, private_graph) -> Iterator[tuple[Processes, Ca
     rig.advertise()
     rig.listen()
     rig.listen_diagnostics()
-    group.start('reconstruction_node', backend='sgbm', threads=1)
+    root = tmp_path_factory.getbasetemp()
+    group.start('reconstruction_node', backend='sgbm', threads=1, save_root=root)
     rig.wait_until_heard()
     yield group, rig
     rig.close()

@@ -41,7 +41,7 @@ def test_page_of_a_running_node(running, tmp_path):
 def test_fault_of_the_calibration_is_found(processes, cameras, tmp_path):
     cameras.advertise()
     cameras.listen('points2', 'frame_status')
-    processes.start(NODE, backend='sgbm', threads=1, save_directory=tmp_path)
+    processes.start(NODE, backend='sgbm', threads=1, save_root=tmp_path)
     cameras.wait_until_heard()
     some_pairs(cameras, right_tx=0.0)
     answer = cameras.call(Trigger, 'doctor')
@@ -53,7 +53,7 @@ def test_fault_of_the_calibration_is_found(processes, cameras, tmp_path):
 def test_silent_camera_is_found(processes, cameras, tmp_path):
     cameras.advertise()
     cameras.listen('points2', 'frame_status')
-    processes.start(NODE, backend='sgbm', threads=1, save_directory=tmp_path)
+    processes.start(NODE, backend='sgbm', threads=1, save_root=tmp_path)
     cameras.wait_until_heard()
     for _ in range(5):
         cameras.publish(sides=('left',))
@@ -65,7 +65,7 @@ def test_silent_camera_is_found(processes, cameras, tmp_path):
 
 def test_idle_node_listens_when_it_is_asked(processes, cameras, tmp_path):
     cameras.advertise()
-    processes.start(NODE, backend='sgbm', threads=1, save_directory=tmp_path)
+    processes.start(NODE, backend='sgbm', threads=1, save_root=tmp_path)
     answer = cameras.call(Trigger, 'doctor')
     assert not answer.success
     assert 'nobody subscribes to' in answer.message and 'call again' in answer.message

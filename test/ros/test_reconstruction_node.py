@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path
 import signal
+import tempfile
 import time
 
 import cv2
@@ -584,6 +585,35 @@ def test_save_cloud_writes_ply_and_pcd(running, tmp_path):
     answer = running.call(Trigger, 'save_cloud')
     assert not answer.success
     assert 'cannot write' in answer.message
+
+
+def test_a_folder_that_is_not_below_the_root_is_refused(running, tmp_path):
+    """By name, and where a link leads out of it when the file is written."""
+    outside = Path(tempfile.mkdtemp())
+    for folder in ('/', '..', str(outside)):
+        (result,) = running.set_parameters(save_directory=folder)
+        assert not result.successful and 'not below save_root' in result.reason
+    assert not running.set_parameters(save_root='/')[0].successful
+    (tmp_path / 'link').mkdir()
+    assert running.set_parameters(save_directory=str(tmp_path / 'link'))[0].successful
+    running.result('points2', running.publish())
+    (tmp_path / 'link').rmdir()
+    (tmp_path / 'link').symlink_to(outside)
+    answer = running.call(Trigger, 'save_cloud')
+    assert not answer.success
+    assert 'not below save_root' in answer.message
+    assert not list(outside.iterdir())
+    outside.rmdir()
+
+
+def test_services_that_write_can_be_switched_off(processes, cameras, tmp_path):
+    cameras.advertise()
+    cameras.listen('points2')
+    processes.start(NODE, backend='sgbm', threads=1, allow_saving=False, save_root=tmp_path)
+    cameras.wait_until_heard()
+    services = [name for name, _ in cameras.node.get_service_names_and_types()]
+    assert any(name.endswith('/doctor') for name in services)
+    assert not any(name.endswith('/save_cloud') for name in services)
 
 
 def test_white_level_and_refinement_act(running):
