@@ -11,6 +11,8 @@ from lunar_stereo_recon.ros.node_main import EXIT_ERROR
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate until interrupted; return the exit status that `simulator_node` lists."""
+    # Torch and numba take seconds to import, on a busy machine many.
+    print('simulator_node: loading the renderer ...', flush=True)
     try:
         from lunar_stereo_recon.ros import simulator_node
     except ModuleNotFoundError as error:
