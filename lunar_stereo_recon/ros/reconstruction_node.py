@@ -60,8 +60,10 @@ STAMPS_THROTTLE_S = 30.0
 # How long the doctor makes a node listen that nobody wants a result of.
 DOCTOR_LISTENS_S = 30.0
 WORKER_PATIENCE_S = 10.0
-# A simulator makes its world before its clock runs; after this long the clock is amiss.
+# A simulator makes its world before its clock runs. Where nobody even offers images the wait ends
+# sooner: their topics may have other names.
 CLOCK_PATIENCE_S = 60.0
+SIMULATOR_PATIENCE_S = 600.0
 
 
 @dataclass
@@ -489,7 +491,9 @@ class ReconstructionNode(LifecycleNode):
         clock = self.get_clock()
         stopped = clock.ros_time_is_active and clock.now().nanoseconds == 0
         waited_s = time.monotonic() - self._activated_s
-        if stopped and waited_s < CLOCK_PATIENCE_S and not self._inputs.statistics.images:
+        promised = any(self._inputs.publishers.values())
+        patience_s = SIMULATOR_PATIENCE_S if promised else CLOCK_PATIENCE_S
+        if stopped and waited_s < patience_s and not self._inputs.statistics.images:
             return (
                 'waits for /clock, as use_sim_time is set: the simulator or the player has not '
                 'begun'

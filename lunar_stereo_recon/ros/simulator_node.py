@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 from dataclasses import replace
 import math
+import os
 from pathlib import Path
 import sys
 import threading
@@ -57,6 +58,7 @@ from lunar_stereo_recon.simulation.traverse import (
 BASE_FRAME = 'base_link'
 # Making the ground takes up to half a minute; somebody who waits hears of it this often.
 NEWS_PERIOD_S = 5.0
+INTERRUPT_CHECK_S = 0.2
 TOPICS = {
     'left/camera_info': 'sensor_msgs/msg/CameraInfo',
     'right/camera_info': 'sensor_msgs/msg/CameraInfo',
@@ -118,11 +120,11 @@ class SimulatorNode(Node):
         device = rendering_device(self.settings.device, self.settings.rocks)
         self._outputs = self._make_publishers()
         ground = f'{self.settings.preset}, seed {self.settings.seed}'
-        with told(self.get_logger(), f'making the ground ({ground})'):
+        with self._told(f'making the ground ({ground})'):
             self._terrain = make_terrain(self._config.terrain).to(device)
         self._sunlit = None
         if self.settings.shadow_cache:
-            with told(self.get_logger(), 'finding where the sun reaches the ground'):
+            with self._told('finding where the sun reaches the ground'):
                 self._sunlit = sunlit_ground(self._terrain, self._config.lighting)
         start = RoverPose(0.0, *self._config.start_m, math.radians(self._config.heading_deg))
         self._driver = Driver(self._config, self._terrain, start)
@@ -142,8 +144,8 @@ class SimulatorNode(Node):
         while not self._interrupted.is_set():
             speed, turn = self._command
             moving = replace(self._config, speed_m_s=speed, turn_deg_s=math.degrees(turn))
-            first = told(self.get_logger(), 'rendering the first pair')
-            with first if number == 0 else contextlib.nullcontext():
+            first = number == 0
+            with self._told('rendering the first pair') if first else contextlib.nullcontext():
                 frame, gain = render_frame(
                     moving, self._terrain, self._driver.pose, gain, number, self._sunlit
                 )
@@ -163,6 +165,9 @@ class SimulatorNode(Node):
         rate = (number - 1) / (now - first_s) if number > 1 else number / (now - started)
         self.get_logger().info(f'{number} pairs in {now - started:.1f} s, {rate:.1f} Hz')
         return EXIT_DONE
+
+    def _told(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return told(self.get_logger(), what, self._interrupted)
 
     def _make_publishers(self) -> dict[str, Any]:
         publishers = {}
@@ -273,30 +278,41 @@ class SimulatorNode(Node):
 
 
 @contextlib.contextmanager
-def told(logger: Any, what: str) -> Iterator[None]:
+def told(logger: Any, what: str, interrupted: threading.Event) -> Iterator[None]:
     """Say in the log what is being done, that it still is, and how long it took.
+
+    Where the node is interrupted meanwhile, the process ends at once: what is being made is of no
+    use then, and it cannot be stopped otherwise.
 
     Args:
         logger: Of the node.
         what: 'making the ground'.
+        interrupted: Set to end.
     """
     started, done = time.monotonic(), threading.Event()
 
     def elapsed() -> str:
         return f'{time.monotonic() - started:.0f} s'
 
-    def tell() -> None:
-        while not done.wait(NEWS_PERIOD_S):
-            logger.info(f'still {what}, for {elapsed()}')
+    def watch() -> None:
+        next_news = NEWS_PERIOD_S
+        while not done.wait(INTERRUPT_CHECK_S):
+            if interrupted.is_set():
+                logger.info(f'interrupted while {what}')
+                sys.stdout.flush()
+                os._exit(EXIT_DONE)
+            if time.monotonic() - started >= next_news:
+                next_news += NEWS_PERIOD_S
+                logger.info(f'still {what}, for {elapsed()}')
 
     logger.info(f'{what} ...')
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         done.set()
-        teller.join()
+        watcher.join()
     logger.info(f'{what}: {elapsed()}')
 
 

@@ -147,3 +147,17 @@ def test_recorded_qos_is_offered_again_and_late_subscribers_are_served(processes
     cameras.spin_until(lambda: texts and len(static) >= 2)
     assert texts[-1].data == 'new'
     assert replay.poll() is None
+
+
+def test_node_that_comes_late_has_the_calibration(processes, cameras, bag):
+    left = images(cameras)
+    remap = {
+        f'{side}/{name}': f'/rig/{side}/{name}'
+        for side in ('left', 'right')
+        for name in ('image_rect', 'camera_info')
+    }
+    processes.start('replay_node', bag=bag, rate=0.3, loop=True, wait_for_subscribers=120.0)
+    cameras.spin_until(lambda: left)
+    cameras.listen('points2')
+    processes.start('reconstruction_node', remap, backend='sgbm', threads=1)
+    assert cameras.spin_until(lambda: cameras.received['points2'])

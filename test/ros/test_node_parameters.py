@@ -56,6 +56,7 @@ def test_empty_list_is_an_empty_list(tmp_path, kind, name, form):
         ('threads:=many', 'threads'),
         ('providers:=cuda', 'providers'),
         ('confidence_threshold:=1.5', 'confidence_threshold'),
+        ('roi:=[]', 'roi'),
     ],
 )
 def test_wrong_value_names_the_parameter(assignment, text):

@@ -119,6 +119,14 @@ def test_raw_images_of_ground_with_mesh_rocks(processes, cameras, tmp_path):
     np.testing.assert_allclose(info.d, [-0.2, 0.05, 0.001, 0, 0])
 
 
+def test_simulator_that_is_interrupted_while_it_makes_the_ground_ends(processes, cameras):
+    simulator = processes.start('simulator_node', preset='boulder_field', seed=4)
+    cameras.spin_until(lambda: 'making the ground' in processes.log('simulator_node'), PATIENCE_S)
+    simulator.send_signal(signal.SIGINT)
+    assert simulator.wait(15) == 0
+    assert 'interrupted while making the ground' in processes.log('simulator_node')
+
+
 def test_cmd_vel_drives_turns_and_stops_without_news(processes, cameras, heard):
     publisher = cameras.node.create_publisher(
         message_class('geometry_msgs/msg/Twist'), 'cmd_vel', 10
