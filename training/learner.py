@@ -5,6 +5,7 @@ The losses are inside, so that DistributedDataParallel sees projectors and stude
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 
 import torch
@@ -58,6 +59,12 @@ class Learner(nn.Module):
             for module in encoder_modules(student):
                 module.requires_grad_(False)
 
+    def feature_projectors(self) -> Iterator[tuple[str, FeatureProjector]]:
+        """Yield the parts whose features are compared, and their projectors."""
+        for part, projector in self.projectors.items():
+            assert isinstance(projector, FeatureProjector)
+            yield part, projector
+
     def train(self, mode: bool = True) -> Learner:
         """Set the mode; a frozen encoder keeps its statistics."""
         super().train(mode)
@@ -95,16 +102,19 @@ class FlightLearner(Learner):
         self.wanted = frozenset(wanted)
 
     def forward(self, batch: Batch, lesson: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum of the losses, and each one before weighting."""
+        """Return the weighted sum of the losses, each one before weighting, and monitors."""
         left, right = grey(batch['left']), grey(batch['right'])
         output = self.student(left, right)
         losses = self.recipe.losses
         total, terms = flight_losses(output, self._labels(batch, lesson), losses, lesson)
         grid = left.shape[-2] // TOKEN_STRIDE, left.shape[-1] // TOKEN_STRIDE
         tokens = flight_tokens(output)
-        for part, projector in self.projectors.items():
-            term = feature_loss(tokens, lesson, part, grid, projector, losses.feature_margin)
+        for part, projector in self.feature_projectors():
+            term, below = feature_loss(
+                tokens, lesson, part, grid, projector, losses.feature_margin
+            )
             terms[f'{part}_features'] = term
+            terms[f'{part}_features/below_margin'] = below
             total = total + getattr(losses, f'{part}_features') * term
         return total, terms
 

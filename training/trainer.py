@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 import logging
@@ -32,6 +33,9 @@ from training.validation import check_frames, validate_student
 LOG = logging.getLogger(__name__)
 # Steps with a loss that is not finite are skipped; so many in a row mean a broken run.
 MAX_BAD_STEPS = 20
+# A term that is exactly 0 for so many steps in a row teaches nothing.
+SILENT_STEPS = 50
+NOT_TERMS = ('loss', 'grad_norm')
 # Unreadable pairs that are named at the end of a run.
 LISTED = 10
 
@@ -106,6 +110,7 @@ class StudentInTraining:
         self.model: nn.Module = learner
         self.sums: dict[str, Tensor] = {}
         self.bad_steps = 0
+        self._silent: Counter[str] = Counter()
 
     @property
     def student(self) -> nn.Module:
@@ -153,6 +158,7 @@ class StudentInTraining:
         norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
         terms = mean_over_processes({**self.sums, 'grad_norm': norm.double()})
         self.sums = {}
+        self._warn_of_silent_terms(number, terms)
         # Terms and gradients are those of all processes, so all take the same branch.
         if math.isfinite(terms['loss']) and math.isfinite(terms['grad_norm']):
             self.optimizer.step()
@@ -162,6 +168,20 @@ class StudentInTraining:
             self._count_bad_step(number, terms)
         self.optimizer.zero_grad(set_to_none=True)
         return {**terms, 'learning_rate': rate}
+
+    def _warn_of_silent_terms(self, number: int, terms: dict[str, float]) -> None:
+        # What stands behind a slash is a monitor of a term.
+        for term in (name for name in terms if '/' not in name and name not in NOT_TERMS):
+            self._silent[term] = self._silent[term] + 1 if terms[term] == 0 else 0
+            if self._silent[term] == SILENT_STEPS:
+                LOG.warning(
+                    'step %d: loss %s of %s has been 0 for %d steps: it is enabled, but teaches '
+                    'nothing',
+                    number,
+                    term,
+                    self.name,
+                    SILENT_STEPS,
+                )
 
     def _count_bad_step(self, number: int, terms: dict[str, float]) -> None:
         self.bad_steps += 1

@@ -95,7 +95,12 @@ def test_two_processes_train_as_one(recipe, tmp_path):
         moved.append((apart, way))
     apart, way = np.array(moved).T
     assert apart.sum() < 0.02 * way.sum()
-    assert set(theirs['projectors']) == {'decoder.linear.weight'}
+    means = [f'decoder.means.{side}' for side in ('student', 'teacher')]
+    assert set(theirs['projectors']) == {'decoder.linear.weight', 'decoder.means.steps', *means}
+    for name in means:  # shared: each process alone sees half of the pairs
+        torch.testing.assert_close(
+            theirs['projectors'][name], mine['projectors'][name], rtol=1e-2, atol=1e-3
+        )
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from training.losses.stereo import (  # noqa: E402
 from training.models.lunar_teacher import pointmaps_from_disparity  # noqa: E402
 from training.models.mast3r import Mast3r  # noqa: E402
 from training.recipe import LossRecipe, StartRecipe, StudentRecipe, TEACHER_TERMS  # noqa: E402
-from training.trainer import Trainer  # noqa: E402
+from training.trainer import SILENT_STEPS, Trainer  # noqa: E402
 from training.validation import rendered_frames, validate_pointmaps  # noqa: E402
 
 TINY_FLIGHT = {
@@ -94,7 +94,7 @@ def test_each_loss_of_a_flight_student_acts_alone(make_recipe, flight_teacher, t
         losses = LossRecipe(**{**nothing, name: 1.0})
         learner = build_learner(tiny_flight(losses=losses), teacher)
         loss, terms = learner(batch, {key: lesson[key] for key in learner.wanted})
-        assert set(terms) == {name} and loss.item() > 0
+        assert {term for term in terms if '/' not in term} == {name} and loss.item() > 0
         loss.backward()
         reached = [p.grad for p in learner.student.parameters() if p.grad is not None]
         assert any(gradient.any() for gradient in reached), name
@@ -159,6 +159,22 @@ def test_flight_student_aligns_with_tokens_of_a_mast3r(make_recipe, mast3r_teach
     trainer = Trainer(recipe, tmp_path)
     terms = trainer.train_step([trainer.data[0]])
     assert terms['encoder_features'] > 0 and terms['decoder_features'] > 0
+    assert 0 < terms['decoder_features/below_margin'] <= 1
+
+
+def test_term_that_stays_at_zero_is_reported(make_recipe, flight_teacher, tmp_path, caplog):
+    # No cosine is below a margin of -1: the term is on and cannot act.
+    losses = LossRecipe(decoder_features=0.1, feature_margin=-1.0)
+    trainer = Trainer(
+        make_recipe({'flight': tiny_flight(losses=losses)}, flight_teacher), tmp_path
+    )
+    batch = [trainer.data[0]]
+    for _ in range(SILENT_STEPS - 1):
+        trainer.train_step(batch)
+    assert 'teaches nothing' not in caplog.text
+    trainer.train_step(batch)
+    trainer.train_step(batch)
+    assert caplog.text.count('decoder_features of flight has been 0 for 50 steps') == 1
 
 
 def test_loss_that_its_teacher_cannot_serve_is_refused(make_recipe, mast3r_teacher, tmp_path):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn, Tensor
+from torch import Tensor
 import torch.nn.functional as F
 
 from lunar_stereo_recon.errors import ModelError
 from training.data.batches import OUT_OF_FRAME, SEEN
-from training.losses.distillation import cosine_margin, feature_map
+from training.losses.distillation import cosine_margin, feature_map, FeatureProjector
 from training.models.flight import MATCH_STRIDE
 from training.recipe import LossRecipe
 
@@ -195,10 +195,12 @@ def feature_loss(
     teacher: Mapping[str, Tensor],
     part: str,
     grid: tuple[int, int],
-    projector: nn.Module,
+    projector: FeatureProjector,
     margin: float,
-) -> Tensor:
-    """Return the cosine-margin loss of both views' tokens.
+) -> tuple[Tensor, Tensor]:
+    """Return the cosine-margin loss of both views' tokens, and the share below the margin.
+
+    Means over the data are taken off both sides.
 
     Args:
         student, teacher: `encoder1`, ... (B, h * w, C), as in `training.frozen_teacher`.
@@ -211,7 +213,8 @@ def feature_loss(
         torch.cat([feature_map(tokens[f'{part}{view}'], grid) for view in (1, 2)])
         for tokens in (student, teacher)
     ]
-    return cosine_margin(maps[0], maps[1], projector, margin)[0]
+    loss, monitors = cosine_margin(maps[0], maps[1], projector, margin, projector.means)
+    return loss, monitors['below_margin']
 
 
 def flight_losses(

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from lunar_stereo_recon.errors import InputError, ModelError
 from training.losses import distillation as losses
-from training.losses.distillation import distillation_loss, FeatureProjector, LossWeights
+from training.losses.distillation import (
+    distillation_loss,
+    FeatureMeans,
+    FeatureProjector,
+    LossWeights,
+)
 
 REFERENCE = Path(__file__).resolve().parents[4] / 'shared' / 'fixtures' / 'losses'
 
@@ -214,6 +219,53 @@ def test_cosine_margin(reference):
     projector.start_from(reference.inputs['projector_weight'])
     loss, _ = losses.cosine_margin(reference.inputs['feat_student_20ch'], teacher, projector)
     reference.agrees('feature_cosine_margin_projected', loss)
+
+
+def tokens_around_a_mean(seed: int) -> Tensor:
+    """Return tokens (2, 16, 4, 6) of which 99 % of the energy is one vector."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(16, generator=generator)
+    return 10 * mean[:, None, None] + torch.randn(2, 16, 4, 6, generator=generator)
+
+
+def test_constant_features_are_punished():
+    teacher = tokens_around_a_mean(0)
+    constant = teacher.mean(dim=(0, 2, 3), keepdim=True).expand_as(teacher).clone()
+    constant.requires_grad_(True)
+    loss, monitors = losses.cosine_margin(constant, teacher)
+    assert loss.item() == 0 and monitors['below_margin'].item() == 0  # as published
+    loss, monitors = losses.cosine_margin(constant, teacher, means=FeatureMeans(16))
+    assert loss.item() > 0.9 and monitors['below_margin'].item() == 1
+    (gradient,) = torch.autograd.grad(loss, [constant])
+    assert torch.isfinite(gradient).all() and gradient.any()
+    loss, _ = losses.cosine_margin(teacher.clone(), teacher, means=FeatureMeans(16))
+    assert loss.item() == 0
+    # Another mean is no difference of direction.
+    loss, _ = losses.cosine_margin(2 * teacher + 5, teacher, means=FeatureMeans(16))
+    assert loss.item() == 0
+
+
+def test_means_of_features_run_over_the_data_and_rest_in_evaluation():
+    means = FeatureMeans(16)
+    first, second = tokens_around_a_mean(1), tokens_around_a_mean(2)
+    means(first, second)
+    means(second, first)
+    both = (first + second).mean(dim=(0, 2, 3)) / 2
+    torch.testing.assert_close(means.student, both)
+    torch.testing.assert_close(means.teacher, both)
+    means.eval()
+    means(10 * first, first)
+    torch.testing.assert_close(means.student, both)
+
+
+def test_constant_features_have_no_relations():
+    one = tokens_around_a_mean(0)
+    noise = torch.randn(one.shape, generator=torch.Generator().manual_seed(4))
+    same = one, one + 0.3 * noise
+    constant = tuple(torch.ones(2, 8, 4, 6) for _ in range(2))
+    assert losses.relational(constant, same)[0].item() < 0.05  # as published
+    assert losses.relational(constant, same, centre=True)[0].item() > 0.5
+    assert losses.relational(same, same, centre=True)[0].item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize('masked', [False, True])
