@@ -19,6 +19,7 @@ COMMANDS = (
     'quantize',
     'curves',
     'ablate',
+    'label_study',
     'campaign',
     'teacher',
     'teacher_time',

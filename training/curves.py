@@ -10,15 +10,22 @@ from typing import Any
 from lunar_stereo_recon.errors import InputError
 
 METRICS = 'metrics.jsonl'
+# Folder for the figures of a run that was begun anew.
+BEFORE = 'before'
 # A moving mean over this share of a curve is drawn on top of it.
 SMOOTHED_SHARE = 0.05
 
 
 class ScalarLog:
-    """Writes rows to `metrics.jsonl` and to TensorBoard events in a run's folder."""
+    """Writes rows to `metrics.jsonl` and to TensorBoard events in a run's folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Attributes:
+        fresh: The run begins anew; figures of the one before are moved into `before` when the
+            first row is written.
+    """
+
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
+        self.folder, self.fresh = folder, fresh
         self._events: Any = None
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -35,8 +42,17 @@ class ScalarLog:
 
     def _row(self, row: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.fresh:
+            self._move_old_figures()
+            self.fresh = False
         with (self.folder / METRICS).open('a', encoding='utf-8') as file:
             file.write(json.dumps(row) + '\n')
+
+    def _move_old_figures(self) -> None:
+        for path in (self.folder / METRICS, *self.folder.glob('events.out.tfevents.*')):
+            if path.exists():
+                (self.folder / BEFORE).mkdir(exist_ok=True)
+                path.replace(self.folder / BEFORE / path.name)
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
         if self._events is None:

@@ -39,6 +39,8 @@ class DataRecipe:
             while training goes on, never twice) or 'stereolunar' (folders of `.jpg`, `.exr`,
             `.npz`).
         train: Folders; none where pairs are rendered on the fly.
+        max_pairs: Of the pairs in those folders only so many, drawn by the run's seed: fewer are
+            part of more; 0: all.
         validation: Folder of full frames of this kind, never trained on; '' for none.
         crop_height, crop_width: Random crop, pixels; multiples of 32. StereoLunar views are
             scaled to cover it and cut about the centre.
@@ -61,6 +63,7 @@ class DataRecipe:
 
     kind: str = 'rendered'
     train: list[str] = field(default_factory=list)
+    max_pairs: int = 0
     validation: str = ''
     crop_height: int = 256
     crop_width: int = 384
@@ -254,9 +257,11 @@ class Recipe:
             raise InputError('students is empty; a run needs at least one')
         _one_of('data.kind', self.data.kind, DATA_KINDS)
         if self.data.kind == 'on_the_fly':
-            for key in ('train', 'fixed_crops'):
+            for key in ('train', 'max_pairs', 'fixed_crops'):
                 if getattr(self.data, key):
                     raise InputError(f'data.{key} has no effect where data.kind is on_the_fly')
+        if self.data.max_pairs < 0:
+            raise InputError(f'data.max_pairs is {self.data.max_pairs}; 0 or more is needed')
         _one_of('optimizer.amp', self.optimizer.amp, AMP)
         _one_of('teacher.amp', self.teacher.amp, AMP)
         for name, student in self.students.items():
@@ -302,6 +307,20 @@ class Recipe:
 def _one_of(key: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise InputError(f'{key} is {value!r}; known: {", ".join(known)}')
+
+
+def recipe_from_values(values: dict[str, Any]) -> Recipe:
+    """Return a recipe from plain values, as `Recipe.as_dict` gives them; absent ones as default.
+
+    Raises:
+        InputError: A key or type is wrong; says which.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.create(values))
+        recipe: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise InputError(f'stored recipe: {error}') from error
+    return recipe
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:

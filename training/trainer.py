@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lunar_stereo_recon.errors import InputError, ModelError, ReconError
 from training.batch_norm import share_batch_norms
+from training.changed_recipe import changes, refuse_changes
 from training.checkpoint import git_commit, is_checkpoint, load_checkpoint, save_checkpoint
 from training.curves import read_curves, ScalarLog
 from training.data.batches import PairsOnTheFly, RenderedPairs, StepBatches, use_one_thread
@@ -216,7 +217,11 @@ class StudentInTraining:
         self.average.load_state_dict(state['average'])
         optimizer = state['optimizer']
         moments = {int(number): values for number, values in optimizer['state'].items()}
+        # Moments are the checkpoint's, settings (rates, decay) the recipe's.
+        settings = self.optimizer.state_dict()['param_groups']
         self.optimizer.load_state_dict({**optimizer, 'state': moments})
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update({name: value for name, value in own.items() if name != 'params'})
         # In the parameters' memory layout, in which the optimiser is fast.
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
@@ -253,7 +258,12 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, device: str = 'cpu', resume: bool = False
+        self,
+        recipe: Recipe,
+        folder: Path,
+        device: str = 'cpu',
+        resume: bool = False,
+        accept_changes: bool = False,
     ) -> None:
         """Build teacher, students, optimisers and data.
 
@@ -262,13 +272,17 @@ class Trainer:
             folder: Of checkpoint and log.
             device: Torch device.
             resume: Go on from the folder's checkpoint if there is one.
+            accept_changes: Go on though that one was trained with another recipe; optimiser
+                settings are then this one's.
 
         Raises:
-            InputError: No training data, or a recipe that cannot be built.
+            InputError: No training data, a recipe that cannot be built, or one that is not the
+                checkpoint's.
             ModelError: A weight file is damaged or does not fit.
         """
         recipe.check()
         self.recipe, self.folder = recipe, folder
+        self.accept_changes = accept_changes
         self.device = torch.device(device)
         self.distributed = distributed.is_initialized()
         self.rank = distributed.get_rank() if self.distributed else 0
@@ -284,13 +298,14 @@ class Trainer:
         check_frames(recipe.data)
         # Weights that a checkpoint replaces need no start.
         resume = resume and is_checkpoint(self.path)
+        content = self._checkpoint() if resume else None
         self.students = {name: self._build_student(name, not resume) for name in recipe.students}
-        self.log = ScalarLog(folder) if self.rank == 0 else None
+        self.log = ScalarLog(folder, fresh=not resume) if self.rank == 0 else None
         self.step = 0
         self.seconds = 0.0
         self.progress = 0.0
-        if resume:
-            self.resume()
+        if content is not None:
+            self._load(content)
 
     def _build_student(self, name: str, start: bool) -> StudentInTraining:
         student_recipe = self.recipe.students[name]
@@ -493,16 +508,29 @@ class Trainer:
         """Go on from the run's checkpoint; does nothing where there is none yet.
 
         Raises:
+            InputError: It was trained with another recipe.
             ModelError: The checkpoint is damaged, or of other students.
         """
-        if not is_checkpoint(self.path):
-            return
+        if is_checkpoint(self.path):
+            self._load(self._checkpoint())
+            if self.log is not None:
+                self.log.fresh = False
+
+    def _checkpoint(self) -> dict[str, Any]:
         content = load_checkpoint(self.path)
-        if set(content['students']) != set(self.students):
+        if set(content['students']) != set(self.recipe.students):
             raise ModelError(
                 f'{self.path} holds students {", ".join(content["students"])}; the recipe has '
-                f'{", ".join(self.students)}'
+                f'{", ".join(self.recipe.students)}'
             )
+        if not self.accept_changes:
+            refuse_changes(content['recipe'], self.recipe, self.path)
+        elif self.rank == 0:
+            for change in changes(content['recipe'], self.recipe):
+                LOG.warning('going on under a changed recipe: %s', change)
+        return content
+
+    def _load(self, content: dict[str, Any]) -> None:
         for name, student in self.students.items():
             source = f'{self.path}, student {name}'
             try:

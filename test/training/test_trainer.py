@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -100,6 +101,57 @@ def test_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path):
         torch.testing.assert_close(ours.student.state_dict()[name], value, rtol=0, atol=0)
     for name, value in theirs.average.state_dict().items():
         torch.testing.assert_close(ours.average.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_run_goes_on_under_its_own_recipe_only(recipe, tmp_path, caplog):
+    Trainer(recipe, tmp_path).run(minutes=0.0)
+    changed = copy.deepcopy(recipe)
+    changed.optimizer.learning_rate, changed.seed = 5e-4, 3
+    changed.data.workers, changed.checkpoint_every = 1, 1  # no part in what is learnt
+    words = 'another recipe: seed was 0, is 3; optimizer.learning_rate was 0.001, is 0.0005'
+    with pytest.raises(InputError, match=words):
+        Trainer(changed, tmp_path, resume=True)
+    changed.seed, changed.optimizer.learning_rate = 0, 1e-3
+    assert Trainer(changed, tmp_path, resume=True).step == 1
+    changed.students['flight'].model = {**TINY_MODEL, 'local_radius': 3}
+    with pytest.raises(InputError, match=r'students.flight.model.local_radius was 2, is 3'):
+        Trainer(changed, tmp_path, resume=True)
+    # On purpose: the settings are then the new recipe's, the moments the run's.
+    changed = copy.deepcopy(recipe)
+    changed.optimizer.weight_decay, changed.optimizer.beta2 = 0.5, 0.9
+    trainer = Trainer(changed, tmp_path, resume=True, accept_changes=True)
+    assert 'optimizer.weight_decay was 0.01, is 0.5' in caplog.text
+    groups = trainer.students['flight'].optimizer.param_groups
+    assert [group['weight_decay'] for group in groups] == [0.5, 0.0]
+    assert groups[0]['betas'] == (0.9, 0.9)
+    assert trainer.students['flight'].optimizer.state
+
+
+def test_fresh_run_leaves_the_old_figures_aside(recipe, tmp_path):
+    recipe.validate_every = 2
+    recipe.data.validation = str(whole_frames(Path(recipe.data.train[0]), tmp_path / 'frames'))
+    Trainer(recipe, tmp_path).run()
+    old = (tmp_path / 'metrics.jsonl').read_text()
+    Trainer(recipe, tmp_path)  # nothing is written yet, nothing moved
+    assert (tmp_path / 'metrics.jsonl').read_text() == old
+    Trainer(recipe, tmp_path).run()
+    assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == len(old.splitlines())
+    assert (tmp_path / 'before' / 'metrics.jsonl').read_text() == old
+    # A run that goes on adds to its own.
+    path = tmp_path / 'parts'
+    Trainer(recipe, path).run(minutes=0.0)
+    Trainer(recipe, path, resume=True).run()
+    assert [step for step, _ in read_curves(path)['validation/epe']] == [2, 4, 6]
+    assert not (path / 'before').exists()
+
+
+def whole_frames(pairs: Path, folder: Path) -> Path:
+    """Return a folder of the pairs, cut to sizes that a network takes as they are."""
+    folder.mkdir()
+    for path in pairs.glob('*.npz'):
+        with np.load(path) as arrays:
+            np.savez(folder / path.name, **{name: arrays[name][:64, :96] for name in ARRAYS})
+    return folder
 
 
 def test_batches_depend_only_on_seed_and_step(recipe):

@@ -32,7 +32,12 @@ Table = dict[str, list[tuple[float, float]]]
 
 
 def train_seeds(
-    recipe: Recipe, folder: Path, seeds: int, device: str, minutes: float | None = None
+    recipe: Recipe,
+    folder: Path,
+    seeds: int,
+    device: str,
+    minutes: float | None = None,
+    anew: bool = False,
 ) -> list[Path]:
     """Train a recipe with several seeds, each in its folder, going on where one was stopped.
 
@@ -42,12 +47,14 @@ def train_seeds(
         seeds: How many.
         device: Torch device.
         minutes: For all seeds together; None: to the end.
+        anew: Forget the runs that are there.
 
     Returns:
         The folders of the seeds that are trained to the end.
 
     Raises:
-        InputError: The recipe has one student only, or no validation frames.
+        InputError: The recipe has one student only or no validation frames, or is not the one
+            that the runs in the folder were trained with.
     """
     if len(recipe.students) < 2:
         raise InputError(f'{recipe.name} has one student; an ablation compares at least two')
@@ -57,7 +64,7 @@ def train_seeds(
     folders = []
     for seed in range(recipe.seed, recipe.seed + seeds):
         run_folder = folder / f'seed_{seed}'
-        trainer = Trainer(dataclasses.replace(recipe, seed=seed), run_folder, device, resume=True)
+        trainer = Trainer(dataclasses.replace(recipe, seed=seed), run_folder, device, not anew)
         left = None if deadline is None else (deadline - time.monotonic()) / 60
         if not trainer.run(left):
             break
@@ -185,6 +192,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('--out', type=Path, help='folder (default: runs/NAME of the recipe)')
     parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
     parser.add_argument('--minutes', type=float, help='of this call; call again to go on')
+    parser.add_argument('--anew', action='store_true', help='forget the runs that are there')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
     parser.set_defaults(run=run, work=work)
@@ -203,7 +211,7 @@ def work(args: argparse.Namespace) -> bool:
         torch.set_num_threads(args.threads)
     recipe = load_recipe(recipe_path(args.recipe), args.overrides)
     out = args.out or Path('runs') / recipe.name
-    folders = train_seeds(recipe, out, args.seeds, args.device, args.minutes)
+    folders = train_seeds(recipe, out, args.seeds, args.device, args.minutes, args.anew)
     if len(folders) < args.seeds:
         print(f'{len(folders)} of {args.seeds} seeds are trained; call again to go on')
         return False

@@ -28,7 +28,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='the learning rate comes to its end so long from now, in this call or a later one '
         "(default: at the recipe's last step)",
     )
-    parser.add_argument('--resume', action='store_true', help="go on from the run's checkpoint")
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help="go on from the run's checkpoint; refused where its recipe is another",
+    )
+    parser.add_argument(
+        '--accept-changes', action='store_true', help='go on though the recipe is another'
+    )
+    parser.add_argument('--anew', action='store_true', help='begin again, whatever is there')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
     parser.add_argument('--dry-run', action='store_true', help='two steps, nothing saved')
@@ -57,7 +65,8 @@ def work(args: argparse.Namespace) -> bool:
     torch.backends.cudnn.benchmark = True
     recipe = load_recipe(recipe_path(args.recipe), args.overrides)
     folder = args.out or Path('runs') / recipe.name
-    trainer = Trainer(recipe, folder, device, resume=args.resume)
+    resume = args.resume and not args.anew
+    trainer = Trainer(recipe, folder, device, resume, args.accept_changes)
     if args.dry_run:
         for step in range(2):
             print({k: round(v, 4) for k, v in trainer.train_step([trainer.data[step]]).items()})

@@ -234,13 +234,23 @@ class StepBatches(Dataset[Any]):
         """List what there is.
 
         Raises:
-            InputError: A folder holds no pairs.
+            InputError: A folder holds no pairs, or fewer than `data.max_pairs`.
         """
-        self.recipe, self.entries, self.seed = recipe, self.list_entries(recipe), seed
+        self.recipe, self.seed = recipe, seed
+        self.entries = self._drawn(self.list_entries(recipe))
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         # In shared memory: loader processes count together.
         self._unreadable = torch.zeros(len(self.entries), dtype=torch.bool).share_memory_()
         self.unsuitable: set[Any] = set()
+
+    def _drawn(self, entries: Sequence[Any]) -> Sequence[Any]:
+        count = self.recipe.max_pairs
+        if not count:
+            return entries
+        if count > len(entries):
+            raise InputError(f'data.max_pairs is {count}, but there are {len(entries)} pairs')
+        order = np.random.default_rng([self.seed, 3]).permutation(len(entries))
+        return [entries[i] for i in order[:count]]
 
     @property
     def unreadable(self) -> list[Any]:

@@ -55,6 +55,22 @@ def test_ablation_compares_students_over_seeds(recipe, tmp_path):
         train_seeds(recipe, tmp_path / 'one', seeds=1, device='cpu')
 
 
+def test_runs_of_another_recipe_are_not_taken_for_this_ones(recipe, tmp_path, capsys):
+    from omegaconf import OmegaConf
+
+    path, out = tmp_path / 'mine.yaml', tmp_path / 'out'
+    OmegaConf.save(OmegaConf.create(recipe.as_dict()), path)
+    command = ['ablate', str(path), '--seeds', '1', '--out', str(out), '--device', 'cpu']
+    assert main(command) == 0
+    table = (out / 'table_epe.md').read_text()
+    changed = ['--set', 'optimizer.learning_rate=0.02']
+    assert main([*command, *changed]) == 2
+    assert 'optimizer.learning_rate was 0.001, is 0.02' in capsys.readouterr().err
+    assert (out / 'table_epe.md').read_text() == table
+    assert main([*command, *changed, '--anew']) == 0
+    assert (out / 'table_epe.md').read_text() != table
+
+
 def test_time_budget_holds_for_all_seeds_and_the_command_goes_on(recipe, tmp_path, capsys):
     from omegaconf import OmegaConf
 

@@ -1,0 +1,219 @@
+"""`python -m training label-study`: what a teacher is worth where labels are few.
+
+Of a recipe's students those that learn from ground truth get N labelled pairs, for several N; the
+others get the teacher's word on every pair and no label. All of a seed start from the same random
+numbers and the labelled pairs of a small N are among those of a larger one, so that students are
+compared seed by seed: the table holds means, and differences with their intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+import statistics
+import time
+
+import torch
+
+from lunar_stereo_recon.errors import InputError
+from training.commands.train import recipe_path
+from training.curves import read_curves
+from training.frozen_teacher import load_frozen_teacher
+from training.recipe import load_recipe, Recipe
+from training.trainer import Trainer
+from training.validation import validate_student
+
+FIGURES = ('epe', 'bad1', 'bad2')
+UNLABELLED = 'unlabelled'
+# Two-sided 95 % points of Student's distribution by degrees of freedom; beyond, the normal one's.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+NORMAL_95 = 1.96
+# Of a student's figure by (part, student): one value a seed.
+Results = dict[tuple[str, str], list[float]]
+
+
+def parts(recipe: Recipe, counts: Sequence[int]) -> Iterator[tuple[str, Recipe]]:
+    """Yield the runs of one seed: name, and recipe with the students and pairs of that run.
+
+    Raises:
+        InputError: There are no students of one of the two kinds.
+    """
+    by_target = {
+        target: {n: s for n, s in recipe.students.items() if s.target == target}
+        for target in ('teacher', 'ground_truth')
+    }
+    for target, students in by_target.items():
+        if not students:
+            raise InputError(f'{recipe.name} has no student whose target is {target}')
+    yield UNLABELLED, dataclasses.replace(recipe, students=by_target['teacher'])
+    for count in counts:
+        data = dataclasses.replace(recipe.data, max_pairs=count)
+        yield (
+            f'labels_{count}',
+            dataclasses.replace(recipe, students=by_target['ground_truth'], data=data),
+        )
+
+
+def train_all(
+    recipe: Recipe,
+    folder: Path,
+    seeds: int,
+    counts: Sequence[int],
+    device: str,
+    minutes: float | None = None,
+    anew: bool = False,
+) -> int:
+    """Train every run, seed by seed, going on where an earlier call was stopped.
+
+    Args:
+        recipe: Its seed is the first.
+        folder: Of the runs' folders.
+        seeds: How many.
+        counts: Labelled pairs of the students that learn from ground truth.
+        device: Torch device.
+        minutes: For this call; None: to the end.
+        anew: Forget what is there.
+
+    Returns:
+        How many seeds are trained to the end.
+    """
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    for number in range(seeds):
+        seed = recipe.seed + number
+        for name, part in parts(recipe, counts):
+            run = dataclasses.replace(part, seed=seed)
+            trainer = Trainer(run, folder / f'seed_{seed}' / name, device, resume=not anew)
+            left = None if deadline is None else (deadline - time.monotonic()) / 60
+            if not trainer.run(left):
+                return number
+    return seeds
+
+
+def results(
+    recipe: Recipe, folder: Path, seeds: int, counts: Sequence[int], figure: str
+) -> Results:
+    """Return the last value of a validation figure of every student, one a seed.
+
+    Raises:
+        InputError: A run has no such figure.
+    """
+    found: Results = {}
+    for number in range(seeds):
+        for name, part in parts(recipe, counts):
+            run = folder / f'seed_{recipe.seed + number}' / name
+            curves = read_curves(run)
+            for student in part.students:
+                prefix = f'{student}/' if len(part.students) > 1 else ''
+                points = curves.get(f'{prefix}validation/{figure}')
+                if not points:
+                    raise InputError(f'{run} has no validation/{figure} of {student}')
+                found.setdefault((name, student), []).append(points[-1][1])
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and half the width of its 95 % interval; NaN of fewer than two values."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    freedom = len(values) - 1
+    factor = T_95[freedom - 1] if freedom <= len(T_95) else NORMAL_95
+    return mean, factor * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def table(found: Results, figure: str, teacher: float) -> str:
+    """Return Markdown: figures, and each unlabelled student against each that has labels.
+
+    A difference is told from noise where its interval does not contain 0.
+    """
+    seeds = len(next(iter(found.values())))
+    lines = [
+        f'`{figure}`, mean ± half of the 95 % interval, {seeds} paired seeds; '
+        f'the teacher has {teacher:.3g}.',
+        '',
+        '| pairs | student | ' + figure + ' |',
+        '|---|---|---|',
+    ]
+    for (part, student), values in found.items():
+        mean, half = interval(values)
+        lines.append(f'| {part} | {student} | {mean:.3g} ± {half:.2g} |')
+    lines += [
+        '',
+        '| without labels | against | difference | |',
+        '|---|---|---|---|',
+    ]
+    for (part, student), values in found.items():
+        if part != UNLABELLED:
+            continue
+        for (other_part, other), others in found.items():
+            if other_part == UNLABELLED:
+                continue
+            mean, half = interval([a - b for a, b in zip(values, others, strict=True)])
+            told = ('better' if mean < 0 else 'worse') if abs(mean) > half else 'not told apart'
+            lines.append(
+                f'| {student} | {other_part}, {other} | {mean:+.3g} ± {half:.2g} | {told} |'
+            )
+    return '\n'.join(lines)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the sub-command."""
+    parser = subparsers.add_parser(
+        'label-study', help="few labels against a teacher's word, over paired seeds"
+    )
+    parser.add_argument('recipe', nargs='?', default='scarce_labels')
+    parser.add_argument('--seeds', type=int, default=5)
+    parser.add_argument('--labels', type=int, nargs='+', default=[8, 32, 128], metavar='N')
+    parser.add_argument('--out', type=Path, help='folder (default: runs/NAME of the recipe)')
+    parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
+    parser.add_argument('--minutes', type=float, help='of this call; call again to go on')
+    parser.add_argument('--anew', action='store_true', help='forget what is there')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
+    parser.set_defaults(run=run, work=work)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and compare."""
+    work(args)
+    return 0
+
+
+def work(args: argparse.Namespace) -> bool:
+    """Train and compare; return whether all seeds are trained."""
+    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    recipe = load_recipe(recipe_path(args.recipe), args.overrides)
+    if not recipe.data.validation:
+        raise InputError('data.validation is empty; students are compared on frames in it')
+    out = args.out or Path('runs') / recipe.name
+    done = train_all(recipe, out, args.seeds, args.labels, args.device, args.minutes, args.anew)
+    print(f'{done} of {args.seeds} seeds are trained')
+    if done:
+        text = report(recipe, out, done, args.labels, args.device)
+        (out / 'table.md').write_text(text, encoding='utf-8')
+        print(text)
+    return done == args.seeds
+
+
+def report(recipe: Recipe, out: Path, seeds: int, counts: Sequence[int], device: str) -> str:
+    """Return the tables of all figures; the teacher is validated once and remembered."""
+    path = out / 'teacher.json'
+    if not path.exists():
+        teacher = load_frozen_teacher(recipe.teacher, torch.device(device))
+        if teacher is None:
+            raise InputError('teacher.checkpoint is empty; the study is about a teacher')
+        figures = validate_student(teacher.network, recipe.data, torch.device(device))
+        path.write_text(json.dumps(figures), encoding='utf-8')
+    teacher_figures = json.loads(path.read_text(encoding='utf-8'))
+    texts = [
+        table(results(recipe, out, seeds, counts, figure), figure, teacher_figures[figure])
+        for figure in FIGURES
+    ]
+    return '\n\n'.join(texts) + '\n'
