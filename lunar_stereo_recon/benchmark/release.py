@@ -19,6 +19,7 @@ SUBSET_FIGURES = (
     ('ece', 'ECE', 1, 4),
     ('sure_wrong', 'sure yet wrong %', 100, 2),
     ('flying', 'flying %', 100, 2),
+    ('flying_1px', 'flying >1 px %', 100, 2),
 )
 GROUP_FIGURES = (
     ('ece_low', 'ECE lower half', 1, 4),

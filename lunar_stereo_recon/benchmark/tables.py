@@ -52,6 +52,7 @@ COMPACT_COLUMNS = (
     ('sure_wrong', 'sure yet wrong %', 100, 2),
     ('confident', 'confident %', 100, 1),
     ('flying', 'flying %', 100, 2),
+    ('flying_1px', 'flying >1 px %', 100, 2),
 )
 COMPACT_SUBSETS = (
     'all',

@@ -35,7 +35,7 @@ DETAILED_SUBSETS = (
     *RANGES_M,
 )
 LIMITS_PX = (0.5, 1.0, 2.0)
-NUMBER_OF_SUMS = 12
+NUMBER_OF_SUMS = 13
 CALIBRATION_FIGURES = ('ece', 'ece_low', 'ece_mass', 'ece_below', 'ece_above')
 GROUP_FIGURES = ('ause', *CALIBRATION_FIGURES, 'slope_deg')
 DEPTH_CAP_M = 80.0
@@ -115,7 +115,8 @@ class PairScore:
         sums: For each subset: pixels, estimated, sum of errors, counts of errors above 0.5, 1
             and 2 px, sum of relative depth errors, count of depth ratios below 1.05; pixels with
             confidence >= 0.9 and those of them with an error above 2 px; points with confidence
-            >= 0.5 (every one without confidence) and those of them that fly.
+            >= 0.5 (every one without confidence), those of them that fly, and those of these
+            that are off by more than 1 px too.
         slope: Patches compared, sum of their slope errors in degrees; None without calibration.
         ause: Area under the sparsification error, 0 oracle to 1 random; None without confidence.
         reliability: For each subset (3, bins) sums over the estimated pixels in each bin of
@@ -224,11 +225,12 @@ def score_pair(
     certainty = None
     if confidence is not None:
         certainty = np.nan_to_num(np.asarray(confidence, np.float64)[chosen], nan=0.0)
-    flying = flying_points(disparity, truth.disparity, chosen)[chosen]
+    flying = flying_points(disparity, truth.disparity, chosen)
+    far_off = flying_points(disparity, truth.disparity, flying, beyond_px=1.0)
     terms = np.concatenate(
         [
             _terms(error, disparity[chosen], truth.depth[chosen], focal_times_baseline),
-            _certainty_terms(error, certainty, flying),
+            _certainty_terms(error, certainty, flying[chosen], far_off[chosen]),
         ]
     )
     sums = {
@@ -250,13 +252,18 @@ def score_pair(
 
 
 def _certainty_terms(
-    error: NDArray[Any], confidence: NDArray[Any] | None, flying: NDArray[np.bool_]
+    error: NDArray[Any],
+    confidence: NDArray[Any] | None,
+    flying: NDArray[np.bool_],
+    far_off: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    """Return (4, N): sure, sure yet wrong, shown, shown yet flying."""
+    """Return (5, N): sure, sure yet wrong, shown, shown yet flying, shown yet far off."""
     sure = np.zeros(error.shape, bool) if confidence is None else confidence >= SURE
     shown = np.ones(error.shape, bool) if confidence is None else confidence >= SHOWN
     wrong = error > LIMITS_PX[-1]
-    return np.stack([sure, sure & wrong, shown, shown & flying]).astype(np.float64)
+    return np.stack([sure, sure & wrong, shown, shown & flying, shown & far_off]).astype(
+        np.float64
+    )
 
 
 def _terms(
@@ -411,8 +418,9 @@ def subset_figures(sums: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def pooled_ratios(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Return density, errors and depth scores of the sums (12, ...) of one subset."""
-    pixels, estimated, error, bad05, bad1, bad2, absrel, delta, sure, wrong, shown, flying = sums
+    """Return density, errors and depth scores of the sums (13, ...) of one subset."""
+    pixels, estimated, error, bad05, bad1, bad2, absrel, delta, *of_confidence = sums
+    sure, wrong, shown, flying, far_off = of_confidence
     every, count = np.maximum(pixels, 1), np.maximum(estimated, 1)
     missing = pixels - estimated
     return {
@@ -430,6 +438,7 @@ def pooled_ratios(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         'confident': shown / every,
         'sure_wrong': wrong / np.maximum(sure, 1),
         'flying': flying / np.maximum(shown, 1),
+        'flying_1px': far_off / np.maximum(shown, 1),
     }
 
 

@@ -58,7 +58,10 @@ def thin_surfaces(disparity: NDArray[np.floating]) -> Mask:
 
 
 def flying_points(
-    disparity: NDArray[np.floating], true_disparity: NDArray[np.floating], seen: Mask
+    disparity: NDArray[np.floating],
+    true_disparity: NDArray[np.floating],
+    seen: Mask,
+    beyond_px: float = 0.0,
 ) -> Mask:
     """Return the points whose depth is off by more than 3 % from every true one within 3 px.
 
@@ -70,6 +73,8 @@ def flying_points(
         disparity: (H, W) estimated.
         true_disparity: (H, W); surfaces that do not count keep points from flying too.
         seen: (H, W), pixels that have both and count; others are never flying.
+        beyond_px: Only points that are also off by more than this from each of them: far away
+            3 % of depth is a fraction of a pixel.
     """
     rows, columns = np.nonzero(seen)
     height, width = disparity.shape
@@ -79,10 +84,12 @@ def flying_points(
         y, x = rows + down, columns + across
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         true = true_disparity[y.clip(0, height - 1), x.clip(0, width - 1)]
-        with np.errstate(divide='ignore', invalid='ignore'):
-            off = np.abs(true / disparity[rows, columns] - 1)
+        estimated = disparity[rows, columns]
         # Depth over true depth is true disparity over disparity.
-        on_surface = inside & (off <= FLYING_SHARE)
+        with np.errstate(divide='ignore', invalid='ignore'):
+            on_surface = np.abs(true / estimated - 1) <= FLYING_SHARE
+        on_surface |= np.abs(true - estimated) <= beyond_px
+        on_surface &= inside
         rows, columns = rows[~on_surface], columns[~on_surface]
     flying[rows, columns] = True
     return flying

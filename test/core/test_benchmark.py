@@ -263,7 +263,7 @@ def test_only_the_right_view_is_moved_blurred_or_regraded(slope_pair):
 
 def score(error_sum, bad2, pixels=100.0, tag='easy', confidence=0.5):
     """Return the score of a pair with dense estimates."""
-    sums = np.array([pixels, pixels, error_sum, bad2, bad2, bad2, 0, pixels, 0, 0, pixels, 0])
+    sums = np.array([pixels, pixels, error_sum, bad2, bad2, bad2, 0, pixels, 0, 0, pixels, 0, 0])
     correct = np.arange(int(pixels)) >= bad2
     bins = reliability(np.full(int(pixels), confidence), correct)
     return PairScore(tag, {'all': sums}, 0.3, {'all': bins}, 10.0, np.array([4.0, 8.0]))

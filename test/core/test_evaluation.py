@@ -208,6 +208,7 @@ def test_flying_is_a_share_of_the_confident_points():
     assert every['overall']['all']['confident'] == 1.0
     assert confident['overall']['all']['flying'] == pytest.approx(5 / 395, abs=1e-5)
     assert confident['overall']['all']['confident'] == pytest.approx(395 / 800, abs=1e-5)
+    assert every['overall']['all']['flying_1px'] == every['overall']['all']['flying']
     # At the edge alone: six columns.
     assert confident['overall']['edges']['flying'] == pytest.approx(5 / 55, abs=1e-5)
 

@@ -24,7 +24,7 @@ def score(bad1, rocks_bad1=10.0, flying=0.0):
 
     def sums(bad):
         return np.array(
-            [PIXELS, PIXELS, PIXELS / 5, bad, bad, bad, 0, PIXELS, 0, 0, PIXELS, flying], float
+            [PIXELS, PIXELS, PIXELS / 5, bad, bad, bad, 0, PIXELS, 0, 0, PIXELS, flying, 0], float
         )
 
     bins = reliability(np.full(PIXELS, 0.9), np.arange(PIXELS) >= bad1)
@@ -85,7 +85,7 @@ def test_a_change_below_the_last_digit_is_none(pairs):
         for p in pairs
     ]
     after = [
-        PairScore(p.tag, {k: s + 10 * (np.arange(12) == 4) for k, s in p.sums.items()})
+        PairScore(p.tag, {k: s + 10 * (np.arange(13) == 4) for k, s in p.sums.items()})
         for p in wide
     ]
     change = next(c for c in compare('a', wide, after) if c.figure == 'bad1_all')

@@ -78,6 +78,15 @@ def test_limit_is_three_percent_of_depth_whatever_the_distance(wall):
             assert found.all() == found.any() == flies
 
 
+def test_far_away_three_percent_is_less_than_a_pixel(wall):
+    truth = wall / 5  # 2 and 4 px
+    estimate = truth + 0.5
+    everywhere = np.isfinite(truth)
+    assert flying_points(estimate, truth, everywhere).all()
+    assert not flying_points(estimate, truth, everywhere, beyond_px=1.0).any()
+    assert flying_points(wall + 1.5, wall, everywhere, beyond_px=1.0).all()
+
+
 def test_occluded_ground_counts_like_the_rest(wall):
     # To the left of the wall the right view sees nothing. A matcher may continue either surface.
     hidden = np.zeros(wall.shape, bool)
