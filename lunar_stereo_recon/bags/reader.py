@@ -6,7 +6,7 @@ Takes a rosbag2 directory or a bare .mcap or .db3 file (Humble to Lyrical), with
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 from dataclasses import dataclass, field
 import difflib
@@ -33,6 +33,7 @@ from lunar_stereo_recon.bags.storage import DAMAGE, Recording
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
 from lunar_stereo_recon.doubts import baseline_doubt, looks_raw, white_level_doubt
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.files.calibrations import load_camera_info
 from lunar_stereo_recon.geometry.frame_tree import FrameTree
 from lunar_stereo_recon.messages import (
     baseline_of_camera_infos,
@@ -291,7 +292,9 @@ class StereoBagReader:
 
     Attributes:
         path: The bag.
-        topics: The four topics in use, given or found.
+        topics: The four topics in use, given or found; infos are '' where files serve.
+        tolerance_s: Largest difference of left and right stamps, seconds; may be changed before
+            frames are read.
         depth_topic, pose_topic: Ground truth; '' where the bag has none.
         all_topics: Message type by topic, everything in the bag.
         unpaired: Images and infos without a partner so far, with the reason.
@@ -303,6 +306,7 @@ class StereoBagReader:
         topics: StereoTopics | None = None,
         *,
         tolerance_s: float = 0.0,
+        calibration: Sequence[str | Path] = (),
         depth_topic: str | None = None,
         pose_topic: str | None = None,
     ) -> None:
@@ -313,14 +317,23 @@ class StereoBagReader:
             topics: Topics of the rig; found by their names and types where None. An empty info
                 is one that the bag lacks: such a bag has raw messages, but no frames.
             tolerance_s: Largest difference of left and right stamps; 0 is exact.
+            calibration: Two camera_info files, left and right, in place of the bag's topics.
             depth_topic: Ground-truth depth; found where None, not used where ''.
             pose_topic: Ground-truth PoseStamped of the left camera; the same.
 
         Raises:
             InputError: Missing, damaged or empty bag, or one without the topics.
+            CalibrationError: A file of `calibration` cannot be used.
         """
         self.path = Path(path)
-        self._tolerance_ns = round(tolerance_s * 1e9)
+        self.tolerance_s = tolerance_s
+        if len(calibration) not in (0, 2):
+            raise InputError(
+                f'{len(calibration)} calibration files given; a bag needs two, of the left and of '
+                'the right camera'
+            )
+        self._files = tuple(map(str, calibration))
+        self._file_infos = tuple(map(load_camera_info, calibration))
         self._reader = Recording(self.path)
         self.all_topics = {
             connection.topic: connection.msgtype for connection in self._reader.connections
@@ -424,7 +437,8 @@ class StereoBagReader:
             for topic in (self.topics.left_info, self.topics.right_info)
         }
         waiting: deque[tuple[Any, Any]] = deque()
-        queue: PairQueue[Any] = PairQueue(self._tolerance_ns, _QUEUE_SIZE, self.unpaired.append)
+        tolerance_ns = round(self.tolerance_s * 1e9)
+        queue: PairQueue[Any] = PairQueue(tolerance_ns, _QUEUE_SIZE, self.unpaired.append)
         sides: dict[str, Side] = {
             self.topics.left_image: 'left',
             self.topics.right_image: 'right',
@@ -463,8 +477,14 @@ class StereoBagReader:
         self, index: int, left: Any, right: Any, infos: dict[str, _InfoStream], wait: bool
     ) -> BagFrame | None:
         """Return the frame of a pair; None while an info of it is not there or may still come."""
-        left_info = infos[self.topics.left_info].of(stamp_ns(left), wait)
-        right_info = infos[self.topics.right_info].of(stamp_ns(right), wait)
+        topics = self.topics
+        if self._file_infos:
+            left_info, right_info = self._file_infos
+            left_file, right_file = self._files
+            topics = dataclasses.replace(topics, left_info=left_file, right_info=right_file)
+        else:
+            left_info = infos[topics.left_info].of(stamp_ns(left), wait)
+            right_info = infos[topics.right_info].of(stamp_ns(right), wait)
         if left_info is None or right_info is None:
             return None
         baseline_m, text = self._static_baseline(left, right, left_info, right_info)
@@ -475,7 +495,7 @@ class StereoBagReader:
             right=right,
             left_info=left_info,
             right_info=right_info,
-            topics=self.topics,
+            topics=topics,
             depth_topic=self.depth_topic,
             static_baseline_m=baseline_m,
             static_baseline_text=text,
@@ -486,7 +506,7 @@ class StereoBagReader:
     ) -> tuple[float, str]:
         """Return the baseline that /tf_static tells where the camera_infos do not, and a text."""
         try:
-            baseline_of_camera_infos(left_info, right_info, topics=self.topics)
+            baseline_of_camera_infos(left_info, right_info)
         except CalibrationError:
             pass
         else:
@@ -502,8 +522,9 @@ class StereoBagReader:
         if not found_m > 0:
             where = f'{frames[0]!r} and {frames[1]!r} are in one place'
             return 0.0, f'on {STATIC_TOPIC} {where}'
+        source = self.topics.right_info or self._files[1]
         return found_m, (
-            f'P[3] of {self.topics.right_info} gives no baseline; {found_m:.5g} m is used, the '
+            f'P[3] of {source} gives no baseline; {found_m:.5g} m is used, the '
             f'distance of {frames[0]!r} and {frames[1]!r} on {STATIC_TOPIC}'
         )
 
@@ -602,7 +623,9 @@ class StereoBagReader:
         candidates, lacking = [], []
         for left in images:
             right = _right_twin(left, images)
-            if right:
+            if right and self._file_infos:
+                candidates.append(StereoTopics(left, right, '', ''))
+            elif right:
                 left_info = _nearest_info(left, infos)
                 twin = _right_twin(left_info, infos) if left_info else None
                 right_info = twin or _nearest_info(right, infos)
@@ -614,7 +637,11 @@ class StereoBagReader:
                     lacking += [right if left_info else left]
         if not candidates:
             self._refuse_ros1()
-            seen = f'; {lacking[0]} has none' if lacking else ''
+            seen = (
+                f'; {lacking[0]} has none (--calibration LEFT.yaml RIGHT.yaml serves)'
+                if lacking
+                else ''
+            )
             raise InputError(
                 f'{self.path}: no stereo rig found: two image topics named left and right, each '
                 f'with a camera_info, are needed{seen}\n{self._topic_list()}'

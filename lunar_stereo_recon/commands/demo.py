@@ -18,6 +18,7 @@ from lunar_stereo_recon.commands.replay import (
     check_bag_numbers,
     check_numbers,
     given_topics,
+    opened_bag,
 )
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.files.atomic import write_json
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         settings = ReportSettings(
             max_range_m=args.fusion_range,
             topics=given_topics(args),
+            calibration=tuple(args.calibration or ()),
             tolerance_s=args.tolerance,
             baseline_m=rig.baseline_m,
             white_level=args.white_level,
@@ -142,9 +144,9 @@ def find_rig(args: argparse.Namespace) -> DemoRig:
         InputError: There is none, or no two of its images belong together.
         CalibrationError: Its camera_infos cannot be used.
     """
-    from lunar_stereo_recon.bags.reader import frame_doubts, StereoBagReader
+    from lunar_stereo_recon.bags.reader import frame_doubts
 
-    with StereoBagReader(args.bag, given_topics(args), tolerance_s=args.tolerance) as reader:
+    with opened_bag(args) as reader:
         frame = next(reader.frames(), None)
         if frame is None:
             raise InputError(
@@ -208,6 +210,7 @@ def run_nodes(args: argparse.Namespace, rig: DemoRig) -> None:
                 'detect_raw': False,
                 'baseline': rig.baseline_m,
                 'white_level': float(args.white_level or 0),
+                **_calibration_urls(args),
                 'approximate_sync': args.tolerance > 0,
                 'approximate_sync_tolerance_seconds': args.tolerance or 0.01,
             },
@@ -287,12 +290,19 @@ def _remappings(rig: DemoRig) -> dict[str, str]:
     """Return the bag's topics to the node's, all in the root namespace."""
     topics, suffix = rig.topics, '/compressed' if rig.compressed else ''
     left, right = (LEFT_RAW, RIGHT_RAW) if rig.raw else ('/left/image_rect', '/right/image_rect')
-    return {
+    names = {
         topics.left_image: f'{left}{suffix}',
         topics.right_image: f'{right}{suffix}',
         topics.left_info: '/left/camera_info',
         topics.right_info: '/right/camera_info',
     }
+    return {topic: name for topic, name in names.items() if topic}
+
+
+def _calibration_urls(args: argparse.Namespace) -> dict[str, str]:
+    """Return the node's parameters for camera_infos from files."""
+    sides = zip(('left', 'right'), args.calibration or (), strict=False)
+    return {f'{side}_camera_info_url': str(path.resolve()) for side, path in sides}
 
 
 def _clear(directory: Path) -> None:

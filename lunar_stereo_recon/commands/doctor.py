@@ -41,9 +41,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='folder of the page; default %(default)s',
     )
     parser.add_argument(
-        '--calibration', nargs='+', type=Path, metavar='YAML', help='of two image files; see run'
-    )
-    parser.add_argument(
         '--known-distance', type=float, metavar='M', help='a distance that you measured, metres'
     )
     parser.add_argument(
@@ -74,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.frames < 1:
         raise InputError(f'--frames is {args.frames}; at least 1 is needed')
     check_bag_numbers(args)
-    with tqdm(bar_format='{desc}', leave=False) as bar:
+    with tqdm(bar_format='{desc}', leave=False, disable=None) as bar:
         subject = _subject(args, bar.set_description_str)
         backend = load_backend(args.backend, args.model, None, args.threads)
         report = examine(subject, backend, known, bar.set_description_str)
@@ -89,8 +86,6 @@ def _subject(args: argparse.Namespace, progress: Callable[[str], object]) -> Sub
     from lunar_stereo_recon.doctor import collect
 
     if len(args.paths) == 1:
-        if args.calibration:
-            raise InputError('--calibration is of two image files; a bag has camera_infos')
         settings = collect.BagSettings(
             given_topics(args),
             args.tolerance,
@@ -98,6 +93,7 @@ def _subject(args: argparse.Namespace, progress: Callable[[str], object]) -> Sub
             args.white_level,
             args.rectify,
             args.frames,
+            tuple(args.calibration or ()),
         )
         return collect.subject_of_bag(args.paths[0], settings, progress)
     if len(args.paths) != 2:

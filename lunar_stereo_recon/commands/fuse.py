@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from lunar_stereo_recon.commands.replay import add_bag_arguments, given_topics
+from lunar_stereo_recon.commands.replay import add_bag_arguments, opened_bag
 from lunar_stereo_recon.commands.run import add_reconstruction_arguments, reconstructor
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.files.atomic import write_text
@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
     """Merge the frames, write the files, print the figures."""
     from tqdm import tqdm
 
-    from lunar_stereo_recon.bags.reader import StereoBagReader
     from lunar_stereo_recon.evaluation.elevation import (
         ElevationFusion,
         height_errors,
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     left_out: Counter[str] = Counter()
     merged = with_truth = 0
     frame_id = ''
-    with StereoBagReader(args.bag, given_topics(args), tolerance_s=args.tolerance) as reader:
+    with opened_bag(args) as reader:
         if not reader.pose_topic:
             raise InputError(
                 f'{args.bag}: no geometry_msgs/msg/PoseStamped topic of the left camera; a map '

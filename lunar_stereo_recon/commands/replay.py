@@ -88,6 +88,13 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='S',
         help='largest difference of left and right stamps, seconds; 0 wants equal stamps',
     )
+    parser.add_argument(
+        '--calibration',
+        nargs='+',
+        type=Path,
+        metavar='YAML',
+        help='camera_info files of the left and the right camera, for a bag without camera_infos',
+    )
     for name in ('left-image', 'right-image', 'left-info', 'right-info'):
         parser.add_argument(f'--{name}', metavar='TOPIC', help='found by its name where not given')
 
@@ -96,13 +103,11 @@ def run(args: argparse.Namespace) -> int:
     """Reconstruct the bag, write the results, print the table."""
     from tqdm import tqdm
 
-    from lunar_stereo_recon.bags.reader import StereoBagReader
     from lunar_stereo_recon.bags.writer import BagWriter
 
-    topics = given_topics(args)
     check_bag_numbers(args)
     check_numbers(('--fusion-range', args.fusion_range, True))
-    with StereoBagReader(args.bag, topics, tolerance_s=args.tolerance) as reader:
+    with opened_bag(args) as reader:
         engine = reconstructor(args)
         print(
             f'{reader.frame_count} stereo frames of {args.bag} '
@@ -121,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     summary = _summary(args, counts, unpaired, elapsed_s)
     report = 'points2' in args.outputs and not args.no_report
     if report:
-        summary.update(_report(args, topics, counts.frames))
+        summary.update(_report(args, counts.frames))
     path = args.out / 'summary.json'
     write_json(path, summary)
     _print_results(args.out, summary, report)
@@ -147,6 +152,22 @@ def check_numbers(*numbers: tuple[str, float, bool]) -> None:
             raise InputError(f'{name} is {value:g}; {needed} is needed')
 
 
+def opened_bag(args: argparse.Namespace) -> StereoBagReader:
+    """Return the bag of the arguments, opened.
+
+    Raises:
+        InputError: It cannot be read, or has no such rig.
+    """
+    from lunar_stereo_recon.bags.reader import StereoBagReader
+
+    return StereoBagReader(
+        args.bag,
+        given_topics(args),
+        tolerance_s=args.tolerance,
+        calibration=args.calibration or (),
+    )
+
+
 def given_topics(args: argparse.Namespace) -> StereoTopics | None:
     """Return the topics of the arguments; None where they shall be found.
 
@@ -158,6 +179,12 @@ def given_topics(args: argparse.Namespace) -> StereoTopics | None:
     given = (args.left_image, args.right_image, args.left_info, args.right_info)
     if not any(given):
         return None
+    if args.calibration:
+        if not all(given[:2]) or any(given[2:]):
+            raise InputError(
+                '--left-image and --right-image: both or none; --calibration stands for the infos'
+            )
+        return StereoTopics(args.left_image, args.right_image, '', '')
     if not all(given):
         raise InputError(
             '--left-image, --right-image, --left-info, --right-info: all four or none'
@@ -255,14 +282,15 @@ def _summary(
     }
 
 
-def _report(args: argparse.Namespace, topics: StereoTopics | None, frames: int) -> dict[str, Any]:
+def _report(args: argparse.Namespace, frames: int) -> dict[str, Any]:
     from tqdm import tqdm
 
     from lunar_stereo_recon.evaluation.recordings import ReportSettings, write_report
 
     settings = ReportSettings(
         max_range_m=args.fusion_range,
-        topics=topics,
+        topics=given_topics(args),
+        calibration=tuple(args.calibration or ()),
         tolerance_s=args.tolerance,
         baseline_m=args.baseline,
         white_level=args.white_level,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+import dataclasses
 from dataclasses import dataclass, field, replace
 import math
 from pathlib import Path
@@ -69,6 +70,7 @@ class BagSettings:
 
     Attributes:
         count: Pairs that are looked at, spread over the recording.
+        calibration: Two camera_info files in place of the recording's camera_infos; or empty.
     """
 
     topics: StereoTopics | None = None
@@ -77,6 +79,7 @@ class BagSettings:
     white_level: float | None = None
     rectify: bool | None = None
     count: int = 5
+    calibration: tuple[Path, ...] = ()
 
 
 def subject_of_bag(
@@ -94,14 +97,16 @@ def subject_of_bag(
     """
     subject = Subject(str(path))
     progress('reading stamps')
-    with StereoBagReader(path, settings.topics) as reader:
+    with StereoBagReader(path, settings.topics, calibration=settings.calibration) as reader:
         topics = reader.topics
         streams = _streams(reader)
         subject.left, subject.right = streams[topics.left_image], streams[topics.right_image]
-        infos = streams[topics.left_info], streams[topics.right_info]
+        infos = streams.get(topics.left_info), streams.get(topics.right_info)
         subject.findings += check_streams(
             subject.left, subject.right, *infos, settings.tolerance_s
         )
+        progress('reading images')
+        frames = _frames(reader, settings, subject)
         if reader.losses:
             subject.findings.append(
                 Finding(
@@ -111,8 +116,6 @@ def subject_of_bag(
                     '`lunar-stereo repair` writes a whole bag of what is there',
                 )
             )
-    progress('reading images')
-    frames = _frames(path, settings, topics, subject)
     if frames:
         take_frames(frames, settings, subject)
     return subject
@@ -171,10 +174,10 @@ def subject_of_files(
 def _streams(reader: StereoBagReader) -> dict[str, Stream]:
     """Return the times of the rig's four topics."""
     topics = reader.topics
-    names = [topics.left_image, topics.right_image, topics.left_info, topics.right_info]
+    names = list(filter(None, dataclasses.astuple(topics)))
     stamps: dict[str, list[int]] = {name: [] for name in names}
     received: dict[str, list[int]] = {name: [] for name in names}
-    for connection, time_ns, raw in reader.raw_messages([name for name in names if name]):
+    for connection, time_ns, raw in reader.raw_messages(names):
         try:
             stamps[connection.topic].append(cdr_stamp_ns(raw))
         except InputError:
@@ -186,22 +189,19 @@ def _streams(reader: StereoBagReader) -> dict[str, Stream]:
     }
 
 
-def _frames(
-    path: Path, settings: BagSettings, topics: StereoTopics, subject: Subject
-) -> list[BagFrame]:
+def _frames(reader: StereoBagReader, settings: BagSettings, subject: Subject) -> list[BagFrame]:
     """Return some frames, spread over the recording."""
     assert subject.left and subject.right
-    tolerance_s = settings.tolerance_s or fitting_tolerance_s(subject.left, subject.right)
+    reader.tolerance_s = settings.tolerance_s or fitting_tolerance_s(subject.left, subject.right)
+    most = max(reader.frame_count - 1, 0)
+    wanted = set(np.linspace(0, most, settings.count).round().astype(int).tolist())
     found = []
     try:
-        with StereoBagReader(path, topics, tolerance_s=tolerance_s) as reader:
-            most = max(reader.frame_count - 1, 0)
-            wanted = set(np.linspace(0, most, settings.count).round().astype(int).tolist())
-            for frame in reader.frames():
-                if frame.index in wanted:
-                    found.append(frame)
-                if frame.index == max(wanted):
-                    break
+        for frame in reader.frames():
+            if frame.index in wanted:
+                found.append(frame)
+            if frame.index == max(wanted):
+                break
     except InputError as error:
         if not found:
             subject.findings.append(Finding('recording', Severity.FAULT, str(error)))

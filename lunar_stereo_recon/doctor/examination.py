@@ -26,6 +26,7 @@ from lunar_stereo_recon.doctor.pictures import (
     views_picture,
 )
 from lunar_stereo_recon.doctor.rows import check_rows, measure_rows
+from lunar_stereo_recon.errors import ReconError
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
 
@@ -69,7 +70,7 @@ def _examine_pairs(
     of_matches = check_matches(matches, pairs[0].calibration.disparity_offset_px)
     findings += of_matches
     progress('matching the pairs')
-    results = _reconstructed(pairs, backend)
+    results = _reconstructed(pairs, backend, findings)
     rows = measure_rows(pairs, results, matches)
     # Of views of different scenes, or swapped ones, rows and depths say nothing.
     comparable = all(
@@ -79,28 +80,37 @@ def _examine_pairs(
     )
     if comparable:
         findings += check_rows(rows)
-        findings.append(check_range(results, matches))
-    findings.append(check_confidence(results))
-    if subject.calibrated and comparable:
-        findings.append(check_depths(results))
-        if known is not None:
-            findings.append(check_scale(results[0], known))
-    findings.append(check_time(results, subject.period_s))
-    pictures = [
-        views_picture(pairs[0]),
-        rows_picture(pairs[0], rows),
-        depth_picture(results[0], subject.calibrated),
-        exposure_picture(pairs[0]),
-    ]
-    return findings, pictures
+    pictures = [views_picture(pairs[0]), rows_picture(pairs[0], rows)]
+    if results:
+        if comparable:
+            findings.append(check_range(results, matches))
+        findings.append(check_confidence(results))
+        if subject.calibrated and comparable:
+            findings.append(check_depths(results))
+            if known is not None:
+                findings.append(check_scale(results[0], known))
+        findings.append(check_time(results, subject.period_s))
+        pictures.append(depth_picture(results[0], subject.calibrated))
+    return findings, [*pictures, exposure_picture(pairs[0])]
 
 
-def _reconstructed(pairs: Sequence[StereoPair], backend: Backend) -> list[Reconstruction]:
-    """Return the dense results; the first pair is matched twice, to warm up what is lazy."""
+def _reconstructed(
+    pairs: Sequence[StereoPair], backend: Backend, findings: list[Finding]
+) -> list[Reconstruction]:
+    """Return the dense results; none, and a finding, where the matcher refuses the pairs.
+
+    The first pair is matched twice, to warm up what is lazy.
+    """
     engine = StereoReconstructor(backend, ReconstructionOptions(dense=True))
-    engine.reconstruct(pairs[0])
-    engine.reset_rows()
-    return [engine.reconstruct(pair) for pair in pairs]
+    try:
+        engine.reconstruct(pairs[0])
+        engine.reset_rows()
+        return [engine.reconstruct(pair) for pair in pairs]
+    except ReconError as error:
+        findings.append(
+            Finding('matcher', Severity.FAULT, str(error), 'other images, or another --backend')
+        )
+        return []
 
 
 def _stamps(subject: Subject) -> list[Picture]:

@@ -40,7 +40,7 @@ def views_picture(pair: StereoPair) -> Picture:
     """Return both views beside each other, with lines that should meet the same things."""
     both = _beside(_view(pair.left), _view(pair.right))
     for index in range(1, LINES):
-        row = round(index * both.shape[0] / LINES)
+        row = index * both.shape[0] // LINES
         both[row, :] = LINE_COLOR
     return Picture(
         'Left and right view',

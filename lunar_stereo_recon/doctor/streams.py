@@ -65,20 +65,25 @@ def fitting_tolerance_s(left: Stream, right: Stream) -> float:
 
 
 def check_streams(
-    left: Stream, right: Stream, left_info: Stream, right_info: Stream, tolerance_s: float = 0.0
+    left: Stream,
+    right: Stream,
+    left_info: Stream | None,
+    right_info: Stream | None,
+    tolerance_s: float = 0.0,
 ) -> list[Finding]:
     """Return what the times of a rig's topics say.
 
     Args:
         left, right: The images.
-        left_info, right_info: Their camera_infos.
+        left_info, right_info: Their camera_infos; None where files serve.
         tolerance_s: What the user allows between left and right stamps.
     """
     findings = [_rates(left, right)]
     findings += [_stamps(stream) for stream in (left, right) if stream.stamps_ns.size]
     if left.stamps_ns.size and right.stamps_ns.size:
         findings.append(_left_right(left, right, tolerance_s))
-    findings.append(_infos(left_info, right_info))
+    if left_info is not None and right_info is not None:
+        findings.append(_infos(left_info, right_info))
     clock = _clock(left)
     return [*findings, clock] if clock else findings
 

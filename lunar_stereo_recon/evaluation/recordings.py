@@ -57,6 +57,7 @@ class ReportSettings:
         min_confidence: Points below this stay out of the fused cloud.
         max_range_m: Points deeper than this stay out of the fused cloud, metres.
         topics: Topics of the rig; found where None.
+        calibration: Two camera_info files in place of the source's camera_infos; or empty.
         tolerance_s: Largest difference of left and right stamps, seconds.
         baseline_m: Overrides the baseline of the source's camera_info where positive.
         white_level: Image value that becomes 1.0; the encoding's maximum where None.
@@ -67,6 +68,7 @@ class ReportSettings:
     min_confidence: float = 0.8
     max_range_m: float = 12.0
     topics: StereoTopics | None = None
+    calibration: tuple[Path, ...] = ()
     tolerance_s: float = 0.0
     baseline_m: float = 0.0
     white_level: float | None = None
@@ -129,7 +131,12 @@ def write_report(
     settings = settings or ReportSettings()
     scores, rows, with_truth = Scores(), [], []
     sgbm = load_backend('sgbm')
-    with StereoBagReader(source, settings.topics, tolerance_s=settings.tolerance_s) as reader:
+    with StereoBagReader(
+        source,
+        settings.topics,
+        tolerance_s=settings.tolerance_s,
+        calibration=settings.calibration,
+    ) as reader:
         cloud = _FusedFrames(settings, posed=bool(reader.pose_topic))
         count = reader.frame_count
         # A row with an error picture says more: the others serve where there is no truth.

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.bags.writer import BagWriter, make_message, pose_message
 from lunar_stereo_recon.cli import main
 from lunar_stereo_recon.commands import demo
@@ -211,3 +212,32 @@ def test_raw_twelve_bit_images_of_given_topics_are_rectified(tmp_path, no_torch)
     assert summary['latency_ms']['p50'] > 0
     published = summary['accuracy']['published']
     assert published['density'] > 0.7 and published['epe_px'] < 0.3
+
+
+@needs_ros
+@pytest.mark.ros
+@pytest.mark.slow
+def test_calibration_files_serve_a_bag_without_camera_infos(drive_bag, no_torch, tmp_path):
+    bare = tmp_path / 'bare'
+    with StereoBagReader(drive_bag) as reader, BagWriter(bare) as writer:
+        for connection, time_ns, data in reader.raw_messages():
+            if not connection.topic.endswith('camera_info'):
+                writer.write_raw(connection.topic, connection.msgtype, data, time_ns)
+    files = []
+    for side, tx in (('left', 0.0), ('right', -24.0)):
+        file = tmp_path / f'{side}.yaml'
+        file.write_text(
+            f'image_width: {WIDTH}\nimage_height: {HEIGHT}\n'
+            'projection_matrix: {rows: 3, cols: 4, '
+            f'data: [120, 0, 79.5, {tx}, 0, 120, 47.5, 0, 0, 0, 1, 0]}}\n'
+        )
+        files.append(str(file))
+    out = tmp_path / 'out'
+    done = run_demo(
+        *('--bag', str(bare), '--out', str(out), '--backend', 'sgbm', '--calibration', *files),
+        env=no_torch,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((out / 'summary.json').read_text())
+    assert summary['frames']['out'] == FRAMES
+    assert summary['accuracy']['published']['epe_px'] < 0.2

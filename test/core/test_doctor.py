@@ -312,6 +312,13 @@ def test_small_images_and_black_ones_are_survived(backend):
     assert 'exposure' in complaints(report)
 
 
+def test_image_of_one_row_is_survived(backend):
+    rig = StereoCalibration(60.0, 60.0, 31.5, 0.0, 31.5, 0.2, 64, 1)
+    line = np.linspace(0, 1, 64, dtype=np.float32)[None]
+    report = examine(Subject('line', [StereoPair(line, line[:, ::-1].copy(), rig)]), backend)
+    assert '64x1' in complaints(report)['matcher'].measured
+
+
 def test_command_writes_a_page_that_needs_nothing_else(tmp_path, pairs, capsys):
     bag = write_bag(tmp_path / 'bag', pairs, right_tx=0.0)
     out = tmp_path / 'out'

@@ -102,3 +102,32 @@ def test_topics_are_all_given_or_none(make_bag, tmp_path, capsys):
 def test_missing_bag(tmp_path, capsys):
     assert main(['replay', str(tmp_path / 'nowhere'), '--out', str(tmp_path / 'out')]) == 2
     assert 'nowhere: no such bag' in capsys.readouterr().err
+
+
+def camera_info_file(path, right):
+    tx = -12.0 if right else 0.0
+    path.write_text(
+        'image_width: 96\nimage_height: 64\n'
+        f'projection_matrix: {{rows: 3, cols: 4, data: [60, 0, 47.5, {tx}, 0, 60, 31.5, 0, '
+        '0, 0, 1, 0]}\n'
+    )
+    return str(path)
+
+
+def test_calibration_files_serve_a_bag_without_camera_infos(make_bag, tmp_path, capsys):
+    bag = make_bag(frames=2, infos=False)
+    out = ['--out', str(tmp_path / 'out'), *REPLAY]
+    assert main(['replay', str(bag), *out]) == 2
+    assert '--calibration LEFT.yaml RIGHT.yaml' in capsys.readouterr().err
+    files = [camera_info_file(tmp_path / f'{s}.yaml', s == 'right') for s in ('left', 'right')]
+    assert main(['replay', str(bag), *out, '--calibration', *files]) == 0
+    summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    assert summary['frames']['out'] == 2
+    assert summary['accuracy']['published']['absrel'] < 0.01
+    images = ['--left-image', '/rig/left/image_rect', '--right-image', '/rig/right/image_rect']
+    assert main(['replay', str(bag), *out, '--calibration', *files, *images]) == 0
+    capsys.readouterr()
+    assert main(['replay', str(bag), *out, '--calibration', files[0]]) == 2
+    assert '1 calibration files given' in capsys.readouterr().err
+    assert main(['doctor', str(bag), *out[:4], '--calibration', *files, '--frames', '1']) in (0, 1)
+    assert 'baseline                0.2 m' in capsys.readouterr().out
