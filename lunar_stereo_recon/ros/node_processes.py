@@ -121,6 +121,10 @@ class NodeProcesses:
                 start_new_session=True,
             )
 
+    def has(self, name: str) -> bool:
+        """Say whether a node was ever started."""
+        return name in self._processes
+
     def status(self, name: str) -> int | None:
         """Return the exit status of a node; None while it runs."""
         return self._processes[name].poll()
@@ -128,6 +132,18 @@ class NodeProcesses:
     def pid(self, name: str) -> int:
         """Return the process number of a node."""
         return self._processes[name].pid
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a node."""
+        self._processes[name].send_signal(number)
+
+    def wait(self, name: str) -> int:
+        """Return the exit status of a node that is about to end."""
+        return _end(self._processes[name])
+
+    def log(self, name: str) -> str:
+        """Return what a node has written."""
+        return self._log_path(name).read_text(encoding='utf-8', errors='replace')
 
     def check_running(self, names: Sequence[str]) -> None:
         """Raise when a node that should run has ended.
@@ -156,7 +172,7 @@ class NodeProcesses:
     def failure(self, name: str, what: str) -> ReconError:
         """Return an error about a node that quotes the end of its log."""
         path = self._log_path(name)
-        lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+        lines = self.log(name).splitlines()
         tail = '\n'.join(f'  {line}' for line in lines[-LOG_TAIL_LINES:]) or '  (empty)'
         return ReconError(f'{name} {what}; its log {path} ends with\n{tail}')
 

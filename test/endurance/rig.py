@@ -14,8 +14,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from rcl_interfaces.srv import SetParameters
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 
 from lunar_stereo_recon.datatypes import StereoCalibration
@@ -67,12 +69,14 @@ class Rig:
     Attributes:
         statuses: Answers by stamp, nanoseconds: (level, text, values) in order of arrival.
         health: Newest status on /diagnostics, by task of the node.
+        values: What that status counts, by task.
         clouds: Clouds that came.
     """
 
     def __init__(self, width: int, height: int) -> None:
         self.statuses: dict[int, list[tuple[bytes, str, dict[str, str]]]] = {}
         self.health: dict[str, tuple[bytes, str]] = {}
+        self.values: dict[str, dict[str, str]] = {}
         self.clouds = 0
         self.index = 0
         self._views = views(width, height)
@@ -178,6 +182,26 @@ class Rig:
         )
         return found[-1][1]
 
+    def call(self, service: type, name: str, **fields: Any) -> Any:
+        """Call a service of the node and return its response.
+
+        Raises:
+            TimeoutError: It does not answer.
+        """
+        client = self.node.create_client(service, f'{NODE}/{name}')
+        try:
+            self.spin_until(client.service_is_ready, what=f'the service {name}')
+            future = client.call_async(service.Request(**fields))
+            self.spin_until(future.done, what=f'the answer of {name}')
+            return future.result()
+        finally:
+            self.node.destroy_client(client)
+
+    def set_parameters(self, **values: Any) -> list[Any]:
+        """Set parameters of the node; return what it says to each."""
+        messages = [Parameter(name, value=v).to_parameter_msg() for name, v in values.items()]
+        return self.call(SetParameters, 'set_parameters', parameters=messages).results
+
     def _on_status(self, message: Any) -> None:
         for status in message.status:
             values = {entry.key: entry.value for entry in status.values}
@@ -188,7 +212,9 @@ class Rig:
     def _on_health(self, message: Any) -> None:
         for status in message.status:
             if status.name.startswith(f'{NODE}: '):
-                self.health[status.name.removeprefix(f'{NODE}: ')] = status.level, status.message
+                task = status.name.removeprefix(f'{NODE}: ')
+                self.health[task] = status.level, status.message
+                self.values[task] = {entry.key: entry.value for entry in status.values}
 
     def _on_cloud(self, data: bytes) -> None:
         self.clouds += 1

@@ -31,3 +31,9 @@ def test_soak():
     status, text = run('soak.py', '--frames', '1000')
     assert status == 0, text
     assert '"published": 1000' in text
+
+
+@pytest.mark.parametrize('name', ['one_side_only', 'camera_info_changes', 'replay_is_ended'])
+def test_fault(name):
+    status, text = run('faults.py', name)
+    assert status == 0, text
