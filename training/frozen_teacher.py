@@ -239,6 +239,11 @@ def flight_tokens(output: dict[str, Any]) -> Batch:
     return named
 
 
+def network_digest(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights: what a teacher says depends on nothing else."""
+    return _digest(network.state_dict().values())
+
+
 def _digest(tensors: Iterable[Tensor], start: str = '') -> str:
     digest = hashlib.sha256(start.encode())
     for tensor in tensors:

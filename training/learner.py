@@ -58,6 +58,27 @@ class Learner(nn.Module):
         if recipe.freeze_encoder:
             for module in encoder_modules(student):
                 module.requires_grad_(False)
+        if recipe.anchor:
+            for number, weights in enumerate(self._held()):
+                # Not kept in checkpoints: they are those of `start.checkpoint`.
+                start = weights.detach().clone()
+                self.register_buffer(f'start_{number}', start, persistent=False)
+
+    def _held(self) -> list[Tensor]:
+        return [weights for weights in self.student.parameters() if weights.requires_grad]
+
+    def distance_from_start(self) -> Tensor:
+        """Return the squared distance from the first weights, over their squared length."""
+        pairs = [(now, self.get_buffer(f'start_{i}')) for i, now in enumerate(self._held())]
+        way = torch.stack([(now - start).square().sum() for now, start in pairs]).sum()
+        return way / torch.stack([start.square().sum() for _, start in pairs]).sum()
+
+    def anchored(self, total: Tensor, terms: Batch) -> tuple[Tensor, Batch]:
+        """Add the penalty for leaving the start, where the recipe has one."""
+        if not self.recipe.anchor:
+            return total, terms
+        distance = self.distance_from_start()
+        return total + self.recipe.anchor * distance, {**terms, 'anchor': distance.detach()}
 
     def feature_projectors(self) -> Iterator[tuple[str, FeatureProjector]]:
         """Yield the parts whose features are compared, and their projectors."""
@@ -116,7 +137,7 @@ class FlightLearner(Learner):
             terms[f'{part}_features'] = term
             terms[f'{part}_features/below_margin'] = below
             total = total + getattr(losses, f'{part}_features') * term
-        return total, terms
+        return self.anchored(total, terms)
 
     def _labels(self, batch: Batch, lesson: Batch) -> Batch:
         if self.recipe.target == 'teacher':
@@ -180,9 +201,10 @@ class PointmapLearner(Learner):
             if any(level is not None for level in levels):
                 target[f'tokens{view}'] = levels
         batch = {**batch, 'grid': torch.tensor(grid)}
-        return distillation_loss(
+        loss, terms = distillation_loss(
             output, target, batch, self.weights, dict(self.projectors.items())
         )
+        return self.anchored(loss, terms)
 
     def _known(self, left: Tensor, right: Tensor, truth: Batch) -> Batch:
         """Return where the ground truth counts, `valid1` and `valid2` (B, H, W)."""

@@ -41,6 +41,8 @@ class DataRecipe:
         train: Folders; none where pairs are rendered on the fly.
         max_pairs: Of the pairs in those folders only so many, drawn by the run's seed: fewer are
             part of more; 0: all.
+        replay: Rendered: folders of pairs that a student knows already and is not to forget.
+        replay_share: Of the items, that come from those folders.
         validation: Folder of full frames of this kind, never trained on; '' for none.
         crop_height, crop_width: Random crop, pixels; multiples of 32. StereoLunar views are
             scaled to cover it and cut about the centre.
@@ -64,6 +66,8 @@ class DataRecipe:
     kind: str = 'rendered'
     train: list[str] = field(default_factory=list)
     max_pairs: int = 0
+    replay: list[str] = field(default_factory=list)
+    replay_share: float = 0.0
     validation: str = ''
     crop_height: int = 256
     crop_width: int = 384
@@ -170,6 +174,8 @@ class StudentRecipe:
             paper.
         model: Overrides of its configuration.
         freeze_encoder: Train all but the encoder.
+        anchor: Penalty for leaving the weights of `start.checkpoint`: this times the squared
+            distance from them, over their own squared length.
         start: Weights before the first step.
         target: 'ground_truth' or 'teacher': whose disparities or pointmaps are learnt.
         ground_truth_points: Of the ground truth only so many pixels of each view count, the
@@ -183,6 +189,7 @@ class StudentRecipe:
     kind: str = 'flight'
     model: dict[str, Any] = field(default_factory=dict)
     freeze_encoder: bool = False
+    anchor: float = 0.0
     start: StartRecipe = field(default_factory=StartRecipe)
     target: str = 'ground_truth'
     ground_truth_points: int = 0
@@ -260,6 +267,7 @@ class Recipe:
             for key in ('train', 'max_pairs', 'fixed_crops'):
                 if getattr(self.data, key):
                     raise InputError(f'data.{key} has no effect where data.kind is on_the_fly')
+        self._check_replay()
         if self.data.max_pairs < 0:
             raise InputError(f'data.max_pairs is {self.data.max_pairs}; 0 or more is needed')
         _one_of('optimizer.amp', self.optimizer.amp, AMP)
@@ -274,11 +282,28 @@ class Recipe:
                     'is needed, in [0, 1]'
                 )
             self._check_sparse(name, student)
+            if student.anchor < 0 or (student.anchor and not student.start.checkpoint):
+                raise InputError(
+                    f'students.{name}.anchor is {student.anchor}; 0 or more is needed, and '
+                    'start.checkpoint, whose weights hold it'
+                )
             if not self.teacher.checkpoint:
                 self._check_without_teacher(name, student)
         for group, names in self.comparisons.items():
             for name in names:
                 _one_of(f'comparisons.{group}', name, list(self.students))
+
+    def _check_replay(self) -> None:
+        data = self.data
+        if not 0 <= data.replay_share <= 1:
+            raise InputError(f'data.replay_share is {data.replay_share}; a share in [0, 1] needed')
+        if bool(data.replay) != (data.replay_share > 0):
+            raise InputError(
+                f'data.replay names {len(data.replay)} folders and data.replay_share is '
+                f'{data.replay_share}; one has no effect without the other'
+            )
+        if data.replay and (data.kind != 'rendered' or data.max_pairs):
+            raise InputError('data.replay is for data.kind rendered without data.max_pairs')
 
     @staticmethod
     def _check_sparse(name: str, student: StudentRecipe) -> None:

@@ -363,7 +363,12 @@ class Trainer:
 
     # -- loop ------------------------------------------------------------------------------
 
-    def run(self, minutes: float | None = None, finish_in: float | None = None) -> bool:
+    def run(
+        self,
+        minutes: float | None = None,
+        finish_in: float | None = None,
+        stop_at: int | None = None,
+    ) -> bool:
         """Train to the recipe's last step, or until the time budget of this call is spent.
 
         Args:
@@ -371,6 +376,7 @@ class Trainer:
             finish_in: Minutes from now in which the schedule comes to its end, in this call or,
                 where that is longer than its budget, in later ones; the last step of the recipe
                 ends it sooner. A run that was stopped keeps how far it was.
+            stop_at: Stop with a checkpoint at this step; a later call goes on.
 
         Returns:
             Whether the run is at its end.
@@ -400,6 +406,7 @@ class Trainer:
                 part = min(elapsed / finish_in, 1.0) if finish_in > 0 else 1.0
                 self.progress = before + (1.0 - before) * part
             out_of_time = minutes is not None and elapsed > minutes
+            out_of_time = out_of_time or (stop_at is not None and self.step >= stop_at)
             finished = self.step >= total or self.progress >= 1.0
             if self.step % self.recipe.validate_every == 0 or finished:
                 self._validate()
@@ -487,12 +494,12 @@ class Trainer:
         """Return the folder of the run's checkpoint."""
         return self.folder / 'checkpoint'
 
-    def save(self) -> None:
-        """Write the checkpoint (first process only)."""
+    def save(self, path: Path | None = None) -> None:
+        """Write the checkpoint (first process only), to the run's folder or another."""
         if self.rank:
             return
         save_checkpoint(
-            self.path,
+            path or self.path,
             {
                 'recipe': self.recipe.as_dict(),
                 'students': {name: student.state() for name, student in self.students.items()},

@@ -1,7 +1,9 @@
 """`python -m training adapt`: fit a flight student to a camera, from a recording without labels.
 
 A teacher labels frames of the recording, and what it is sure of becomes ground truth in the form
-of rendered pairs. The student then goes on training on those, with the recipe `adapt`.
+of rendered pairs. The student then goes on training on those and on pairs with exact truth, with
+the recipe `adapt`. The last frames and some of the exact pairs are kept back: a student is written
+only where it is better there than the one that it began as, and it stops where it gets no better.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.files.arrays import load_arrays
 from lunar_stereo_recon.preprocess import aligned_principal_points, network_pair
+from training.adaptation import adapt_guarded, split_frames
 from training.checkpoint import trained_network
 from training.commands.train import join_processes, recipe_path
+from training.frozen_teacher import network_digest
 from training.losses.stereo import occlusion_from_disparity
 from training.models.flight import FlightStudent, SIZE_MULTIPLE, warp_row
 from training.models.lunar_teacher import match_both_views
@@ -41,6 +45,8 @@ from training.trainer import Trainer
 SHIPPED = Path(__file__).parents[1] / 'weights'
 # Disparities of both views that differ by more do not support each other.
 CONSISTENT_PX = 1.0
+# What is rendered to be replayed where no folder is named.
+REPLAY_PAIRS, REPLAY_SIZE, REPLAY_SEED = 64, (384, 256), 17
 
 
 def label_rows(
@@ -142,7 +148,8 @@ def label_bag(
     """
     network = trained_network(teacher).to(device).requires_grad_(False)
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, {'bag': str(bag), 'teacher': str(teacher)})
+    # A teacher is its weights, wherever they lie and whatever else lay there before.
+    _claim(folder, {'bag': str(bag), 'teacher': network_digest(network)})
     shares = []
     with StereoBagReader(bag) as reader:
         for frame in chosen_frames(reader, count):
@@ -207,6 +214,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='checkpoint or .safetensors to go on from (default: shipped)',
     )
     parser.add_argument('--frames', type=int, default=400, help='frames to label at the most')
+    parser.add_argument(
+        '--replay',
+        type=Path,
+        nargs='+',
+        metavar='FOLDER',
+        help='pairs with exact disparity that it is not to forget (default: some are rendered)',
+    )
+    parser.add_argument(
+        '--patience',
+        type=int,
+        default=4,
+        metavar='N',
+        help='stop when it was judged so often without being better (default: 4)',
+    )
     parser.add_argument('--out', type=Path, default=Path('runs/adapt'), help='folder of the run')
     parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
     parser.add_argument('--minutes', type=float, help='stop with a checkpoint after so long')
@@ -215,17 +236,35 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
+def replay_folders(args: argparse.Namespace) -> list[Path]:
+    """Return the folders of pairs with exact truth; some are rendered where none is named."""
+    if args.replay:
+        return list(args.replay)
+    # Needs the renderer (extra [sim]), which pairs on disk do not.
+    from lunar_stereo_recon.simulation.dataset import write_dataset
+
+    folder = args.out / 'replay'
+    write_dataset(folder, REPLAY_PAIRS, REPLAY_SEED, 'train', REPLAY_SIZE)
+    return [folder]
+
+
 def run(args: argparse.Namespace) -> int:
-    """Label the bag, then train."""
+    """Label the bag, train, and keep the student only where it is better."""
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     device = join_processes(args.device)
     start = student_weights(args.student)
-    labels = args.out / 'pairs'
+    labels = args.out / 'labels'
     shares = label_bag(args.bag, args.teacher, labels, args.frames, device)
     print(f'{len(shares)} frames labelled; sure of {100 * np.mean(shares):.0f} % of the pixels')
-    overrides = [f'data.train=["{labels}"]', f'students.flight.start.checkpoint="{start}"']
+    split = split_frames(args.out / 'split', labels, replay_folders(args))
+    overrides = [
+        f'data.train=["{split.train}"]',
+        f'data.replay=["{split.replay}"]',
+        f'students.flight.start.checkpoint="{start}"',
+    ]
     recipe = load_recipe(recipe_path('adapt'), [*overrides, *args.overrides])
-    trainer = Trainer(recipe, args.out, device, resume=args.resume)
-    trainer.run(args.minutes)
-    print(f'export it with: python -m training export {trainer.path} flight.onnx')
+    trainer = Trainer(recipe, args.out / 'run', device, resume=args.resume)
+    best = adapt_guarded(trainer, split, args.out, args.patience, args.minutes, args.resume)
+    print(best.text())
+    print(f'export it with: python -m training export {args.out / "checkpoint"} flight.onnx')
     return 0

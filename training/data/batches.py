@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -264,10 +265,11 @@ class StepBatches(Dataset[Any]):
 
     def item(self, number: int) -> dict[str, np.ndarray]:
         """Return item `number` of the endless stream, cropped and varied."""
-        epoch, place = divmod(number, len(self.entries))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.entries))
-        for shift in range(len(self.entries)):
-            index = int(order[(place + shift) % len(self.entries)])
+        first, count, number_there, salt = self._source(number)
+        epoch, place = divmod(number_there, count)
+        order = first + np.random.default_rng([self.seed, epoch, *salt]).permutation(count)
+        for shift in range(count):
+            index = int(order[(place + shift) % count])
             rng = np.random.default_rng(self._crop_seed(number, epoch, index))
             try:
                 return self.read(self.entries[index], rng)
@@ -276,9 +278,17 @@ class StepBatches(Dataset[Any]):
             except InputError as error:
                 self._count_unreadable(index, error)
         raise InputError(
-            f'none of {len(self.entries)} pairs can be used: {len(self.unreadable)} are not '
+            f'none of {count} pairs can be used: {len(self.unreadable)} are not '
             f'readable, {len(self.unsuitable)} do not pass the filters of the recipe'
         )
+
+    def _source(self, number: int) -> tuple[int, int, int, tuple[int, ...]]:
+        """Return the entries that an item is drawn from, and what number it is among theirs.
+
+        Returns:
+            First entry, number of entries, number of the item, what its draw depends on besides.
+        """
+        return 0, len(self.entries), number, ()
 
     def _crop_seed(self, number: int, epoch: int, index: int) -> list[int]:
         if self.recipe.fixed_crops:
@@ -315,9 +325,24 @@ class StepBatches(Dataset[Any]):
 class RenderedPairs(StepBatches):
     """Pairs of .npz files, rendered or labelled by a teacher."""
 
+    # Entries that are not replayed; counted once.
+    _new: int | None = None
+
     def list_entries(self, recipe: DataRecipe) -> Sequence[Any]:
-        """Return the files."""
-        return list_samples(recipe.train)
+        """Return the files, those that are replayed last."""
+        return list_samples(recipe.train) + (list_samples(recipe.replay) if recipe.replay else [])
+
+    def _source(self, number: int) -> tuple[int, int, int, tuple[int, ...]]:
+        share = self.recipe.replay_share
+        if not share:
+            return super()._source(number)
+        # Replayed items are spread evenly over the stream.
+        replayed = math.floor(number * share)
+        count = len(list_samples(self.recipe.train)) if self._new is None else self._new
+        self._new = count
+        if math.floor((number + 1) * share) > replayed:
+            return count, len(self.entries) - count, replayed, (1,)
+        return 0, count, number - replayed, ()
 
     def read(self, entry: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return `left`, `right`, `disparity`, `shadow`, `occlusion` (H, W), and more.

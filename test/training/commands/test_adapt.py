@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -13,11 +15,13 @@ from torch import nn  # noqa: E402
 from lunar_stereo_recon.bags.reader import StereoBagReader  # noqa: E402
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair  # noqa: E402
 from lunar_stereo_recon.errors import InputError  # noqa: E402
-from training.checkpoint import load_checkpoint, load_network  # noqa: E402
+from training import adaptation as adaptation_module  # noqa: E402
+from training.adaptation import judge, Split, split_frames, worse  # noqa: E402
+from training.checkpoint import load_checkpoint, load_network, save_checkpoint  # noqa: E402
 from training.cli import main  # noqa: E402
 from training.commands.adapt import chosen_frames, label_bag, label_pointmaps, label_rows  # noqa: E402
 from training.data.batches import read_sample, RenderedPairs  # noqa: E402
-from training.recipe import DataRecipe, StudentRecipe  # noqa: E402
+from training.recipe import DataRecipe, Recipe, StartRecipe, StudentRecipe  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
 
 WIDTH, HEIGHT = 96, 64
@@ -125,20 +129,45 @@ def test_labels_are_training_pairs_and_are_kept(make_bag, flight_teacher, tmp_pa
     assert paths[0].stat().st_mtime_ns == written
     with pytest.raises(InputError, match='holds labels made from'):
         label_bag(make_bag('other'), flight_teacher, folder, count=2)
+    # The same teacher elsewhere is the same; another one in its place is not.
+    moved = flight_teacher.rename(tmp_path / 'moved')
+    label_bag(bag, moved, folder, count=2)
+    content = load_checkpoint(moved)
+    content['students']['teacher']['average']['module.encoder.stem.0.weight'] += 1.0
+    save_checkpoint(moved, content)
+    with pytest.raises(InputError, match='holds labels made from'):
+        label_bag(bag, moved, folder, count=2)
 
 
-def test_adapt_goes_on_from_the_given_student(make_bag, make_recipe, flight_teacher, tmp_path):
+@pytest.fixture
+def adaptation(make_bag, make_recipe, flight_teacher, plane_pairs, tmp_path):
+    """Return a start, the folder of the run and the command that adapts it."""
     start = Trainer(make_recipe({'flight': StudentRecipe(model=TINY)}), tmp_path / 'start')
     start.save()
     out = tmp_path / 'adapted'
-    command = f'adapt --bag {make_bag()} --teacher {flight_teacher} --student {start.path}'
+    command = f'adapt --bag {make_bag(frames=5)} --teacher {flight_teacher} --student {start.path}'
     settings = (
-        'optimizer.total_steps=2 optimizer.batch_size=2 optimizer.warmup_steps=1 '
-        'data.crop_height=64 data.crop_width=96 data.workers=0 '
+        'optimizer.total_steps=4 optimizer.batch_size=2 optimizer.warmup_steps=1 '
+        'data.crop_height=64 data.crop_width=96 data.workers=0 validate_every=2 '
         'students.flight.min_confidence=0.0'
     )
-    arguments = [*command.split(), '--frames', '2', '--out', str(out), '--set', *settings.split()]
+    arguments = [*command.split(), '--frames', '5', '--replay', str(plane_pairs)]
+    return start, out, [*arguments, '--out', str(out), '--set', *settings.split()]
+
+
+def judgements(monkeypatch, *figures: dict) -> None:
+    """Let the students be judged so, one after the other; the first is the start."""
+    names = 'held_back_epe', 'held_back_contradicting', 'replay_epe'
+    answers = iter([{**dict.fromkeys(names, 1.0), **given} for given in figures])
+    monkeypatch.setattr(adaptation_module, 'judge', lambda *_: next(answers))
+
+
+def test_better_student_is_written_and_starts_from_the_given_one(adaptation, monkeypatch, capsys):
+    start, out, arguments = adaptation
+    judgements(monkeypatch, {}, {'held_back_epe': 0.8}, {'held_back_epe': 0.9})
     assert main(arguments) == 0
+    assert 'held_back_epe: 1 -> 0.8' in capsys.readouterr().out
+    # The better of the two, not the last.
     assert load_checkpoint(out / 'checkpoint')['step'] == 2
     adapted, _ = load_network(out / 'checkpoint')
     before = start.students['flight'].student.state_dict()
@@ -147,6 +176,120 @@ def test_adapt_goes_on_from_the_given_student(make_bag, make_recipe, flight_teac
     key = 'encoder.stem.0.weight'
     # Two small steps: near where it started, not there.
     assert 0 < (after[key] - before[key]).abs().max() < 0.01
+
+
+@pytest.mark.parametrize('harm', ['replay_epe', 'held_back_contradicting', 'held_back_epe'])
+def test_student_that_got_worse_anywhere_is_not_written(adaptation, monkeypatch, capsys, harm):
+    _, out, arguments = adaptation
+    judgements(monkeypatch, {}, *[{'held_back_epe': 0.8, harm: 1.1}] * 2)
+    assert main(arguments) == 2
+    assert f'{harm} 1 -> 1.1' in capsys.readouterr().err
+    assert not (out / 'checkpoint' / 'index.json').exists()
+
+
+def test_adapting_ends_when_it_gets_no_better(adaptation, monkeypatch, capsys):
+    _, out, arguments = adaptation
+    judgements(monkeypatch, {}, {})
+    assert main([*arguments, 'validate_every=1', '--patience', '1']) == 2
+    assert 'after 1 steps none was better' in capsys.readouterr().err
+
+
+def test_harmful_labels_are_refused_for_real(adaptation, capsys):
+    # An untrained teacher's labels, and a student that knows no better: whatever is written was
+    # measured to be better, and what is not better is refused.
+    _, out, arguments = adaptation
+    status = main(arguments)
+    assert status in (0, 2)
+    assert (status == 0) == (out / 'checkpoint' / 'index.json').exists()
+    state = json.loads((out / 'adapt.json').read_text())
+    if status == 0:
+        assert state['best']['held_back_epe'] < state['start']['held_back_epe']
+        assert worse(state['best'], state['start']) == []
+
+
+def test_frames_kept_back_are_the_last_and_are_not_trained_on(plane_pairs, tmp_path):
+    labels = tmp_path / 'labels'
+    labels.mkdir()
+    for number, path in enumerate(sorted(plane_pairs.glob('*.npz')) * 2):
+        (labels / f'{number:06d}.npz').write_bytes(path.read_bytes())
+    split = split_frames(tmp_path / 'split', labels, [plane_pairs])
+    names = [
+        [path.resolve().name for path in sorted(folder.glob('*.npz'))]
+        for folder in (split.train, split.held_back)
+    ]
+    assert names == [[f'{i:06d}.npz' for i in range(6)], ['000006.npz', '000007.npz']]
+    replay = {path.resolve() for path in split.replay.glob('*.npz')}
+    kept = {path.resolve() for path in split.replay_held_back.glob('*.npz')}
+    assert not replay & kept and len(replay | kept) == 4
+    single = tmp_path / 'single'
+    single.mkdir()
+    (single / '0.npz').write_bytes(b'')
+    with pytest.raises(InputError, match='1 labelled frames; at least 2'):
+        split_frames(tmp_path / 'other', single, [plane_pairs])
+
+
+def test_figure_that_cannot_be_told_counts_as_worse():
+    assert worse({'epe': 0.9, 'bad': 2.0}, {'epe': 1.0, 'bad': 2.0}) == []
+    assert worse({'epe': 1.1}, {'epe': 1.0}) == ['epe 1 -> 1.1']
+    assert worse({'epe': float('nan')}, {'epe': 1.0}) and worse({}, {'epe': 1.0})
+
+
+def test_student_is_judged_against_labels_and_truth(plane_pairs, tmp_path, pair):
+    split = Split(tmp_path, plane_pairs, tmp_path, plane_pairs)
+    for path in plane_pairs.glob('*.npz'):
+        with np.load(path) as arrays:
+            kept = dict(arrays)
+        kept['confidence'] = np.ones(kept['disparity'].shape, np.float16)
+        kept['disparity'] = np.full(kept['disparity'].shape, 5.0, np.float32)
+        np.savez(path, **kept)
+    figures = judge(Level(6.0, pair.calibration), split, 0.5, torch.device('cpu'))
+    assert figures['held_back_epe'] == pytest.approx(1.0)
+    assert figures['held_back_contradicting'] == 0.0  # a wall is the same from both sides
+    assert figures['replay_epe'] == pytest.approx(1.0)
+
+
+class Level(Wall):
+    """Sees the wall at one disparity in every image."""
+
+    def forward(self, left, right):
+        disparity = torch.full((1, *left.shape[-2:]), self.disparity)
+        return {'disparity': disparity, 'confidence_logit': torch.zeros_like(disparity)}
+
+
+def test_half_of_the_items_are_replayed(plane_pairs, tmp_path):
+    labels = tmp_path / 'labels'
+    labels.mkdir()
+    for path in sorted(plane_pairs.glob('*.npz'))[:3]:
+        (labels / path.name).write_bytes(path.read_bytes())
+    data = DataRecipe(train=[str(labels)], replay=[str(plane_pairs)], replay_share=0.5)
+    pairs = RenderedPairs(data, seed=0, batch_size=4)
+    read = []
+    pairs.read = lambda entry, rng: read.append(entry) or {}
+    for number in range(24):
+        pairs.item(number)
+    new, old = ([path for path in read if path.parent == f] for f in (labels, plane_pairs))
+    assert len(new) == len(old) == 12
+    # Every pair of either comes as often as the others.
+    assert {new.count(path) for path in new} == {4} and {old.count(path) for path in old} == {3}
+    recipe = Recipe(students={'flight': StudentRecipe()}, data=DataRecipe(replay_share=0.5))
+    with pytest.raises(InputError, match='one has no effect without the other'):
+        recipe.check()
+
+
+def test_anchor_holds_a_student_to_its_start(make_recipe, tmp_path):
+    start = Trainer(make_recipe({'flight': StudentRecipe(model=TINY)}), tmp_path / 'start')
+    start.save()
+    ways = []
+    for anchor in (0.01, 1e4):
+        student = StudentRecipe(anchor=anchor, start=StartRecipe(checkpoint=str(start.path)))
+        trainer = Trainer(make_recipe({'flight': student}), tmp_path / str(anchor))
+        trainer.run()
+        ways.append(trainer.students['flight'].learner.distance_from_start().item())
+        again = Trainer(make_recipe({'flight': student}), tmp_path / str(anchor), resume=True)
+        assert again.students['flight'].learner.distance_from_start().item() == ways[-1]
+    assert 0 < ways[1] < ways[0]
+    with pytest.raises(InputError, match='start.checkpoint, whose weights hold it'):
+        Trainer(make_recipe({'flight': StudentRecipe(anchor=1.0)}), tmp_path / 'none')
 
 
 def test_student_that_is_not_shipped_is_named(make_bag, flight_teacher, capsys):
