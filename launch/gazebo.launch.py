@@ -53,16 +53,23 @@ def generate_launch_description() -> LaunchDescription:
         [
             OpaqueFunction(function=check_needs, args=GAZEBO_PACKAGES),
             argument('world', 'Folder that lunar-stereo export-gazebo wrote; empty makes one'),
-            argument('preset', 'Ground to make', 'mare', GROUNDS),
+            argument('preset', 'Kind of ground to make', 'mare', GROUNDS),
             argument('seed', 'Seed of the ground to make', '1'),
-            argument('rocks', 'Of the ground to make; mesh: with overhangs', ROCKS[0], ROCKS),
+            argument(
+                'rocks',
+                'Form of the rocks on the ground to make; mesh has overhangs',
+                ROCKS[0],
+                ROCKS,
+            ),
             argument('rover', 'SDF of the rover; left_camera and right_camera are the rig', rover),
             argument('bridge_config', 'Topics between Gazebo and ROS, of ros_gz_bridge', bridge),
-            argument('x', 'Start [m]; empty is level ground'),
-            argument('y', 'Start [m]; empty is level ground'),
-            argument('z', 'Start [m]; empty is on the ground'),
+            argument('x', 'x of the start [m]; empty chooses level ground'),
+            argument('y', 'y of the start [m]; empty chooses level ground'),
+            argument('z', 'z of the start [m]; empty is on the ground'),
             argument('yaw', 'Heading at the start [rad]'),
-            argument('gui', 'false runs the server alone, without a window', 'true', FLAG),
+            argument(
+                'gui', 'Open the window of Gazebo; false runs the server alone', 'true', FLAG
+            ),
             argument('namespace', 'Namespace of the nodes and their topics'),
             argument('fixed_frame', 'Frame to show results in', 'map'),
             # First: what is wrong with its arguments is said before the world is made.

@@ -55,17 +55,22 @@ def generate_launch_description() -> LaunchDescription:
     play: list[LaunchDescriptionEntity] = []
     return LaunchDescription(
         [
-            argument('bag', 'rosbag2 directory, .mcap or .db3', None),
-            argument('player', 'auto is rosbag2 where it is installed', 'auto', PLAYERS),
+            argument('bag', 'Recording: a rosbag2 folder, .mcap or .db3', None),
+            argument(
+                'player',
+                'Program that plays the recording; auto is rosbag2 if it is installed',
+                'auto',
+                PLAYERS,
+            ),
             *parameter_arguments(ReplayParameters, *REPLAY[:-1]),
             argument(
                 'wait_for_subscribers',
-                'Time that replay_node waits for somebody who wants a result [s]; 0 is none',
+                'Time that replay_node waits for a subscriber of a result [s]; 0 does not wait',
                 '30.0',
             ),
-            argument('delay', 'Time that rosbag2 waits for the node at first [s]', '5.0'),
+            argument('delay', 'Time that rosbag2 waits for the node before it plays [s]', '5.0'),
             argument('qos_overrides', 'YAML for --qos-profile-overrides-path of rosbag2'),
-            argument('exit_at_end', 'End everything with the recording', 'true', FLAG),
+            argument('exit_at_end', 'End the launch when the recording ends', 'true', FLAG),
             *(argument(name, 'Topic in the bag; empty finds it') for name in TOPICS),
             argument('camera_preset', 'Preset with the topics, instead of finding them'),
             argument('camera_namespace', "Namespace of the preset's topics, in place of its own"),

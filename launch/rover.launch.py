@@ -42,8 +42,16 @@ def generate_launch_description() -> LaunchDescription:
                 'zed_5_0), or the path of a preset of your own',
             ),
             argument('camera_namespace', "Namespace of the preset's topics, in place of its own"),
-            argument('left_namespace', 'Of the left topics without camera_preset', 'left'),
-            argument('right_namespace', 'Of the right topics without camera_preset', 'right'),
+            argument(
+                'left_namespace',
+                'Namespace of the left topics, if there is no camera_preset',
+                'left',
+            ),
+            argument(
+                'right_namespace',
+                'Namespace of the right topics, if there is no camera_preset',
+                'right',
+            ),
             argument(
                 'left_image',
                 'Topic of the left image, raw or compressed; relative to camera_namespace',
@@ -51,7 +59,7 @@ def generate_launch_description() -> LaunchDescription:
             argument('right_image', 'Topic of the right image, as left_image'),
             argument('left_info', 'Topic of the left camera_info, as left_image'),
             argument('right_info', 'Topic of the right camera_info, as left_image'),
-            argument('imu', 'Topic of the Imu, where hazard_gravity is imu', 'imu'),
+            argument('imu', 'Topic of the Imu, if hazard_gravity is imu', 'imu'),
             argument(
                 'params_file',
                 'Parameters of the node, YAML; it comes after the preset and before arguments. '
@@ -59,8 +67,8 @@ def generate_launch_description() -> LaunchDescription:
             ),
             argument(
                 'rig',
-                'YAML of where the cameras are on the rover, as config/rig.yaml, to publish their '
-                'static transforms; empty publishes none',
+                'YAML file of where the cameras are on the rover, like config/rig.yaml; their '
+                'static transforms are published. Empty publishes none',
             ),
             argument('use_sim_time', 'Take the time from /clock', choices=('', *FLAG)),
             argument('rviz', 'Show images and clouds in RViz', 'false', FLAG),
@@ -70,7 +78,7 @@ def generate_launch_description() -> LaunchDescription:
             ),
             argument(
                 'optical_frame',
-                'frame_id of the left images, to show results in where no fixed_frame is known',
+                'frame_id of the left images, to show results in if no fixed_frame is known',
             ),
             argument('foxglove', 'Start foxglove_bridge for Foxglove', 'false', FLAG),
             argument('foxglove_port', 'Port of foxglove_bridge', '8765'),
@@ -79,8 +87,8 @@ def generate_launch_description() -> LaunchDescription:
                 'Address that foxglove_bridge listens on; 0.0.0.0 lets the network in',
                 '127.0.0.1',
             ),
-            argument('respawn', 'Start the node again where it ends by itself', 'true', FLAG),
-            argument('log_level', 'debug, info, warn or error', 'info'),
+            argument('respawn', 'Start the node again if it ends by itself', 'true', FLAG),
+            argument('log_level', 'Log level of the node: debug, info, warn or error', 'info'),
             *parameter_arguments(ReconstructionParameters),
             OpaqueFunction(function=check_needs),
             OpaqueFunction(function=_nodes),

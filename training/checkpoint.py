@@ -88,7 +88,7 @@ def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
     except (OSError, SafetensorError) as error:
         _keep(folder, old)
         raise ModelError(
-            f'{folder} cannot be written: {error}; an older one is as it was'
+            f'{folder} cannot be written: {error}; an older one is unchanged'
         ) from error
     _keep(folder, {shard['file'] for shard in shards})
 

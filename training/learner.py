@@ -260,7 +260,7 @@ def build_learner(recipe: StudentRecipe, teacher: Teacher | None) -> Learner:
     elif isinstance(student, Mast3r):
         learner = PointmapLearner(recipe, student, teacher)
     else:
-        raise InputError(f'{type(student).__name__} is no student that can be trained')
+        raise InputError(f'{type(student).__name__} is not a student that can be trained')
     lacking = learner.wanted - (teacher.offers if teacher else frozenset())
     if lacking:
         raise ModelError(

@@ -54,7 +54,7 @@ def config_values(student: nn.Module) -> dict[str, Any]:
         return dataclasses.asdict(student.student)
     if isinstance(student, (FlightStudent, Mast3r)):
         return dataclasses.asdict(student.config)
-    raise ModelError(f'{type(student).__name__} is no network of this package')
+    raise ModelError(f'{type(student).__name__} is not a network of this package')
 
 
 def encoder_modules(student: nn.Module) -> list[nn.Module]:

@@ -83,7 +83,8 @@ def _load_onnx(model_path: Path, providers: Sequence[str] | None, threads: int) 
 def _load_openvino(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:
     if providers:
         raise ModelError(
-            f'providers {", ".join(providers)} are of onnxruntime; the backend openvino has none'
+            f'providers {", ".join(providers)} belong to onnxruntime; the backend openvino has '
+            'none'
         )
     try:
         from lunar_stereo_recon.backends.openvino_backend import OpenVinoBackend

@@ -54,7 +54,7 @@ def check_answer(backend: Backend, model_path: Path) -> None:
     try:
         expected = np.array(json.loads(text), np.float64)
     except (ValueError, TypeError, RecursionError) as error:
-        raise ModelError(f'{model_path} metadata {KEY} is no list of numbers') from error
+        raise ModelError(f'{model_path} metadata {KEY} is not a list of numbers') from error
     if expected.shape != actual.shape:
         raise ModelError(
             f'{model_path} metadata {KEY} has shape {expected.shape}; {actual.shape} is needed'

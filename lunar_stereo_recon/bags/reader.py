@@ -705,7 +705,7 @@ def _definitions(connection: Connection) -> dict[str, Any]:
             return types
     except (TypesysError, SyntaxError, *DAMAGE) as error:
         _LOG.warning(
-            '%s: definition of %s cannot be parsed (%s); that of ROS 2 is taken',
+            '%s: definition of %s cannot be parsed (%s); that of ROS 2 is used',
             connection.topic,
             connection.msgtype,
             str(error).partition('\n')[0],

@@ -205,7 +205,7 @@ class Recording:
         if unchecked or file.suffix == '.db3':
             what = f'{unchecked} chunks have' if unchecked else 'a .db3 file has'
             _LOG.warning(
-                '%s: %s no checksum: a byte that changed in it goes unnoticed; `lunar-stereo '
+                '%s: %s no checksum: a changed byte in it goes unnoticed; `lunar-stereo '
                 'repair` writes a copy that has them',
                 file,
                 what,

@@ -213,7 +213,9 @@ def sets_at(path: Path) -> list[BenchmarkSet]:
         return _sets_of_manifest(manifest, name)
     files = sorted(path.glob('*.npz')) if path.is_dir() else []
     if not files:
-        raise InputError(f'{path} is no manifest and holds neither manifest.json nor .npz pairs')
+        raise InputError(
+            f'{path} is not a manifest and contains neither manifest.json nor .npz pairs'
+        )
     return [
         BenchmarkSet(name, [BenchmarkPair(file.stem, _stratum_of(file), file) for file in files])
     ]

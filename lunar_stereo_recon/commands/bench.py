@@ -36,7 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--rendered',
         action='store_true',
-        help='the pairs of the benchmark beside those of --data (with --json or --against)',
+        help='score the pairs of the benchmark too, beside those of --data (with '
+        '--json or --against)',
     )
     parser.add_argument(
         '--against',
@@ -48,29 +49,30 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--upside-down',
         action='store_true',
-        help='also each set mirrored top to bottom (with --json or --against)',
+        help='score each set mirrored top to bottom too (with --json or --against)',
     )
     parser.add_argument(
         '--json',
         type=Path,
         metavar='FILE',
-        help='only one compact table of all sets and their subsets; its figures go to this file',
+        help='print one compact table of all sets and their subsets, and write its '
+        'figures to this file',
     )
     parser.add_argument(
         '--stratum',
         action='append',
         metavar='NAME',
-        help='only this stratum of the benchmark; may be repeated (default: the four old ones, '
-        'with --json or --against all)',
+        help='score only this stratum of the benchmark; may be repeated (default: the '
+        'four old ones; all of them with --json or --against)',
     )
-    parser.add_argument('--pairs', type=int, help='only so many pairs of each stratum')
+    parser.add_argument('--pairs', type=int, help='score at most this many pairs of each stratum')
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
     parser.add_argument(
-        '--backend', default='onnx', help="what runs the student: 'onnx' or 'openvino'"
+        '--backend', default='onnx', help="runtime of the student: 'onnx' or 'openvino'"
     )
     parser.add_argument('--threads', type=int, default=2, help='CPU threads for every method')
     parser.add_argument(
-        '--method', action='append', metavar='NAME', help='only this one; may be repeated'
+        '--method', action='append', metavar='NAME', help='run only this method; may be repeated'
     )
     parser.add_argument(
         '--degrade',
@@ -80,13 +82,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=f"also score degraded images: one of them or '{ALL}'; may be repeated",
     )
     parser.add_argument(
-        '--speed', action='store_true', help='also time the network against pixels and a roofline'
+        '--speed',
+        action='store_true',
+        help='measure the time of the network against the number of pixels and a roofline too',
     )
     parser.add_argument(
         '--out', type=Path, default=Path('out/bench'), help='folder for tables and pictures'
     )
     parser.add_argument('--cache', type=Path, help='folder for rendered pairs')
-    parser.add_argument('--workers', type=int, default=1, help='processes that render')
+    parser.add_argument('--workers', type=int, default=1, help='number of processes that render')
     parser.set_defaults(run=run)
 
 

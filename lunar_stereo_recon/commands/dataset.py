@@ -12,40 +12,54 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         'dataset', help='render stereo pairs of random lunar ground with exact ground truth'
     )
-    parser.add_argument('--out', type=Path, required=True, help='folder; what is there is kept')
+    parser.add_argument(
+        '--out', type=Path, required=True, help='folder to write; existing pairs are kept'
+    )
     parser.add_argument('--count', type=int, required=True, help='number of pairs')
-    parser.add_argument('--seed', type=int, default=1, help='everything random follows from it')
+    parser.add_argument('--seed', type=int, default=1, help='seed of everything random')
     parser.add_argument(
         '--split', default='train', help='train, calibration or test; they share no terrain'
     )
     parser.add_argument(
         '--form',
         default='pairs',
-        help='pairs (NNNNNN.npz), stereolunar (folders of .jpg, .exr, .npz with a pair index) '
-        'or bags (mcap, one a terrain); default: pairs',
+        help='pairs (NNNNNN.npz), stereolunar (folders of .jpg, .exr, .npz with a pair '
+        'index) or bags (mcap, one for each terrain); default: pairs',
     )
     parser.add_argument(
-        '--size', type=_size, default=(384, 256), help='window of the frame (default: 384x256)'
+        '--size',
+        type=_size,
+        default=(384, 256),
+        help='part of the 640x480 frame that is rendered (default: 384x256)',
     )
     parser.add_argument(
-        '--full', action='store_const', const=None, dest='size', help='whole 640x480 frames'
+        '--full', action='store_const', const=None, dest='size', help='render whole 640x480 frames'
     )
     parser.add_argument(
-        '--faults', type=Path, help='YAML: what the cameras do wrong (docs/simulation.md)'
+        '--faults', type=Path, help='YAML file of camera faults (docs/simulation.md)'
     )
     parser.add_argument(
         '--rocks',
         default='heightfield',
-        help='heightfield, or mesh: with overhangs, about a sixth slower (default: heightfield)',
+        help='form of the rocks: heightfield, or mesh, which has overhangs and is '
+        'about a sixth slower (default: heightfield)',
     )
-    parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
+    parser.add_argument('--workers', type=int, default=1, help='number of processes (default: 1)')
     parser.add_argument(
-        '--device', default='cpu', help='what renders: cpu, or cuda, which the processes share'
+        '--device',
+        default='cpu',
+        help='device that renders: cpu, or cuda, which the processes share',
     )
     parser.add_argument(
-        '--samples', type=int, choices=(1, 2, 4), default=2, help='rays a pixel (default: 2)'
+        '--samples',
+        type=int,
+        choices=(1, 2, 4),
+        default=2,
+        help='rays for each pixel (default: 2)',
     )
-    parser.add_argument('--minutes', type=float, help='stop after so long; call again to go on')
+    parser.add_argument(
+        '--minutes', type=float, help='stop after this many minutes; call again to continue'
+    )
     parser.set_defaults(run=run, work=work)
 
 
@@ -88,9 +102,9 @@ def work(args: argparse.Namespace) -> bool:
                     break
     progress.close()
     if not finished:
-        print(f'{args.out}: {written} pairs written, time is spent; call again to go on')
+        print(f'{args.out}: {written} pairs written, the time is over; call again to continue')
         return False
-    print(f'{args.out}: {written} pairs written, {args.count - written} were there')
+    print(f'{args.out}: {written} pairs written, {args.count - written} existed already')
     print(f'seeds and parameters: {args.out / MANIFEST}')
     return True
 

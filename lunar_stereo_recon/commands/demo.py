@@ -61,18 +61,26 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description='Replay node, reconstruction node and recorder as three processes over DDS; '
         'then a fused cloud, a contact sheet and a table of figures.',
     )
-    parser.add_argument('--bag', type=Path, default=DEMO_BAG, help='another recording')
+    parser.add_argument(
+        '--bag', type=Path, default=DEMO_BAG, help='recording to use instead of the shipped one'
+    )
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder for results')
-    parser.add_argument('--backend', default='onnx', help='onnx, openvino, sgbm, sgbm_hh or bm')
+    parser.add_argument(
+        '--backend', default='onnx', help='matcher: onnx, openvino, sgbm, sgbm_hh or bm'
+    )
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
     parser.add_argument(
         '--rate',
         type=float,
         default=0.0,
-        help='speed relative to the recording; 0 sends each frame when the last is done',
+        help='speed relative to the recording; 0 sends each frame when the one before is done',
     )
     parser.add_argument(
-        '--fusion-range', type=float, default=12.0, metavar='M', help='metres; default 12'
+        '--fusion-range',
+        type=float,
+        default=12.0,
+        metavar='M',
+        help='largest depth of the points in the fused cloud, metres (default: 12)',
     )
     add_bag_arguments(parser)
     parser.set_defaults(run=run)

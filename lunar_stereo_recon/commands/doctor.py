@@ -38,22 +38,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         '--out',
         type=Path,
         default=Path('out/doctor'),
-        help='folder of the page; default %(default)s',
+        help='folder for the page (default: %(default)s)',
     )
     parser.add_argument(
-        '--known-distance', type=float, metavar='M', help='a distance that you measured, metres'
+        '--known-distance',
+        type=float,
+        metavar='M',
+        help='distance to a point that you measured, metres',
     )
     parser.add_argument(
         '--at',
         nargs=2,
         type=int,
         metavar=('U', 'V'),
-        help='column and row of that point in the left image of the first pair',
+        help='column and row of the measured point in the left image of the first pair',
     )
-    parser.add_argument('--frames', type=int, default=5, help='pairs that are looked at')
-    parser.add_argument('--backend', default='onnx', help='onnx, openvino, sgbm, sgbm_hh or bm')
+    parser.add_argument('--frames', type=int, default=5, help='number of pairs to examine')
+    parser.add_argument(
+        '--backend', default='onnx', help='matcher: onnx, openvino, sgbm, sgbm_hh or bm'
+    )
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
-    parser.add_argument('--threads', type=int, default=0, help='0 leaves it to the runtime')
+    parser.add_argument(
+        '--threads', type=int, default=0, help='CPU threads; 0 leaves the number to the runtime'
+    )
     add_bag_arguments(parser)
     parser.set_defaults(run=run)
 

@@ -21,10 +21,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description='Score a folder of <id>.npz (disparity, and optionally confidence and ms), '
         'such as `lunar-stereo run --manifest ... --dense --npz` writes.',
     )
-    parser.add_argument('predictions', type=Path, help='folder with one <id>.npz a pair')
-    parser.add_argument('--manifest', type=Path, required=True, help='manifest.json')
+    parser.add_argument('predictions', type=Path, help='folder with one <id>.npz for each pair')
+    parser.add_argument(
+        '--manifest',
+        type=Path,
+        required=True,
+        help='manifest.json with the pairs and their ground truth',
+    )
     parser.add_argument('--name', default='prediction', help='title of the table')
-    parser.add_argument('--filled', action='store_true', help='also score with holes filled')
+    parser.add_argument(
+        '--filled', action='store_true', help='score the predictions with filled holes too'
+    )
     parser.add_argument('--json', type=Path, help='write the figures to this file')
     parser.set_defaults(run=run)
 

@@ -20,15 +20,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument('--out', type=Path, required=True, help='folder to write')
     parser.add_argument('--preset', default='mare', help='kind of ground (default: mare)')
-    parser.add_argument('--seed', type=int, default=1, help='everything random follows from it')
+    parser.add_argument('--seed', type=int, default=1, help='seed of everything random')
     parser.add_argument(
-        '--sun-elevation', type=float, help="degrees above the horizon (default: the preset's)"
+        '--sun-elevation', type=float, help="elevation of the sun, degrees (default: the preset's)"
     )
     parser.add_argument(
         '--sun-azimuth',
         type=float,
         default=120.0,
-        help='degrees counterclockwise from +x (default: 120)',
+        help='azimuth of the sun, degrees counterclockwise from +x (default: 120)',
     )
     parser.add_argument(
         '--cells',
@@ -37,15 +37,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='mesh cells along a side of the two finest patches, a power of two (default: 512)',
     )
     parser.add_argument(
-        '--texels', type=int, default=4096, help='side of the textures there (default: 4096)'
+        '--texels',
+        type=int,
+        default=4096,
+        help='texels along a side of the textures of these patches (default: 4096)',
     )
     parser.add_argument(
         '--rocks',
         default='heightfield',
-        help='heightfield, part of the ground, or mesh, with overhangs (default: heightfield)',
+        help='form of the rocks: heightfield, part of the ground, or mesh, with '
+        'overhangs (default: heightfield)',
     )
     parser.add_argument(
-        '--reuse', action='store_true', help='keep a world that was written with the same options'
+        '--reuse',
+        action='store_true',
+        help='keep an existing world that was written with the same options',
     )
     parser.set_defaults(run=run)
 

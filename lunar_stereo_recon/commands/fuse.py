@@ -31,16 +31,34 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         'map.json. Poses come from the PoseStamped topic of the left camera. With true depth in '
         'the bag, the height errors are measured too. Needs the extra [map].',
     )
-    parser.add_argument('bag', type=Path, help='rosbag2 directory, .mcap or .db3')
+    parser.add_argument('bag', type=Path, help='Recording: a rosbag2 folder, .mcap or .db3')
     parser.add_argument('--out', type=Path, default=Path('out/map'), help='folder for results')
     parser.add_argument(
-        '--cell', type=float, default=0.05, metavar='M', help='of the grid, metres'
+        '--cell',
+        type=float,
+        default=0.05,
+        metavar='M',
+        help='edge of the cells of the elevation grid, metres',
     )
-    parser.add_argument('--voxel', type=float, default=0.02, metavar='M', help='of points, metres')
     parser.add_argument(
-        '--map-range', type=float, default=8.0, metavar='M', help='farthest depth used, metres'
+        '--voxel',
+        type=float,
+        default=0.02,
+        metavar='M',
+        help='edge of the voxels of the point cloud, metres',
     )
-    parser.add_argument('--crs', help='of the poses, for the GeoTIFF, such as IAU_2015:30135')
+    parser.add_argument(
+        '--map-range',
+        type=float,
+        default=8.0,
+        metavar='M',
+        help='largest depth of the points that are used, metres',
+    )
+    parser.add_argument(
+        '--crs',
+        help='coordinate reference system of the poses, for the GeoTIFF, for example '
+        'IAU_2015:30135',
+    )
     add_bag_arguments(parser)
     add_reconstruction_arguments(parser)
     parser.set_defaults(run=run)

@@ -31,44 +31,52 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=float,
         nargs='+',
         default=[3.0, 10.0, 25.0, 55.0],
-        help='heights of the sun, degrees (default: 3 10 25 55)',
+        help='elevations of the sun, degrees (default: 3 10 25 55)',
     )
     parser.add_argument(
         '--sun-azimuth',
         type=float,
         default=115.0,
-        help='degrees counterclockwise from the direction of view (default: 115)',
+        help='azimuth of the sun, degrees counterclockwise from the direction of view '
+        '(default: 115)',
     )
     parser.add_argument(
         '--site',
         type=float,
         nargs=2,
         metavar=('LATITUDE', 'LONGITUDE'),
-        help='take the sun over this site at --utc; degrees, north and east positive',
+        help='use the sun over this site at the times of --utc; degrees, north and east positive',
     )
-    parser.add_argument('--utc', nargs='+', help='times, like 2026-11-24T12:00:00Z')
+    parser.add_argument('--utc', nargs='+', help='times in UTC, like 2026-11-24T12:00:00Z')
     parser.add_argument(
         '--dem', type=Path, help='elevation model: GeoTIFF or another raster, or .npy'
     )
-    parser.add_argument('--cell-m', type=float, help="metres per cell (default: the file's)")
+    parser.add_argument(
+        '--cell-m', type=float, help="metres per cell of the elevation model (default: the file's)"
+    )
     parser.add_argument(
         '--place',
         type=float,
         nargs=2,
         default=(0.0, 0.0),
         metavar=('EAST', 'NORTH'),
-        help="metres from the model's middle (default: 0 0)",
+        help='place in the elevation model, metres from its middle (default: 0 0)',
     )
     parser.add_argument(
-        '--heading', type=float, default=0.0, help='direction of view, counterclockwise from x'
+        '--heading',
+        type=float,
+        default=0.0,
+        help='direction of view, degrees counterclockwise from x',
     )
     parser.add_argument(
         '--rocks',
         default='heightfield',
-        help='heightfield, or mesh: with overhangs (default: heightfield)',
+        help='form of the rocks: heightfield, or mesh, with overhangs (default: heightfield)',
     )
-    parser.add_argument('--seed', type=int, default=1, help='everything random follows from it')
-    parser.add_argument('--width', type=int, default=480, help='of a picture (default: 480)')
+    parser.add_argument('--seed', type=int, default=1, help='seed of everything random')
+    parser.add_argument(
+        '--width', type=int, default=480, help='width of each picture, pixels (default: 480)'
+    )
     parser.set_defaults(run=run)
 
 

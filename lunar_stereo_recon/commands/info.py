@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the sub-command."""
     parser = subparsers.add_parser('info', help='describe a model and this machine')
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
-    parser.add_argument('--json', action='store_true', help='for machines, in full')
+    parser.add_argument('--json', action='store_true', help='print everything as JSON')
     parser.set_defaults(run=run)
 
 

@@ -17,9 +17,17 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         description='Copy what can be read of a rosbag2 recording (cut off, recorder killed, '
         'damaged in places, compressed) to a new mcap bag, and say what is lost.',
     )
-    parser.add_argument('bag', type=Path, help='rosbag2 directory, .mcap, .db3 or .zstd of them')
-    parser.add_argument('--out', type=Path, help='folder to make; default BAG_repaired beside it')
-    parser.add_argument('--overwrite', action='store_true', help='replace the folder of --out')
+    parser.add_argument(
+        'bag',
+        type=Path,
+        help='rosbag2 directory, .mcap, .db3, or one of these compressed as .zstd',
+    )
+    parser.add_argument(
+        '--out', type=Path, help='folder to write (default: BAG_repaired beside the bag)'
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace the folder of --out if it exists'
+    )
     parser.set_defaults(run=run)
 
 

@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description='Reconstruct every frame of a rosbag2 recording in one process, without ROS; '
         'write a bag of results, a fused cloud, a contact sheet and a summary.',
     )
-    parser.add_argument('bag', type=Path, help='rosbag2 directory, .mcap or .db3')
+    parser.add_argument('bag', type=Path, help='Recording: a rosbag2 folder, .mcap or .db3')
     parser.add_argument('--out', type=Path, default=Path('out/replay'), help='folder for results')
     parser.add_argument(
         '--outputs',
@@ -60,9 +60,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_bag_arguments(parser)
     parser.add_argument(
-        '--fusion-range', type=float, default=12.0, metavar='M', help='metres; default 12'
+        '--fusion-range',
+        type=float,
+        default=12.0,
+        metavar='M',
+        help='largest depth of the points in the fused cloud, metres (default: 12)',
     )
-    parser.add_argument('--no-report', action='store_true', help='only the bag and the summary')
+    parser.add_argument(
+        '--no-report', action='store_true', help='write only the bag and the summary'
+    )
     add_reconstruction_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -70,7 +76,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare how the stereo frames of a bag are read."""
     parser.add_argument(
-        '--baseline', type=float, default=0.0, metavar='M', help='override, metres'
+        '--baseline',
+        type=float,
+        default=0.0,
+        metavar='M',
+        help='distance between the cameras instead of that of the calibration, metres',
     )
     parser.add_argument(
         '--white-level', type=float, help='pixel value of white, e.g. 4095 for 12-bit data'
@@ -78,15 +88,15 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--rectify',
         action=argparse.BooleanOptionalAction,
-        help='rectify the images by D, K, R and P of their camera_infos; where not said, those '
-        'with distortion whose topics are not called rectified',
+        help='rectify the images by D, K, R and P of their camera_infos (default: only '
+        'if they have distortion and their topics are not called rectified)',
     )
     parser.add_argument(
         '--tolerance',
         type=float,
         default=0.0,
         metavar='S',
-        help='largest difference of left and right stamps, seconds; 0 wants equal stamps',
+        help='largest difference between left and right stamps, seconds; 0 needs equal stamps',
     )
     parser.add_argument(
         '--calibration',
@@ -96,7 +106,9 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
         help='camera_info files of the left and the right camera, for a bag without camera_infos',
     )
     for name in ('left-image', 'right-image', 'left-info', 'right-info'):
-        parser.add_argument(f'--{name}', metavar='TOPIC', help='found by its name where not given')
+        parser.add_argument(
+            f'--{name}', metavar='TOPIC', help='topic in the bag (default: found by its name)'
+        )
 
 
 def run(args: argparse.Namespace) -> int:

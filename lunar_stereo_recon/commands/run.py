@@ -24,17 +24,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument('left', nargs='?', type=Path, help='left image')
     parser.add_argument('right', nargs='?', type=Path, help='right image')
-    parser.add_argument('--manifest', type=Path, help='manifest.json with many pairs')
+    parser.add_argument(
+        '--manifest', type=Path, help='manifest.json with many pairs, instead of two images'
+    )
     parser.add_argument(
         '--calibration',
         nargs='+',
         type=Path,
         metavar='YAML',
-        help='fx fy cx cy baseline, or camera_info YAML (left and right file, or the right one)',
+        help='YAML file: fx fy cx cy baseline, or a camera_info (files of both '
+        'cameras, or that of the right one)',
     )
-    parser.add_argument('--baseline', type=float, metavar='M', help='override, metres')
+    parser.add_argument(
+        '--baseline',
+        type=float,
+        metavar='M',
+        help='distance between the cameras instead of that of the calibration, metres',
+    )
     parser.add_argument('--out', type=Path, default=Path('out/run'), help='folder for the results')
-    parser.add_argument('--npz', action='store_true', help='also write the arrays as .npz')
+    parser.add_argument('--npz', action='store_true', help='write the arrays as .npz too')
     parser.add_argument(
         '--arrays-only', action='store_true', help='write only the .npz (implies --npz)'
     )
@@ -51,25 +59,56 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--backend',
         default='onnx',
-        help='the student by onnx or openvino (faster on CPUs with AVX512-BF16 or AMX), or a '
-        'classical matcher: sgbm, sgbm_hh, bm, bm_padded',
+        help='matcher: onnx or openvino runs the student (openvino is faster on CPUs '
+        'with AVX512-BF16 or AMX); sgbm, sgbm_hh, bm and bm_padded are classical '
+        'matchers',
     )
     group.add_argument('--model', type=Path, help='model file (default: the shipped student)')
-    group.add_argument('--provider', action='append', help='of onnx: cpu, cuda, tensorrt; in turn')
-    group.add_argument('--threads', type=int, default=0, help='0 leaves it to the runtime')
-    group.add_argument('--dense', action='store_true', help='keep estimates of any confidence')
-    group.add_argument('--confidence', type=float, default=0.5, help='threshold in [0, 1]')
-    group.add_argument('--min-range', type=float, default=0.0, metavar='M', help='metres')
-    group.add_argument('--max-range', type=float, default=float('inf'), metavar='M', help='metres')
     group.add_argument(
-        '--no-refine', dest='refine', action='store_false', help='student alone, no refinement'
+        '--provider',
+        action='append',
+        help='execution provider of the backend onnx: cpu, cuda or tensorrt; may be '
+        'repeated, the first one that works is used',
+    )
+    group.add_argument(
+        '--threads', type=int, default=0, help='CPU threads; 0 leaves the number to the runtime'
+    )
+    group.add_argument(
+        '--dense', action='store_true', help='keep all estimates, whatever their confidence'
+    )
+    group.add_argument(
+        '--confidence',
+        type=float,
+        default=0.5,
+        help='smallest confidence of the points that are kept, in [0, 1]',
+    )
+    group.add_argument(
+        '--min-range',
+        type=float,
+        default=0.0,
+        metavar='M',
+        help='smallest depth of the points that are kept, metres',
+    )
+    group.add_argument(
+        '--max-range',
+        type=float,
+        default=float('inf'),
+        metavar='M',
+        help='largest depth of the points that are kept, metres',
+    )
+    group.add_argument(
+        '--no-refine',
+        dest='refine',
+        action='store_false',
+        help='leave out the sub-pixel refinement',
     )
     group.add_argument(
         '--target-ms',
         type=float,
         default=0.0,
         metavar='MS',
-        help="time for a pair: the network's width is chosen by it (default: 640 px)",
+        help="time that a pair may take; the network's width is chosen by it (default: "
+        'no limit, 640 px)',
     )
 
 

@@ -23,25 +23,36 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description='Start the simulator node on the ROS domain of this shell: stereo images, '
         'their truth, odometry and /clock; the rover follows cmd_vel. Ctrl-C ends it.',
     )
-    parser.add_argument('--preset', default='mare', help="see 'lunar-stereo gallery'")
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--size', default='640x480', help='of the images, WIDTHxHEIGHT')
-    parser.add_argument('--rate', type=float, default=2.0, help='pairs per simulated second')
     parser.add_argument(
-        '--sun-elevation', type=float, default=0.0, help="degrees; 0 is the preset's"
+        '--preset', default='mare', help='kind of ground; `lunar-stereo gallery` shows them'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of everything random')
+    parser.add_argument('--size', default='640x480', help='size of the images, WIDTHxHEIGHT')
+    parser.add_argument(
+        '--rate', type=float, default=2.0, help='stereo pairs per second of simulated time'
     )
     parser.add_argument(
-        '--rocks', default='heightfield', help='heightfield, or mesh: with overhangs'
+        '--sun-elevation',
+        type=float,
+        default=0.0,
+        help='elevation of the sun, degrees; 0 takes that of the preset',
     )
-    parser.add_argument('--device', default='cpu', help='what renders: cpu or cuda')
     parser.add_argument(
-        '--faults', type=Path, help='YAML: what the cameras do wrong (docs/simulation.md)'
+        '--rocks',
+        default='heightfield',
+        help='form of the rocks: heightfield, or mesh, with overhangs',
     )
-    parser.add_argument('--frames', type=int, default=0, help='end after so many; 0 is never')
+    parser.add_argument('--device', default='cpu', help='device that renders: cpu or cuda')
+    parser.add_argument(
+        '--faults', type=Path, help='YAML file of camera faults (docs/simulation.md)'
+    )
+    parser.add_argument(
+        '--frames', type=int, default=0, help='number of pairs after which it ends; 0 never ends'
+    )
     parser.add_argument(
         '--reconstruct', action='store_true', help='start the reconstruction node too'
     )
-    parser.add_argument('--logs', type=Path, default=Path('out/sim'), help='folder of the logs')
+    parser.add_argument('--logs', type=Path, default=Path('out/sim'), help='folder for the logs')
     parser.set_defaults(run=run)
 
 

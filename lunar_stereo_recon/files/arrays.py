@@ -65,7 +65,7 @@ def load_arrays(
     try:
         with path.open('rb') as file:
             if not zipfile.is_zipfile(file):
-                raise InputError(f'{what} {path} is no .npz file')
+                raise InputError(f'{what} {path} is not a .npz file')
             with zipfile.ZipFile(file) as archive:
                 members = {m.filename.removesuffix('.npy'): m for m in archive.infolist()}
                 missing = [name for name in names or () if name not in members]
@@ -98,7 +98,7 @@ def mapped_array(path: Path, what: str) -> NDArray[Any]:
         raise InputError(f'cannot read {what} {path}: {error.strerror or error}') from error
     except _DAMAGE as error:
         reason = str(error) or type(error).__name__
-        raise InputError(f'{what} {path} is no readable array: {reason}') from error
+        raise InputError(f'{what} {path} is not a readable array: {reason}') from error
     if array.dtype.kind not in _KINDS:
         raise InputError(f'{what} {path} holds {array.dtype}; plain numbers are needed')
     return array

@@ -150,7 +150,7 @@ class Attitudes:
         """
         messages = list(self._messages)
         if not messages:
-            raise InputError(f'no Imu has come on {self._topic}')
+            raise InputError(f'no Imu message has arrived on {self._topic}')
         nearest = min(messages, key=lambda message: abs(stamp_ns(message) - at_ns))
         gap_ns = abs(stamp_ns(nearest) - at_ns)
         if gap_ns > MAX_ATTITUDE_AGE_NS:

@@ -117,7 +117,7 @@ class MatchingEngine:
             )
             self._logger.error(self.fallback)
             return True
-        self._logger.error(f'nothing simpler than {before} is left: {reason}')
+        self._logger.error(f'there is no simpler matcher than {before}: {reason}')
         return False
 
     def state(self, parameters: ReconstructionParameters) -> MatcherState:

@@ -323,7 +323,9 @@ class ReconstructionNode(LifecycleNode):
         if text != self._told_failure:
             self._told_failure = text
             trace = ''.join(traceback.format_exception(error))
-            self.get_logger().error(f'a pair failed, the same is not told again:\n{trace}')
+            self.get_logger().error(
+                f'a pair failed (the same error is not logged again):\n{trace}'
+            )
         self._refuse(job, 'failed', text)
 
     def _refuse(self, job: Job, reason: str, text: str) -> None:

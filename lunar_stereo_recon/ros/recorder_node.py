@@ -143,7 +143,9 @@ class RecorderNode(Node):
         except OSError as error:
             self._fail(error)
         if self._dropped:
-            self.get_logger().error(f'{self._dropped} messages were not recorded: no room')
+            self.get_logger().error(
+                f'{self._dropped} messages were not recorded: the queue was full'
+            )
         if self.failure is not None:
             return
         if self.settings.summary:

@@ -62,7 +62,7 @@ class RoverMotion:
         if isinstance(self._transforms, InputError):
             raise self._transforms
         if self._transforms is None:
-            raise InputError('listening to /tf begins only now')
+            raise InputError('the node has only now begun to listen to /tf')
         return self._transforms.lookup(target, source, stamp_ns)
 
     def clear(self) -> None:

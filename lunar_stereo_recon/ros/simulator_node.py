@@ -196,7 +196,8 @@ class SimulatorNode(Node):
         self._driver.obey(seconds, *self._command)
         if self._driver.obstacle:
             self.get_logger().warning(
-                f'the rover stays, turn it: {self._driver.obstacle}', throttle_duration_sec=10.0
+                f'the rover does not move; turn it: {self._driver.obstacle}',
+                throttle_duration_sec=10.0,
             )
 
     def _publish(self, frame: TraverseFrame) -> None:

@@ -55,7 +55,7 @@ class StaticFrames:
         """
         if not self._wanted:
             self._wanted = True
-            raise InputError('listening to /tf_static begins only now')
+            raise InputError('the node has only now begun to listen to /tf_static')
         if self._missing:
             raise InputError(self._missing)
         return float(np.linalg.norm(self._tree.lookup(one, other)[:3, 3]))

@@ -101,7 +101,7 @@ def read_dem(
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(f'{path}: {value} {name}; a positive number is needed')
     if not all(map(math.isfinite, center_m)):
-        raise InputError(f'{path}: {center_m} is no place; metres east and north are needed')
+        raise InputError(f'{path}: {center_m} is not a place; metres east and north are needed')
     if path.suffix == '.npy':
         return _read_numpy(path, cell_m, center_m, reach_m)
     return _read_raster(path, cell_m, center_m, reach_m)
@@ -133,7 +133,7 @@ def _read_numpy(
     path: Path, cell_m: float | None, center_m: tuple[float, float], reach_m: float
 ) -> Dem:
     if cell_m is None:
-        raise InputError(f'{path} says no scale; metres per cell are needed')
+        raise InputError(f'{path} has no scale; metres per cell are needed')
     heights = mapped_array(path, 'elevation model')
     if heights.ndim != 2 or heights.dtype.kind not in 'fiu':
         raise InputError(f'{path}: {heights.dtype} {heights.shape}; (H, W) numbers are needed')
@@ -170,7 +170,7 @@ def _raster_scale(raster: Any, path: Path) -> float:
     """Return metres per cell of a raster that is projected, north up and has square cells."""
     step = raster.transform
     if raster.crs is None or step.is_identity:
-        raise InputError(f'{path} says no scale; metres per cell are needed')
+        raise InputError(f'{path} has no scale; metres per cell are needed')
     if not raster.crs.is_projected:
         raise InputError(
             f'{path} is in degrees, not projected in metres; `gdalwarp -t_srs` projects it'

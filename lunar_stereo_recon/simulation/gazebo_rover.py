@@ -101,7 +101,7 @@ def read_world(folder: Path) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         raise InputError(f'{path} is not the description of a world: {error}') from error
     if missing:
-        raise InputError(f'{path} does not tell {", ".join(sorted(missing))} of the world')
+        raise InputError(f'{path} lacks {", ".join(sorted(missing))} of the world')
     return description
 
 
@@ -118,7 +118,7 @@ def start_height(folder: Path, x_m: float, y_m: float) -> float:
         raise InputError(f'{path}: {position.shape} places with {highest.shape} heights')
     if max(abs(x_m), abs(y_m)) > position[-1]:
         raise InputError(
-            f'a start at x {x_m:g} y {y_m:g} m is outside the ground with known heights, '
+            f'a start at x {x_m:g} y {y_m:g} m is outside of the ground whose heights are known, '
             f'+-{position[-1]:g} m'
         )
     row, column = (int(np.argmin(np.abs(position - value))) for value in (y_m, x_m))

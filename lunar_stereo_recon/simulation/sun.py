@@ -135,7 +135,7 @@ def sun_position(latitude_deg: float, longitude_deg: float, time: datetime) -> S
 def _sun_direction(time: datetime) -> NDArray[np.float64]:
     """Return the unit vector from the Moon's centre to the sun in the Moon's own axes."""
     if time.tzinfo is None:
-        raise InputError(f'time {time.isoformat()} has no zone; UTC must be said')
+        raise InputError(f'time {time.isoformat()} has no zone; a time in UTC is needed')
     utc = time.astimezone(timezone.utc)
     if not 1960 <= utc.year <= 2100:
         raise InputError(f'time {utc.isoformat()} is outside 1960 to 2100')

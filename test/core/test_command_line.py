@@ -140,7 +140,7 @@ def test_pairs_without_an_estimate_have_no_error(files, capsys):
     'content, message',
     [
         (None, 'has no prediction of any pair'),
-        (b'hello', 'a.npz is no .npz file'),
+        (b'hello', 'a.npz is not a .npz file'),
         ({'depth': np.zeros((64, 96))}, 'a.npz has no array disparity; it has depth'),
         ({'disparity': np.array([{}], object)}, 'a.npz has arrays that cannot be read'),
         ({'disparity': np.zeros((3, 4))}, r'a.npz: disparity has shape (3, 4)'),

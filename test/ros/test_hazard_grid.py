@@ -116,7 +116,7 @@ def test_attitude_is_that_of_the_imu():
     result = view_of(body @ mounting @ BODY_FROM_OPTICAL)
     x, y, z, w = quaternion_from_rotation(body)
     attitudes = Attitudes('/imu')
-    with pytest.raises(InputError, match='no Imu has come on /imu'):
+    with pytest.raises(InputError, match='no Imu message has arrived on /imu'):
         attitudes.level_from_body(0)
     for stamp, own in ((6_800_000_000, 1.0), (7_010_000_000, w), (7_200_000_000, 1.0)):
         attitudes.add(imu(stamp, (x, y, z, own)))
@@ -144,7 +144,7 @@ def test_imu_without_orientation_is_refused():
     with pytest.raises(InputError, match='Imu on /imu: quaternion is'):
         attitudes.level_from_body(2_000_000_000)
     attitudes.clear()
-    with pytest.raises(InputError, match='no Imu has come on /imu'):
+    with pytest.raises(InputError, match='no Imu message has arrived on /imu'):
         attitudes.level_from_body(2_000_000_000)
 
 

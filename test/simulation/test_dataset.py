@@ -201,7 +201,7 @@ def test_command(small_grids, tmp_path, capsys):
     arguments = ['dataset', '--out', str(tmp_path), '--count', '1', '--seed', '2']
     assert main([*arguments, '--size', '64x32']) == 0
     assert np.load(tmp_path / '000000.npz')['left'].shape == (32, 64)
-    assert '1 pairs written, 0 were there' in capsys.readouterr().out
+    assert '1 pairs written, 0 existed already' in capsys.readouterr().out
     assert main([*arguments, '--size', '64x48']) == 2
     assert 'belongs in another folder' in capsys.readouterr().err
     with pytest.raises(SystemExit):

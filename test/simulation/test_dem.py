@@ -130,7 +130,7 @@ def test_raster_is_read_with_its_place_on_the_moon(model, write_raster):
 def test_numpy_needs_a_scale(model, tmp_path):
     path = tmp_path / 'dem.npy'
     np.save(path, model)
-    with pytest.raises(InputError, match='dem.npy says no scale; metres per cell'):
+    with pytest.raises(InputError, match='dem.npy has no scale; metres per cell'):
         read_dem(path)
     np.testing.assert_array_equal(read_dem(path, CELL_M).heights, model)
     with pytest.raises(InputError, match='0.0 metres per cell'):
@@ -143,7 +143,7 @@ def test_numpy_needs_a_scale(model, tmp_path):
 def test_bad_rasters(model, write_raster, tmp_path):
     with pytest.raises(InputError, match='in degrees, not projected'):
         read_dem(write_raster(model, 'GEOGCS["Moon",DATUM["D",SPHEROID["S",1737400,0]]]'))
-    with pytest.raises(InputError, match='says no scale'):
+    with pytest.raises(InputError, match='has no scale'):
         read_dem(write_raster(model, None))
     with pytest.raises(InputError, match='cells of 2 by 3'):
         read_dem(write_raster(model, step=(2.0, 3.0)))

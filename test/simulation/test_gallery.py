@@ -69,7 +69,7 @@ def test_elevation_model_under_the_sun_of_a_site(tmp_path, capsys):
     site = ['--site', '0.6875', '23.4333', '--utc', '1969-07-20T20:17:39Z']
     model = ['--dem', str(tmp_path / 'hill.npy')]
     assert main(['gallery', *small, *model, *site]) == 2
-    assert 'says no scale' in capsys.readouterr().err
+    assert 'has no scale' in capsys.readouterr().err
     assert main(['gallery', *small, *model, '--cell-m', '1', *site]) == 0
     assert 'sun 10.6' in capsys.readouterr().err
     assert main(['gallery', *small, *model, '--cell-m', '1', *site[3:]]) == 2

@@ -184,15 +184,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         'ablate', help='compare the students of a recipe over several seeds'
     )
-    parser.add_argument('recipe', nargs='?', default='ablate', help='with two students or more')
+    parser.add_argument(
+        'recipe',
+        nargs='?',
+        default='ablate',
+        help='recipe with two or more students: a YAML file, or the name of one in '
+        'training/recipes/',
+    )
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument(
-        '--figure', default='epe', help='of the validation (epe, abs_rel) or a logged loss'
+        '--figure',
+        default='epe',
+        help='figure to compare: of the validation (epe, abs_rel), or a logged loss',
     )
-    parser.add_argument('--out', type=Path, help='folder (default: runs/NAME of the recipe)')
+    parser.add_argument(
+        '--out', type=Path, help='folder to write (default: runs/NAME of the recipe)'
+    )
     parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
-    parser.add_argument('--minutes', type=float, help='of this call; call again to go on')
-    parser.add_argument('--anew', action='store_true', help='forget the runs that are there')
+    parser.add_argument(
+        '--minutes', type=float, help='stop after this many minutes; call again to continue'
+    )
+    parser.add_argument(
+        '--anew', action='store_true', help='start again and discard the existing runs'
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
     parser.set_defaults(run=run, work=work)
@@ -213,7 +227,7 @@ def work(args: argparse.Namespace) -> bool:
     out = args.out or Path('runs') / recipe.name
     folders = train_seeds(recipe, out, args.seeds, args.device, args.minutes, args.anew)
     if len(folders) < args.seeds:
-        print(f'{len(folders)} of {args.seeds} seeds are trained; call again to go on')
+        print(f'{len(folders)} of {args.seeds} seeds are trained; call again to continue')
         return False
     groups = recipe.comparisons or {recipe.name: list(recipe.students)}
     texts = []

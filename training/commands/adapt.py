@@ -206,32 +206,39 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         '--teacher',
         type=Path,
         required=True,
-        help='checkpoint of a run, or a MASt3R .pth or .safetensors',
+        help='network that labels the frames: checkpoint of a run, or a MASt3R .pth or '
+        '.safetensors',
     )
     parser.add_argument(
         '--student',
         default='flight',
-        help='checkpoint or .safetensors to go on from (default: shipped)',
+        help='student to start from: checkpoint or .safetensors (default: the shipped one)',
     )
-    parser.add_argument('--frames', type=int, default=400, help='frames to label at the most')
+    parser.add_argument(
+        '--frames', type=int, default=400, help='largest number of frames to label'
+    )
     parser.add_argument(
         '--replay',
         type=Path,
         nargs='+',
         metavar='FOLDER',
-        help='pairs with exact disparity that it is not to forget (default: some are rendered)',
+        help='pairs with exact disparity that the student must not forget (default: some are rendered)',
     )
     parser.add_argument(
         '--patience',
         type=int,
         default=4,
         metavar='N',
-        help='stop when it was judged so often without being better (default: 4)',
+        help='stop after this many validations without improvement (default: 4)',
     )
     parser.add_argument('--out', type=Path, default=Path('runs/adapt'), help='folder of the run')
     parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
-    parser.add_argument('--minutes', type=float, help='stop with a checkpoint after so long')
-    parser.add_argument('--resume', action='store_true', help="go on from the run's checkpoint")
+    parser.add_argument(
+        '--minutes', type=float, help='stop with a checkpoint after this many minutes'
+    )
+    parser.add_argument(
+        '--resume', action='store_true', help='continue from the checkpoint of the run'
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.set_defaults(run=run)
 

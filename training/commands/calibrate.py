@@ -116,11 +116,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         'calibrate', help="fit a model's confidence on frames apart from training"
     )
-    parser.add_argument('model', type=Path, help='.onnx file')
+    parser.add_argument('model', type=Path, help='.onnx file of the model')
     parser.add_argument('data', type=Path, nargs='+', help='folders of rendered full frames')
-    parser.add_argument('--out', type=Path, help='write the calibration as JSON')
-    parser.add_argument('--write', action='store_true', help="store it in the model's metadata")
-    parser.add_argument('--threads', type=int, default=0, help='0 leaves it to the runtime')
+    parser.add_argument('--out', type=Path, help='JSON file to write the calibration to')
+    parser.add_argument(
+        '--write', action='store_true', help='store the calibration in the metadata of the model'
+    )
+    parser.add_argument(
+        '--threads', type=int, default=0, help='CPU threads; 0 leaves the number to the runtime'
+    )
     parser.set_defaults(run=run)
 
 

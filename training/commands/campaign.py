@@ -292,20 +292,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument('--data', type=Path, help='folder of rendered pairs (default: OUT/data)')
     parser.add_argument(
-        '--minutes', type=float, help='of this call, shared out to the steps (default: no end)'
+        '--minutes',
+        type=float,
+        help='minutes for this call, shared by the steps (default: no limit)',
     )
     parser.add_argument(
         '--calls',
         type=int,
         default=1,
-        help='so many calls of --minutes, this one included, are to do it all (default: 1)',
+        help='number of calls of --minutes, this one included, in which everything is '
+        'to be done (default: 1)',
     )
-    parser.add_argument('--resume', action='store_true', help='leave out what is done')
+    parser.add_argument('--resume', action='store_true', help='leave out the steps that are done')
     parser.add_argument(
         '--device',
-        help='of rendering and training: cpu or cuda (default: cuda where a step can use it)',
+        help='device for rendering and training: cpu or cuda (default: cuda if a step can use it)',
     )
-    parser.add_argument('--dry-run', action='store_true', help='print the steps and what is done')
+    parser.add_argument(
+        '--dry-run', action='store_true', help='only print the steps and which of them are done'
+    )
     parser.set_defaults(run=run)
 
 
@@ -325,5 +330,5 @@ def run(args: argparse.Namespace) -> int:
     if campaign.run(args.minutes, args.calls):
         print('all steps are done')
     else:
-        print('time is spent; call again with --resume to go on')
+        print('the time is over; call again with --resume to continue')
     return 0

@@ -16,9 +16,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='convert a MASt3R or paper-student .pth to .safetensors',
         description='The configuration goes into the metadata; nothing in the file is executed.',
     )
-    parser.add_argument('source', type=Path, help='.pth as published')
-    parser.add_argument('target', type=Path, help='.safetensors to write')
-    parser.add_argument('--student', metavar='NAME', help='the .pth holds S1, S2, S3 or S4')
+    parser.add_argument('source', type=Path, help='.pth file as published')
+    parser.add_argument('target', type=Path, help='.safetensors file to write')
+    parser.add_argument(
+        '--student', metavar='NAME', help='student of the paper in the .pth: S1, S2, S3 or S4'
+    )
     parser.set_defaults(run=run)
 
 

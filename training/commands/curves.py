@@ -12,7 +12,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the sub-command."""
     parser = subparsers.add_parser('curves', help='draw the loss curves of runs as PNG')
     parser.add_argument('runs', type=Path, nargs='+', help='folders of runs')
-    parser.add_argument('--out', type=Path, help='default: curves.png in the first folder')
+    parser.add_argument(
+        '--out', type=Path, help='PNG file to write (default: curves.png in the first folder)'
+    )
     parser.set_defaults(run=run)
 
 

@@ -191,10 +191,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         'target',
         type=Path,
-        help='.onnx for the rover, .safetensors to train on or for a student of the paper',
+        help='file to write: .onnx for the rover, .safetensors to train on or for a '
+        'student of the paper',
     )
-    parser.add_argument('--student', default='', metavar='NAME', help='of a run with several')
-    parser.add_argument('--confidence', type=Path, help='JSON of the confidence calibration')
+    parser.add_argument(
+        '--student', default='', metavar='NAME', help='name of the student, if the run has several'
+    )
+    parser.add_argument('--confidence', type=Path, help='JSON file of the confidence calibration')
     parser.set_defaults(run=run)
 
 

@@ -14,13 +14,17 @@ from training.data.general_scenes import SPLITS, write_scenes
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('general-scenes', help='write scenes of random things')
-    parser.add_argument('--out', type=Path, required=True, help='folder; what is there is kept')
+    parser.add_argument(
+        '--out', type=Path, required=True, help='folder to write; existing scenes are kept'
+    )
     parser.add_argument('--count', type=int, required=True, help='number of scenes')
-    parser.add_argument('--seed', type=int, default=1, help='everything random follows from it')
+    parser.add_argument('--seed', type=int, default=1, help='seed of everything random')
     parser.add_argument('--split', default='train', choices=tuple(SPLITS))
     parser.add_argument('--photos', type=Path, help='folder of photographs to use as textures')
-    parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
-    parser.add_argument('--minutes', type=float, help='stop after so long; call again to go on')
+    parser.add_argument('--workers', type=int, default=1, help='number of processes (default: 1)')
+    parser.add_argument(
+        '--minutes', type=float, help='stop after this many minutes; call again to continue'
+    )
     parser.set_defaults(run=run, work=work)
 
 

@@ -120,14 +120,18 @@ def differences(
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser('quantize', help='write the int8 form of an ONNX model')
-    parser.add_argument('model', type=Path, help='float .onnx file')
+    parser.add_argument('model', type=Path, help='.onnx file in float')
     parser.add_argument('data', type=Path, nargs='+', help='folders of rendered full frames')
     parser.add_argument('--out', type=Path, required=True, help='.onnx file to write')
-    parser.add_argument('--frames', type=int, default=MAX_FRAMES, help='at most so many')
     parser.add_argument(
-        '--reduce-range', action='store_true', help='7-bit weights, for x86 without VNNI'
+        '--frames', type=int, default=MAX_FRAMES, help='largest number of frames to use'
     )
-    parser.add_argument('--threads', type=int, default=0, help='0 leaves it to the runtime')
+    parser.add_argument(
+        '--reduce-range', action='store_true', help='use 7-bit weights, for x86 without VNNI'
+    )
+    parser.add_argument(
+        '--threads', type=int, default=0, help='CPU threads; 0 leaves the number to the runtime'
+    )
     parser.set_defaults(run=run)
 
 

@@ -263,13 +263,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument('--steps', type=int, default=2500, help="the teacher's training steps")
-    parser.add_argument('--pairs', type=int, default=64, help='calibration pairs')
+    parser.add_argument('--steps', type=int, default=2500, help='training steps of the teacher')
+    parser.add_argument('--pairs', type=int, default=64, help='number of calibration pairs')
     parser.add_argument(
-        '--student-steps', type=int, default=0, help='then train students for so many steps'
+        '--student-steps',
+        type=int,
+        default=0,
+        help='training steps of the students after their start (default: none)',
     )
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--strategy', default='uniform', choices=STRATEGIES, help='layer mapping')
+    parser.add_argument(
+        '--strategy',
+        default='uniform',
+        choices=STRATEGIES,
+        help='which layers of the teacher the student takes',
+    )
 
 
 def run(args: argparse.Namespace) -> int:

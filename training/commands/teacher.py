@@ -26,22 +26,41 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('left', type=Path, help='left image')
     parser.add_argument('right', type=Path, help='right image')
     parser.add_argument(
-        '--checkpoint', type=Path, required=True, help='.pth as published, or .safetensors'
+        '--checkpoint', type=Path, required=True, help='.pth file as published, or .safetensors'
     )
-    parser.add_argument('--student', metavar='NAME', help='the .pth holds S1, S2, S3 or S4')
+    parser.add_argument(
+        '--student', metavar='NAME', help='student of the paper in the .pth: S1, S2, S3 or S4'
+    )
     parser.add_argument(
         '--calibration',
         nargs='+',
         type=Path,
         metavar='YAML',
-        help="makes the result metric; without it the prediction's own unit and camera are used",
+        help="calibration that makes the result metric; without it the prediction's "
+        'own unit and camera are used',
     )
-    parser.add_argument('--baseline', type=float, metavar='M', help='override, metres')
-    parser.add_argument('--confidence', type=float, default=0.0, help='threshold in [0, 1)')
-    parser.add_argument('--size', type=int, default=LONG_SIDE, help='long side, pixels')
-    parser.add_argument('--white-level', type=float, help='pixel value of white')
+    parser.add_argument(
+        '--baseline',
+        type=float,
+        metavar='M',
+        help='distance between the cameras instead of that of the calibration, metres',
+    )
+    parser.add_argument(
+        '--confidence',
+        type=float,
+        default=0.0,
+        help='smallest confidence of the points that are kept, in [0, 1)',
+    )
+    parser.add_argument(
+        '--size', type=int, default=LONG_SIDE, help='long side of the network input, pixels'
+    )
+    parser.add_argument(
+        '--white-level', type=float, help='pixel value of white, e.g. 4095 for 12-bit data'
+    )
     parser.add_argument('--device', default='cpu', help='torch device, e.g. cuda')
-    parser.add_argument('--out', type=Path, default=Path('out/teacher'), help='result folder')
+    parser.add_argument(
+        '--out', type=Path, default=Path('out/teacher'), help='folder for the results'
+    )
     parser.set_defaults(run=run)
 
 

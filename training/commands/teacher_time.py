@@ -94,9 +94,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
     parser.add_argument(
-        '--backend', choices=STUDENT_BACKENDS, default='onnx', help='what runs the student'
+        '--backend', choices=STUDENT_BACKENDS, default='onnx', help='runtime of the student'
     )
-    parser.add_argument('--threads', type=int, default=2, help='CPU threads of both')
+    parser.add_argument(
+        '--threads', type=int, default=2, help='CPU threads of teacher and student'
+    )
     parser.add_argument('--out', type=Path, help='JSON file to write the figures to')
     parser.set_defaults(run=run)
 

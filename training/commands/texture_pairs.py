@@ -18,9 +18,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--count', type=int, default=500)
     parser.add_argument('--seed', type=int, default=9)
-    parser.add_argument('--planes', action='store_true', help='tilted planes in perspective')
-    parser.add_argument('--width', type=int, default=WIDTH, help='pixels')
-    parser.add_argument('--height', type=int, default=HEIGHT, help='pixels')
+    parser.add_argument(
+        '--planes', action='store_true', help='warp by tilted planes in perspective'
+    )
+    parser.add_argument('--width', type=int, default=WIDTH, help='width of the images, pixels')
+    parser.add_argument('--height', type=int, default=HEIGHT, help='height of the images, pixels')
     parser.set_defaults(run=run)
 
 

@@ -20,26 +20,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('recipe', help='YAML file, or the name of one in training/recipes/')
     parser.add_argument('--out', type=Path, help='folder of the run (default: runs/NAME)')
     parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
-    parser.add_argument('--minutes', type=float, help='stop with a checkpoint after so long')
+    parser.add_argument(
+        '--minutes', type=float, help='stop with a checkpoint after this many minutes'
+    )
     parser.add_argument(
         '--finish-in',
         type=float,
         metavar='MINUTES',
-        help='the learning rate comes to its end so long from now, in this call or a later one '
-        "(default: at the recipe's last step)",
+        help='time from now at which the learning rate reaches its end, in this call '
+        "or a later one (default: at the recipe's last step)",
     )
     parser.add_argument(
         '--resume',
         action='store_true',
-        help="go on from the run's checkpoint; refused where its recipe is another",
+        help='continue from the checkpoint of the run; refused if its recipe differs',
     )
     parser.add_argument(
-        '--accept-changes', action='store_true', help='go on though the recipe is another'
+        '--accept-changes',
+        action='store_true',
+        help='continue even if the recipe differs from that of the checkpoint',
     )
-    parser.add_argument('--anew', action='store_true', help='begin again, whatever is there')
+    parser.add_argument(
+        '--anew', action='store_true', help='start again and discard the existing run'
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
-    parser.add_argument('--dry-run', action='store_true', help='two steps, nothing saved')
+    parser.add_argument('--dry-run', action='store_true', help='do two steps and save nothing')
     parser.set_defaults(run=run, work=work)
 
 

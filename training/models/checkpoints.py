@@ -320,7 +320,7 @@ def _keyword_arguments(text: str, path: str | Path) -> dict[str, Any]:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ModelError(f'{path}: constructor text cannot be read: {text[:80]!r}') from error
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-        raise ModelError(f'{path}: constructor text is no call with keywords: {text[:80]!r}')
+        raise ModelError(f'{path}: constructor text is not a call with keywords: {text[:80]!r}')
     if call.func.id != 'AsymmetricMASt3R':
         raise ModelError(f'{path} holds a {call.func.id}; AsymmetricMASt3R is needed')
     known = {*SIZE_ARGUMENTS, *FIXED_ARGUMENTS, *IGNORED_ARGUMENTS}
@@ -348,7 +348,7 @@ def _literal(node: ast.expr, path: str | Path) -> Any:
         if isinstance(value, (int, float)):
             return -value
     raise ModelError(
-        f'{path}: constructor value {ast.unparse(node)[:60]!r} is no number, text or tuple'
+        f'{path}: constructor value {ast.unparse(node)[:60]!r} is not a number, text or tuple'
     )
 
 
@@ -397,7 +397,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = {name: file.get_tensor(name) for name in file.keys()}
             return state, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise ModelError(f'{path} is no complete safetensors file: {error}') from error
+        raise ModelError(f'{path} is not a complete safetensors file: {error}') from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -409,7 +409,7 @@ def _read_pickle(path: Path) -> Any:
     except _PICKLE_DAMAGE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
-            f'{path} is no complete checkpoint of tensors and plain values: {reason}'
+            f'{path} is not a complete checkpoint of tensors and plain values: {reason}'
         ) from error
 
 
