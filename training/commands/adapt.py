@@ -222,7 +222,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         nargs='+',
         metavar='FOLDER',
-        help='pairs with exact disparity that the student must not forget (default: some are rendered)',
+        help='pairs with exact disparity that the student must not forget (default: some '
+        'are rendered)',
     )
     parser.add_argument(
         '--patience',
