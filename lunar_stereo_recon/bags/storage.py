@@ -410,10 +410,17 @@ class _Mcap(McapReader):
                     schemas.get(schema, _definition('', '')),
                     '',
                     0,
-                    ConnectionExtRosbag2(encoding, get_qos(metadata)),
+                    ConnectionExtRosbag2(encoding, self._qos(metadata, topic)),
                     self,
                 )
             )
+
+    def _qos(self, metadata: bytes, topic: str) -> list[Qos]:
+        try:
+            return get_qos(metadata)
+        except DAMAGE as error:
+            self._lost(f'the QoS of {topic} in {self._name}: {_text(error)}')
+            return []
 
     def messages(
         self,

@@ -122,7 +122,8 @@ def _principal_point(calibration: StereoCalibration, source: str) -> Finding:
     factors = sorted(2 * place for place in off.values())
     resized = len(off) == len(places) and factors[-1] < 1.2 * factors[0]
     reason = (
-        f'the camera_info is for images {factors[0]:.2g} times as large'
+        f'the camera_info is for images {factors[0]:.2g} times as large, or its binning is '
+        'applied twice'
         if resized
         else 'a window of a larger sensor has it so; else the calibration is of another camera'
     )

@@ -192,6 +192,7 @@ def write_bag(
     dtype=np.uint8,
     white=255,
     tf_baseline_m=None,
+    binning=0,
 ):
     """Write a bag of the pairs in turn, with what the arguments make wrong."""
     calibration = calibration or pairs[0].calibration
@@ -221,6 +222,9 @@ def write_bag(
                     make_message, calibration, own, frame_id, right=side == 'right'
                 )
                 info.d = np.array([distortion, 0.0, 0.0, 0.0, 0.0])
+                if binning:
+                    info.width, info.height = binning * info.width, binning * info.height
+                    info.binning_x = info.binning_y = binning
                 if right_tx is not None and side == 'right':
                     info.p[3] = right_tx
                 writer.write(f'/rig/{side}/camera_info', info, recorded)
@@ -296,6 +300,14 @@ def test_raw_images_are_named(tmp_path, pairs):
     settings = BagSettings(count=1, rectify=False)
     (doubt,) = subject_of_bag(bag, settings).findings_of('raw or rectified')
     assert doubt.severity is Severity.WARNING
+
+
+def test_binning_that_is_applied_twice_is_found(tmp_path, pairs):
+    """basler/pylon-ros-camera 143, astuff/avt_vimba_camera 82: P is of the binned image."""
+    bag = write_bag(tmp_path / 'bag', pairs, binning=4)
+    found = names(subject_of_bag(bag, BagSettings(count=1)).findings)
+    assert '0.25 times as large' in found['principal point'].advice
+    assert 'binning' in found['principal point'].advice
 
 
 def test_frozen_camera(tmp_path, pairs, backend):

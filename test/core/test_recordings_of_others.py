@@ -47,6 +47,17 @@ TYPES = get_typestore(Stores.ROS2_JAZZY)
 PRESETS = Path(__file__).resolve().parents[2] / 'config' / 'presets'
 MAGIC = b'\x89MCAP0\r\n'
 HEADER, FOOTER, MESSAGE_INDEX, CHUNK_INDEX, SUMMARY_OFFSET, DATA_END = 1, 2, 7, 8, 0x0E, 0x0F
+LATCHED = Qos(
+    QosHistory.KEEP_LAST,
+    1,
+    QosReliability.RELIABLE,
+    QosDurability.TRANSIENT_LOCAL,
+    QosTime(0, 0),
+    QosTime(0, 0),
+    QosLiveliness.AUTOMATIC,
+    QosTime(0, 0),
+    False,
+)
 VIEW = np.random.default_rng(0).integers(0, 255, (64, 96), dtype=np.uint8)
 
 
@@ -440,21 +451,10 @@ def test_big_endian_sixteen_bits():
 
 def test_recorded_qos_is_kept_by_repair(tmp_path):
     bag = tmp_path / 'drive'
-    latched = Qos(
-        QosHistory.KEEP_LAST,
-        1,
-        QosReliability.RELIABLE,
-        QosDurability.TRANSIENT_LOCAL,
-        QosTime(0, 0),
-        QosTime(0, 0),
-        QosLiveliness.AUTOMATIC,
-        QosTime(0, 0),
-        False,
-    )
     kind = 'sensor_msgs/msg/CameraInfo'
     with Writer(bag, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         connection = writer.add_connection(
-            '/left/camera_info', kind, typestore=TYPES, offered_qos_profiles=[latched]
+            '/left/camera_info', kind, typestore=TYPES, offered_qos_profiles=[LATCHED]
         )
         message = camera_info_message(make_message, RIG, 1, 'left', right=False)
         writer.write(connection, 1, TYPES.serialize_cdr(message, kind))
@@ -463,3 +463,25 @@ def test_recorded_qos_is_kept_by_repair(tmp_path):
     (topic,) = document['rosbag2_bagfile_information']['topics_with_message_count']
     profiles = topic['topic_metadata']['offered_qos_profiles']
     assert 'transient_local' in json.dumps(profiles)
+
+
+@pytest.mark.parametrize('plugin', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_qos_of_another_form_costs_nothing_else(tmp_path, plugin):
+    bag = tmp_path / 'drive'
+    with Writer(bag, version=9, storage_plugin=plugin) as writer:
+        for side in ('left', 'right'):
+            image = image_message(make_message, VIEW, 'mono8', 1, 'optical')
+            info = camera_info_message(make_message, RIG, 1, 'optical', right=side == 'right')
+            for name, message in (('image_rect', image), ('camera_info', info)):
+                kind = message.__msgtype__
+                connection = writer.add_connection(
+                    f'/{side}/{name}', kind, typestore=TYPES, offered_qos_profiles=[LATCHED]
+                )
+                writer.write(connection, 1, TYPES.serialize_cdr(message, kind))
+    file = next(file for file in bag.iterdir() if file.suffix in ('.mcap', '.db3'))
+    content = file.read_bytes()
+    assert b'depth: ' in content
+    file.write_bytes(content.replace(b'depth: ', b'depht: '))
+    with StereoBagReader(file) as reader:
+        assert len(list(reader.frames())) == 1
+        assert any('QoS of /left/camera_info' in loss for loss in reader.losses)
