@@ -109,6 +109,19 @@ class OnnxBackend:
         return prediction(disparity, confidence, left.shape, self.name)
 
 
+def check_graph(model_path: Path) -> None:
+    """Check a model's graph as onnxruntime does when it loads one, without optimizing it.
+
+    Raises:
+        ModelError: The file is no graph that could be run.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    _new_session(model_path, options, [PROVIDERS['cpu']])
+
+
 def node_shapes(model_path: Path, height: int, width: int) -> list[NodeShapes]:
     """Return every operation of a model for a pair of this size, by running it once.
 

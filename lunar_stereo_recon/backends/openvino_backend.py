@@ -20,7 +20,7 @@ from openvino import opset13, properties  # noqa: E402
 from openvino.passes import ConstantFolding, Manager  # noqa: E402
 from openvino.properties import hint  # noqa: E402
 
-from lunar_stereo_recon.backends.onnx_backend import OnnxBackend  # noqa: E402
+from lunar_stereo_recon.backends.onnx_backend import check_graph  # noqa: E402
 from lunar_stereo_recon.backends.student_file import (  # noqa: E402
     batched,
     described,
@@ -67,13 +67,15 @@ class OpenVinoBackend:
     def __init__(self, model_path: Path, threads: int = 0) -> None:
         if not model_path.is_file():
             raise ModelError(f'no model file at {model_path}')
-        self._path = model_path
         # Its parser refuses what ends the process in OpenVINO's compiler.
-        OnnxBackend(model_path, threads=1)
+        check_graph(model_path)
         self._core = openvino.Core()
-        model = self._read()
-        self._channels = _channels(model, model_path)
-        self.metadata = _metadata(model)
+        # A file that is cut off while it is mapped into memory ends the process.
+        self._core.set_property({properties.enable_mmap: False})
+        # Kept: the file may be replaced before the network is compiled for another size.
+        self._model = self._read(model_path)
+        self._channels = _channels(self._model, model_path)
+        self.metadata = _metadata(self._model)
         facts = described(self.metadata, model_path)
         self.name = facts.name
         self.confidence_calibration = facts.confidence_calibration
@@ -113,7 +115,7 @@ class OpenVinoBackend:
         """Return the graph compiled for inputs of this shape; the last one is kept."""
         if self._compiled is None or self._compiled[0] != shape:
             self._compiled = None  # its memory is free before the next one takes some
-            model = self._read()
+            model = self._model.clone()
             for output in list(model.outputs):
                 if not set(OUTPUTS) & output.get_names():
                     model.remove_result(output.get_node())
@@ -124,11 +126,11 @@ class OpenVinoBackend:
             self._compiled = shape, compiled.create_infer_request()
         return self._compiled[1]
 
-    def _read(self) -> openvino.Model:
+    def _read(self, model_path: Path) -> openvino.Model:
         try:
-            return self._core.read_model(self._path)
+            return self._core.read_model(model_path)
         except RuntimeError as error:
-            raise ModelError(f'cannot load the model {self._path}: {_reason(error)}') from error
+            raise ModelError(f'cannot load the model {model_path}: {_reason(error)}') from error
 
 
 def _reason(error: RuntimeError) -> str:

@@ -34,6 +34,8 @@ class MatchingEngine:
         reconstructor: The one in use.
         fallback: Why it is not what the parameters ask for; '' where it is.
         load: How much of the work is done under pressure.
+        warming_up: The pair in work is the first of its size or network width, or brought
+            another matcher: a runtime may compile the network meanwhile.
     """
 
     def __init__(self, parameters: ReconstructionParameters, logger: RcutilsLogger) -> None:
@@ -48,6 +50,8 @@ class MatchingEngine:
         self._load_is_for: tuple[object, ...] = ()
         self.load = LoadControl(None)
         self.fallback = ''
+        self.warming_up = False
+        self._warm_for: tuple[object, ...] = ()
         self._backend_name = ''
         self.reconstructor = self._loaded(
             parameters, parameters.backend, named(parameters.providers)
@@ -79,6 +83,7 @@ class MatchingEngine:
         reconstructor = self.reconstructor
         self._size = pair.calibration.width, pair.calibration.height
         reconstructor.options = parameters.options
+        self.warming_up = self._warm_for != self._compiled_for(reconstructor)
         try:
             result = reconstructor.reconstruct(pair)
         except (InputError, CalibrationError):
@@ -87,10 +92,13 @@ class MatchingEngine:
             if reconstructor is self.reconstructor:
                 self._failures += 1
                 if 0 < parameters.fallback_after <= self._failures:
+                    self.warming_up = True  # loading another one may take long, too
                     self.fall_back(parameters, f'{self._failures} failures, the last: {error}')
             raise
         if reconstructor is self.reconstructor:
             self._failures = 0
+            self._warm_for = self._compiled_for(reconstructor)
+            self.warming_up = False
             self._mind_the_load(result, parameters.target_ms)
         return result
 
@@ -135,6 +143,10 @@ class MatchingEngine:
             'one pair in': str(effort.one_in),
         }
         return MatcherState(facts, self.fallback, warning)
+
+    def _compiled_for(self, reconstructor: StereoReconstructor) -> tuple[object, ...]:
+        """Return what a runtime may have compiled the network for."""
+        return reconstructor, reconstructor.network_width_px, *self._size
 
     def _mind_the_load(self, result: Reconstruction, target_ms: float) -> None:
         reconstructor = self.reconstructor

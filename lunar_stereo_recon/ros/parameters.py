@@ -446,6 +446,15 @@ class ReconstructionParameters:
         maximum=3600.0,
         dynamic=True,
     )
+    watchdog_first: float = parameter(
+        600.0,
+        'As `watchdog`, for the first pair of a size or network width. A runtime may compile the '
+        'network for it, which takes minutes with TensorRT. 0 waits for ever.',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+        dynamic=True,
+    )
     silence_warning: float = parameter(
         5.0,
         'Time without a result after which a warning in the log says why there is none. 0 never '

@@ -508,13 +508,15 @@ class ReconstructionNode(LifecycleNode):
         Raises:
             CannotGoOnError: There is nothing simpler to go on with.
         """
-        limit_s = self.parameters.watchdog
+        warming_up = self._engine is not None and self._engine.warming_up
+        name = 'watchdog_first' if warming_up else 'watchdog'
+        limit_s = getattr(self.parameters, name)
         if self._worker is None or self._engine is None or limit_s <= 0:
             return
         busy_s = self._worker.busy_s
         if busy_s < limit_s:
             return
-        text = f'the matcher has not returned for {busy_s:.0f} s; watchdog is {limit_s:g} s'
+        text = f'the matcher has not returned for {busy_s:.0f} s; {name} is {limit_s:g} s'
         for job in self._worker.stop(patience_s=0.0):
             self._refuse(job, 'stuck', text)
             job.given_up = True

@@ -317,7 +317,7 @@ def disk_is_full_for_a_cloud(stage: Stage) -> str:
     """Save a cloud on a full disk: the answer has the reason, and no half of a file is left."""
     with small_disk(stage.folder, MEBIBYTE) as disk:
         (disk / 'filler').write_bytes(bytes(MEBIBYTE - 20 * 1024))
-        stage.start(save_directory=str(disk), confidence_threshold=0.0)
+        stage.start(save_root=str(disk), confidence_threshold=0.0)
         answer = stage.rig.call(Trigger, 'save_cloud')
         demand(not answer.success, answer.message)
         demand('No space left on device' in answer.message, answer.message)

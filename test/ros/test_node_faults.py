@@ -122,6 +122,24 @@ def test_matcher_that_is_stuck_is_left(node, processes, cameras, fault):
     assert node.wait(60) == 0
 
 
+def test_first_pair_of_a_size_may_take_longer(node, processes, cameras, fault):
+    fault.write_text('hang')
+    half = {side: image[:32] for side, image in cameras.views().items()}
+
+    def of_half(side, info):
+        info.height = 32
+
+    stamp = cameras.publish(change_info=of_half, **half)
+    cameras.spin_for(4.0)  # a runtime compiles; watchdog is 1 s
+    fault.write_text('')
+    assert cameras.answer(stamp).message == 'published'
+    assert 'has not returned' not in processes.log(NODE)
+    fault.write_text('hang')
+    status = cameras.answer(cameras.publish(change_info=of_half, **half))
+    assert status.message.startswith('stuck: ')
+    assert 's; watchdog is 1 s' in status.message
+
+
 def test_node_whose_last_resort_is_stuck_ends(processes, cameras, fault):
     # The last resort itself hangs.
     (fault.parent / 'sitecustomize.py').write_text(
@@ -129,12 +147,13 @@ def test_node_whose_last_resort_is_stuck_ends(processes, cameras, fault):
     )
     cameras.advertise()
     cameras.listen('points2', 'frame_status')
-    process = processes.start(NODE, backend='bm', threads=1, watchdog=1.0)
+    process = processes.start(NODE, backend='bm', threads=1, watchdog=1.0, watchdog_first=2.0)
     cameras.wait_until_heard()
     fault.write_text('hang')
     cameras.publish()
     cameras.spin_until(lambda: process.poll() is not None)
     assert process.returncode == 1
+    assert 's; watchdog_first is 2 s' in processes.log(NODE)
     assert 'nothing simpler than sgbm' in processes.log(NODE)
 
 
