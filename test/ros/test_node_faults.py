@@ -66,7 +66,7 @@ def node(processes, cameras, fault):
     cameras.advertise()
     cameras.listen('points2', 'frame_status')
     cameras.listen_diagnostics()
-    process = processes.start(NODE, backend='openvino', threads=1, watchdog=1.0)
+    process = processes.start(NODE, backend='openvino', threads=1)
     cameras.wait_until_heard()
     assert cameras.answer(cameras.publish()).message == 'published'
     return process
@@ -107,10 +107,13 @@ def test_failures_are_answered_and_another_matcher_takes_over(node, processes, c
 
 
 def test_matcher_that_is_stuck_is_left(node, processes, cameras, fault):
+    # Not from the start: on a busy machine the loading of another matcher takes longer.
+    cameras.set_parameters(watchdog=1.0)
     fault.write_text('hang')
     status = cameras.answer(cameras.publish())
     assert status.level == ERROR
     assert status.message.startswith('stuck: the matcher has not returned for ')
+    cameras.set_parameters(watchdog=30.0)
     assert cameras.answer(cameras.publish()).message == 'published'
     assert 'flight on CPUExecutionProvider instead of sgbm' in status_of(cameras, 'model', ERROR)
     answered = len(cameras.received['frame_status'])
