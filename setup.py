@@ -149,6 +149,7 @@ setup(
             'data/benchmark.json',
             'data/demo_traverse/*',
             'ros/*.xml',
+            'weights/*.json',
             'weights/*.md',
             'weights/*.onnx',
         ]

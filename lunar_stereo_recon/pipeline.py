@@ -1,8 +1,9 @@
 """The whole journey of a stereo pair, free of ROS and of any network runtime.
 
 Reading order: ros/stereo_sync (or bags/reader) -> messages (message to StereoPair) ->
-geometry/rectify (raw images) -> preprocess -> backends -> geometry/refine ->
-geometry/confidence -> geometry/fill -> geometry/disparity, geometry/camera -> result_messages.
+geometry/rectify (raw images) -> preprocess -> backends -> geometry/residual ->
+geometry/refine -> geometry/confidence -> geometry/fill -> geometry/disparity, geometry/camera ->
+result_messages.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from lunar_stereo_recon.geometry.disparity import depth_from_disparity, disparit
 from lunar_stereo_recon.geometry.fill import follow_surroundings
 from lunar_stereo_recon.geometry.rectify import confidence_where_seen
 from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
+from lunar_stereo_recon.geometry.residual import match_around
 from lunar_stereo_recon.geometry.row_alignment import (
     estimate_row_alignment,
     RowMonitor,
@@ -63,7 +65,8 @@ class ReconstructionOptions:
         confidence_threshold: Pixels below it become NaN, in [0, 1].
         min_range_m, max_range_m: Depths outside become NaN, metres.
         dense: Keep every estimate: neither threshold nor range is applied.
-        refine: Match the images around the network's disparity for sub-pixel precision.
+        refine: Match the images around the network's disparity: for what it has lost, and for
+            sub-pixel precision.
         refinement: Settings of that.
         align_rows: Watch the rows of the right view over the frames and correct up to 2 px.
         region: Pixels of the left image outside become NaN; None keeps all.
@@ -184,7 +187,30 @@ class StereoReconstructor:
 
     def match(self, pair: StereoPair, stages: StageTimer | None = None) -> Matched:
         """Return every disparity, refined, and what its confidence follows from."""
-        backend, options, stages = self.backend, self.options, stages or StageTimer()
+        options, stages = self.options, stages or StageTimer()
+        aligned, prior = self.prior(pair, stages)
+        start, taken = prior.disparity, np.zeros(prior.disparity.shape, bool)
+        # A backend that takes any size has matched at the images' own size already.
+        if options.refine and self.backend.max_width_px is not None:
+            with stages('match'):
+                match = match_around(aligned.left, aligned.right, prior.disparity)
+                start, taken = match.disparity, match.taken
+        with stages('refine'):
+            refinement = refine_disparity(
+                aligned.left, aligned.right, start, options.refinement, options.refine
+            )
+            disparity = disparity_from_columns(refinement.disparity, aligned.calibration)
+        with stages('confidence'):
+            features = confidence_features(
+                aligned.left, prior.confidence, prior.disparity, refinement, taken
+            )
+        return Matched(disparity, features, self._searched_px(aligned))
+
+    def prior(
+        self, pair: StereoPair, stages: StageTimer | None = None
+    ) -> tuple[StereoPair, DisparityPrediction]:
+        """Return the pair as it is matched, rows aligned, and the backend's answer at its size."""
+        backend, stages = self.backend, stages or StageTimer()
         with stages('preprocess'):
             given = aligned_principal_points(pair)
         with stages('rows'):
@@ -193,20 +219,11 @@ class StereoReconstructor:
             network = network_pair(aligned, backend.size_multiple, self.network_width_px)
         with stages('inference'):
             prediction = _believable(backend.predict(network.left, network.right), network)
-        with stages('refine'):
+        with stages('preprocess'):
             prior = full_size_prediction(prediction, aligned, self.network_width_px)
         with stages('rows'):
             aligned = self._rows_learnt(given, aligned, prior.disparity)
-        with stages('refine'):
-            refinement = refine_disparity(
-                aligned.left, aligned.right, prior.disparity, options.refinement, options.refine
-            )
-            disparity = disparity_from_columns(refinement.disparity, aligned.calibration)
-        with stages('confidence'):
-            features = confidence_features(
-                aligned.left, prior.confidence, prior.disparity, refinement
-            )
-        return Matched(disparity, features, self._searched_px(aligned))
+        return aligned, prior
 
     def reset_rows(self) -> None:
         """Forget the row alignment: the next pair is of another rig."""

@@ -15,6 +15,7 @@ COMMANDS = (
     'train',
     'adapt',
     'export',
+    'judge',
     'calibrate',
     'quantize',
     'curves',

@@ -33,6 +33,7 @@ FEATURES = (
     'outside',  # outside the right frame, 0 or 1
     'dark',  # 1 in black windows falling to 0 at 4 % of white
     'saturated',  # 1 in white windows, 0 below 96 % of white
+    'taken',  # the disparity is what matching found in place of the network's, 0 or 1
 )
 WINDOW_PX = 9
 DARK_LEVEL = 0.04
@@ -122,18 +123,23 @@ DEFAULT_CALIBRATION = ConfidenceCalibration(
 
 
 def confidence_features(
-    left: FloatImage, prior_confidence: FloatImage, prior: FloatImage, refinement: Refinement
+    left: FloatImage,
+    prior_confidence: FloatImage,
+    prior: FloatImage,
+    refinement: Refinement,
+    taken: NDArray[np.bool_],
 ) -> FloatImage:
     """Return (K, H, W) float32, the `FEATURES` in their order; finite everywhere.
 
     Args:
         left: (H, W) in [0, 1].
         prior_confidence: (H, W) in [0, 1], the backend's own; NaN where it has no estimate.
-        prior: (H, W) pixels, what `refinement` started from; NaN where there is no estimate.
+        prior: (H, W) pixels, the backend's own; NaN where there is no estimate.
         refinement: What matching found.
+        taken: (H, W), `refinement` started from what `geometry.residual` found there.
     """
     features = np.empty((len(FEATURES), *left.shape), np.float32)
-    logit, agreement, deviation, shift, edge, occluded, outside, dark, saturated = features
+    logit, agreement, deviation, shift, edge, occluded, outside, dark, saturated, spoke = features
     # fmax takes the other number where one is NaN.
     certainty = np.fmax(prior_confidence, np.float32(1 - LARGEST_CERTAINTY), out=logit)
     np.minimum(certainty, np.float32(LARGEST_CERTAINTY), out=certainty)
@@ -149,6 +155,7 @@ def confidence_features(
     if missing.any():
         disparity = np.where(missing, np.float32(0), disparity)
     _decimal_logarithm(_departure_from_plane(disparity), 0.1, edge)
+    spoke[:] = taken
     occluded[:] = refinement.occluded
     outside[:] = refinement.outside
     brightness = cv2.blur(left, (WINDOW_PX, WINDOW_PX))
