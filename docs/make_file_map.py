@@ -21,15 +21,16 @@ docstrings.
 The stages in reading order. `lunar_stereo_recon/pipeline.py` is their table of contents.
 
 `ros/stereo_sync` (or `bags/reader`) → `messages` → `geometry/rectify` (raw images) → `preprocess`
-→ `backends` → `geometry/refine` → `geometry/confidence` → `geometry/fill` → `geometry/disparity`,
-`geometry/camera` → `result_messages`
+→ `backends` → `geometry/residual` → `geometry/refine` → `geometry/confidence` → `geometry/fill`
+→ `geometry/disparity`, `geometry/camera` → `result_messages`
 
 ## Where to look
 
 | you hear | look in |
 |---|---|
 | "the confidence is wrong" | `geometry/confidence.py`; its calibration: `{calibrate}` |
-| "the depth is wrong" | `backends/`, `geometry/refine.py`, `geometry/disparity.py` |
+| "the depth is wrong" | `backends/`, `geometry/residual.py`, `geometry/refine.py` |
+| "a rock is missing or washed out" | `geometry/residual.py`, `training/commands/judge.py` |
 | "nothing is seen there, and yet there are points" | `geometry/fill.py` |
 | "a bag does not open" | `bags/reader.py` |
 | "no pair, although both cameras publish" | `ros/stereo_sync.py`, `pairing.py` |

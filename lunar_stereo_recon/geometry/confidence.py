@@ -20,9 +20,6 @@ from lunar_stereo_recon.datatypes import FloatImage
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.geometry.refine import Refinement
 
-# Deviation of the offset by texture and noise from which a place begins to be without texture,
-# log10 of pixels; ten times that, and nothing is seen.
-BLIND_FROM_LOG10_PX = np.float32(-0.5)
 FEATURES = (
     'prior_logit',  # log odds of the network's own confidence
     'agreement',  # of the views at the result, 0..1; 0 where the right camera does not see it
@@ -176,19 +173,16 @@ def _decimal_logarithm(values: FloatImage, offset: float, out: FloatImage) -> No
 
 
 def blindness(features: FloatImage) -> FloatImage:
-    """Return (H, W) float32 in [0, 1], 1 where the images cannot tell the disparity.
+    """Return (H, W) float32 in [0, 1], 1 where there is nothing to be seen.
 
-    That is in black and white windows, outside of the right view, and where the texture leaves
-    the offset open by pixels.
+    That is in black and white windows and outside of the right view. A surface without texture
+    does not count: what stands up is often plain, and the network knows it by its outline.
 
     Args:
         features: (K, H, W), `FEATURES`.
     """
-    deviation = features[FEATURES.index('deviation')]
-    blind = np.clip(deviation - BLIND_FROM_LOG10_PX, 0, 1)
-    for name in ('outside', 'dark', 'saturated'):
-        np.maximum(blind, features[FEATURES.index(name)], out=blind)
-    return blind
+    places = [features[FEATURES.index(name)] for name in ('outside', 'dark', 'saturated')]
+    return np.maximum.reduce(places)
 
 
 def calibrated_confidence(

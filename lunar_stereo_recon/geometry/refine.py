@@ -56,7 +56,7 @@ class RefineOptions:
 
     iterations: int = 1
     windows_px: tuple[int, ...] = (21, 9, 5)
-    offsets_px: tuple[float, ...] = (0.2, 0.1, 0.06)
+    offsets_px: tuple[float, ...] = (0.2, 0.15, 0.1)
     noise: float = 0.006
     max_step_px: float = 1.0
     max_move_px: float = 3.0

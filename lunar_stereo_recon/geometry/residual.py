@@ -57,6 +57,8 @@ EVIDENCE = (
     'disputed',  # share of the pixels around where both answers differ by half a pixel
 )
 NEARER_LIMIT_PX = 4.0
+# One pixel's word counts no more than this, log odds.
+LARGEST_ODDS = np.float32(4.0)
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,15 @@ def match_around(
         judge: Who chooses; None is the one that the package brings.
     """
     found = search_around(left, right, prior)
-    pixels = np.flatnonzero(disputed(prior, found))
-    taken = np.zeros(prior.shape, bool)
+    open_question = disputed(prior, found)
+    pixels = np.flatnonzero(open_question)
+    odds = np.zeros(prior.shape, np.float32)
     if pixels.size:
-        odds = (judge or shipped_judge()).log_odds(evidence(left, right, prior, found, pixels))
-        taken.ravel()[pixels[odds > 0]] = True
+        judged = (judge or shipped_judge()).log_odds(evidence(left, right, prior, found, pixels))
+        odds.ravel()[pixels] = np.clip(judged, -LARGEST_ODDS, LARGEST_ODDS)
+    # Neighbours decide together: surfaces are larger than a pixel.
+    window = (NEAR_WINDOW_PX, NEAR_WINDOW_PX)
+    taken = open_question & (cv2.boxFilter(odds, cv2.CV_32F, window, normalize=False) > 0)
     return ResidualMatch(np.where(taken, found, prior), taken)
 
 
@@ -208,7 +214,7 @@ def search_around(left: FloatImage, right: FloatImage, prior: FloatImage) -> Flo
         mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
     )
     fixed = matcher.compute(*views)[:, OFFSETS_PX:-OFFSETS_PX]
-    offset = fixed.astype(np.float32) * np.float32(1 / SGBM_FRACTION)
+    offset = _equiangular(fixed.astype(np.float32) * np.float32(1 / SGBM_FRACTION))
     # The warped view's column x - offset holds the right column x - offset - base(x - offset).
     rows = np.repeat(np.arange(height, dtype=np.float32)[:, None], width, axis=1)
     there = cv2.remap(
@@ -305,6 +311,17 @@ def _smoothed(prior: FloatImage) -> FloatImage:
     # Far from everything known: the mean of what is.
     course = (total + np.float32(1e-3) * mean) / (share + np.float32(1e-3))
     return cv2.resize(course, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _equiangular(offset: FloatImage) -> FloatImage:
+    """Return offsets whose fraction was fitted with a parabola as two straight lines tell it.
+
+    Absolute differences rise in straight lines from where the views agree. A parabola through
+    three of them turns a fraction t into t / (2 - 2 t): the answers gather at whole pixels.
+    """
+    whole = np.rint(offset)
+    fraction = offset - whole
+    return whole + 2 * fraction / (1 + 2 * np.abs(fraction))
 
 
 def _grey(image: FloatImage) -> NDArray[np.uint8]:

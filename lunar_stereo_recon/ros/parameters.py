@@ -246,7 +246,8 @@ class ReconstructionParameters:
     )
     refine: bool = parameter(
         True,
-        "Refine the matcher's disparity by sub-pixel matching at the full size of the images.",
+        "Match the images at their full size around the network's disparity: for small things and "
+        'borders that the network lost, and for sub-pixel precision.',
         dynamic=True,
     )
     align_rows: bool = parameter(

@@ -2,7 +2,9 @@
 
 The student is run as on a rover on frames that it was not trained on, half of them with worse
 light, focus, dust, noise or JPEG. Where the two answers differ, the classifier learns which one is
-nearer the truth, weighted by what the choice is worth.
+nearer the truth, weighted by what the choice is worth. On half of the frames the student's answer
+is spoiled in places, as it is on images of an unfamiliar kind: else the classifier would learn that
+a student is hardly ever wrong by much.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 import torch
@@ -36,6 +39,7 @@ STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 2000, 8192, 1e-2, 1e-3
 # What an error costs: each bound that it is above, and a little for its size, pixels.
 BOUNDS_PX = {0.5: 0.3, 1.0: 0.5, 2.0: 0.5}
 COST_A_PIXEL, LARGEST_ERROR_PX = 0.1, 4.0
+SPOILED_SHARE, SPOILED_FROM, LARGEST_SPOIL_PX = 0.5, 0.15, 8.0
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -85,18 +89,44 @@ def collect(
         engine.reset_rows()
         engine.prior(pair)  # tells how the rows of this frame's rig are aligned
         aligned, prior = engine.prior(pair)
-        found = search_around(aligned.left, aligned.right, prior.disparity)
-        pixels = np.flatnonzero(disputed(prior.disparity, found) & np.isfinite(truth))
+        disparity = prior.disparity
+        if rng.random() < SPOILED_SHARE:
+            disparity = spoiled(disparity, aligned.left, rng)
+        found = search_around(aligned.left, aligned.right, disparity)
+        pixels = np.flatnonzero(disputed(disparity, found) & np.isfinite(truth))
         pixels = rng.permutation(pixels)[:PIXELS_PER_FRAME]
-        worth = _cost(prior.disparity, truth, pixels) - _cost(found, truth, pixels)
-        planes = evidence(aligned.left, aligned.right, prior.disparity, found, pixels)
+        worth = _cost(disparity, truth, pixels) - _cost(found, truth, pixels)
+        planes = evidence(aligned.left, aligned.right, disparity, found, pixels)
         parts.append((planes, worth > 0, np.abs(worth)))
+    if not any(part[2].size for part in parts):
+        raise InputError(f'{len(paths)} frames without a pixel that has two answers')
     features, better, worths = (
         np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True)
     )
-    if not worths.size:
-        raise InputError(f'{len(paths)} frames without a pixel that has two answers')
     return features, better, worths
+
+
+def spoiled(
+    disparity: NDArray[np.float32], left: NDArray[np.float32], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Return the disparity (H, W) with a few ellipses moved by up to `LARGEST_SPOIL_PX`.
+
+    Only where the image is bright: in the dark there is nothing to tell the two answers apart.
+    """
+    height, width = disparity.shape
+    bright = (cv2.blur(left, (9, 9)) > SPOILED_FROM).astype(np.float32)
+    result = disparity.copy()
+    for _ in range(rng.integers(2, 7)):
+        axes = [
+            float(np.exp(rng.uniform(np.log(6), np.log(side / 3)))) for side in (width, height)
+        ]
+        centre = float(rng.uniform(0, width)), float(rng.uniform(0, height))
+        shape = np.zeros((height, width), np.float32)
+        cv2.ellipse(shape, (centre, (axes[0], axes[1]), float(rng.uniform(0, 180))), 1.0, -1)
+        border_px = float(rng.uniform(0.5, 6.0))
+        offset_px = rng.uniform(0.5, LARGEST_SPOIL_PX) * rng.choice((-1, 1))
+        result += np.float32(offset_px) * cv2.GaussianBlur(shape, (0, 0), border_px) * bright
+    return np.maximum(result, 0)
 
 
 def fit(
