@@ -3,7 +3,7 @@
 The student is run as on a rover on frames that it was not trained on, half of them with worse
 light, focus, dust, noise or JPEG. Where the two answers differ, the classifier learns which one is
 nearer the truth, weighted by what the choice is worth. On half of the frames the student's answer
-is spoiled in places, as it is on images of an unfamiliar kind: else the classifier would learn that
+is spoiled in places, as on images of an unfamiliar kind: else the classifier would learn that
 a student is hardly ever wrong by much.
 """
 
