@@ -1,7 +1,8 @@
 # make demo   the Moon in 3D: a recorded drive through the ROS 2 nodes, results in out/demo
 # make test   linters, types and tests; make test ROS=kilted   the nodes with ROS 2 Kilted
+# make fuzz   mutated inputs, for MINUTES; make sbom   what is installed; make audit   its holes
 #
-# Both work on a machine without ROS: rclpy, Fast DDS and the messages come as wheels into a
+# All work on a machine without ROS: rclpy, Fast DDS and the messages come as wheels into a
 # virtual environment. Python 3.10 to 3.13, x86-64 Linux.
 
 PYTHON ?= python3
@@ -17,6 +18,12 @@ ARGS ?=
 # CPU build here (a path to a wheel will do): the default wheels bring gigabytes of CUDA.
 TORCH ?= torch==2.13.0
 
+# make fuzz: for how long, and from which start; make sbom: where to.
+MINUTES ?= 60
+SEED ?= 0
+SBOM ?= out/sbom.json
+SBOM_VENV = $(VENV)-sbom
+
 ROS_EXTRA := $(if $(filter jazzy,$(ROS)),ros,ros-$(ROS))
 
 # A sourced ROS would put its own rclpy in front of the wheels, often for another Python.
@@ -27,11 +34,11 @@ unexport ROS_DISTRO ROS_VERSION ROS_PYTHON_VERSION RMW_IMPLEMENTATION
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean distclean
+.PHONY: help demo test lint fuzz sbom audit clean distclean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+	@sed -n '1,6s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.stamp-ros
 	$(VENV)/bin/lunar-stereo demo $(if $(BAG),--bag '$(BAG)') $(ARGS)
@@ -50,6 +57,27 @@ lint: $(VENV)/.stamp-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+
+# Mutated inputs to everything that reads bytes from outside; ends with 1 where one does more than
+# be refused.
+fuzz: $(VENV)/.stamp-dev
+	PYTHONPATH=. $(VENV)/bin/python test/fuzz/long_run.py --minutes $(MINUTES) --seed $(SEED)
+
+# What a machine that runs the nodes has installed, as CycloneDX JSON: from an environment with the
+# package and its run-time dependencies alone.
+sbom: $(SBOM_VENV)/.stamp
+	mkdir -p $(dir $(SBOM))
+	$(VENV)/bin/cyclonedx-py environment $(SBOM_VENV)/bin/python --output-reproducible \
+	    --output-format JSON --output-file $(SBOM)
+
+# Known vulnerabilities in the same environment; asks PyPI, so it needs a network.
+audit: $(SBOM_VENV)/.stamp
+	$(VENV)/bin/pip-audit --progress-spinner off --path $(SBOM_VENV)/lib/python3*/site-packages
+
+$(SBOM_VENV)/.stamp: $(VENV)/.stamp-dev setup.py
+	$(PYTHON) -m venv --clear --without-pip $(SBOM_VENV)
+	$(VENV)/bin/pip --python $(SBOM_VENV)/bin/python install -q '.[$(ROS_EXTRA),openvino,map]'
+	@touch $@
 
 # pip is the part that fails to arrive when a distribution splits venv into a package of its own:
 # a folder without it is made anew, one with it is used as it is.

@@ -74,6 +74,8 @@ EXTRAS = {
     # Runs the student faster than onnxruntime on CPUs that multiply bfloat16. From the release
     # that it was measured with: each changes what its compiler does.
     'openvino': ['openvino>=2026.4,<2027'],
+    # Fuzzing guided by coverage: test/fuzz/long_run.py --atheris.
+    'fuzz': ['atheris>=3.0,<4'],
     # Checks OpenSSF signatures of model files (parameter `model_key`).
     'signing': ['model-signing>=1.1,<2', 'pyopenssl>=24,<27'],
     # What `lunar-stereo fuse` writes maps with: GeoTIFF and LAZ.
@@ -99,9 +101,11 @@ EXTRAS = {
     'dev': [
         'colcon-core>=0.15,<1',
         'colcon-ros>=0.5,<1',
+        'cyclonedx-bom>=7.2,<8',  # make sbom
         'hypothesis>=6.100,<7',
         'mypy>=1.11,<3',
         'onnx>=1.16,<2',
+        'pip-audit>=2.9,<3',  # make audit
         'pytest>=8,<10',
         'rosbags-image>=0.10,<0.12',  # a second reader of image messages, to compare with
         'ruff>=0.17,<0.18',  # one release line formats alike
@@ -165,6 +169,7 @@ setup(
             'replay_node = lunar_stereo_recon.ros.replay_node:main',
             'recorder_node = lunar_stereo_recon.ros.recorder_node:main',
             'simulator_node = lunar_stereo_recon.ros.simulator_main:main',
+            'security_policy = lunar_stereo_recon.ros.security_policy:main',
             'camera_info_relay = lunar_stereo_recon.ros.camera_info_relay:main',
         ],
     },

@@ -27,6 +27,7 @@ from lunar_stereo_recon.files.rigs import FrameTransform
 from lunar_stereo_recon.ros.launch_actions import check_needs, static_transform
 from lunar_stereo_recon.ros.launch_arguments import (
     argument,
+    enclave_of,
     FLAG,
     flag,
     included,
@@ -151,6 +152,7 @@ def _simulation(context: LaunchContext, folder: Path) -> list[LaunchDescriptionE
         name='camera_info_relay',
         namespace=namespace,
         output='screen',
+        arguments=['--ros-args', *enclave_of(context, 'camera_info_relay')],
         parameters=[
             {
                 'baseline': rig.baseline_m,

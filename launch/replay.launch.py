@@ -30,6 +30,7 @@ from lunar_stereo_recon.ros.camera_presets import COMPRESSED
 from lunar_stereo_recon.ros.launch_arguments import (
     argument,
     cameras,
+    enclave_of,
     FLAG,
     flag,
     given_parameters,
@@ -154,6 +155,7 @@ def _player(
             name='replay_node',
             namespace=namespace,
             output='screen',
+            arguments=['--ros-args', *enclave_of(context, 'replay_node')],
             additional_env=large_message_environment(),
             parameters=[
                 {

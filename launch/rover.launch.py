@@ -19,6 +19,7 @@ from lunar_stereo_recon.ros.launch_actions import (
 from lunar_stereo_recon.ros.launch_arguments import (
     argument,
     cameras,
+    enclave_of,
     FLAG,
     flag,
     given_parameters,
@@ -89,6 +90,11 @@ def generate_launch_description() -> LaunchDescription:
             ),
             argument('respawn', 'Start the node again if it ends by itself', 'true', FLAG),
             argument('log_level', 'Log level of the node: debug, info, warn or error', 'info'),
+            argument(
+                'enclave',
+                'SROS 2 enclave below which each node has its own, such as '
+                '/lunar_stereo_recon; used if ROS_SECURITY_ENABLE is true',
+            ),
             *parameter_arguments(ReconstructionParameters),
             OpaqueFunction(function=check_needs),
             OpaqueFunction(function=_nodes),
@@ -122,7 +128,10 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             *([given] if given else []),
         ],
         remappings=[*remappings, ('imu', value(context, 'imu'))],
-        arguments=['--ros-args', '--log-level', value(context, 'log_level')],
+        arguments=[
+            *('--ros-args', '--log-level', value(context, 'log_level')),
+            *enclave_of(context, 'reconstruction_node'),
+        ],
         respawn=flag(context, 'respawn'),
         respawn_delay=RESPAWN_DELAY_S,
     )

@@ -9,6 +9,7 @@ from launch_ros.actions import Node
 
 from lunar_stereo_recon.ros.launch_arguments import (
     argument,
+    enclave_of,
     given_parameters,
     included,
     PACKAGE,
@@ -54,6 +55,7 @@ def _simulator(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             name='simulator_node',
             namespace=value(context, 'namespace'),
             output='screen',
+            arguments=['--ros-args', *enclave_of(context, 'simulator_node')],
             parameters=[given] if given else [],
             additional_env=large_message_environment(),
             on_exit=[

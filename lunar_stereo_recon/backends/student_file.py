@@ -131,7 +131,7 @@ def _json_object(metadata: Mapping[str, str], key: str, model_path: Path) -> dic
         return None
     try:
         value = json.loads(metadata[key])
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f'{model_path} metadata {key} is not JSON: {error}') from error
     if value is not None and not isinstance(value, dict):
         raise ModelError(f'{model_path} metadata {key} is {value!r}; a JSON object is needed')

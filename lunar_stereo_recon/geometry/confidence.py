@@ -40,6 +40,8 @@ CURVE_LEVELS = 4096
 CURVE_KNOTS = 24
 # Log odds beyond this are as good as certain.
 LARGEST_LOGIT = 16.0
+# Beyond this a product with a feature could leave float32.
+LARGEST_WEIGHT = 1e6
 # The network's certainty still orders errors of a tenth of a pixel far above 99.9 %.
 LARGEST_CERTAINTY = 1 - 1e-6
 
@@ -55,8 +57,8 @@ class ConfidenceCalibration:
             linear between them in the log odds of the logistic value. Empty leaves that value.
 
     Raises:
-        ModelError: A feature is unknown, a number is not finite, or the curve is not ascending
-            or not within [0, 1].
+        ModelError: A feature is unknown, a number is not finite or too large, or the curve is not
+            ascending or not within [0, 1].
     """
 
     weights: Mapping[str, float]
@@ -71,8 +73,11 @@ class ConfidenceCalibration:
                 f'known are {", ".join(FEATURES)}'
             )
         numbers = [*self.weights.values(), self.bias, *itertools.chain(*self.curve)]
-        if not np.isfinite(numbers).all():
-            raise ModelError(f'confidence calibration holds a number that is not finite: {self}')
+        if not (np.abs(numbers) <= LARGEST_WEIGHT).all():
+            raise ModelError(
+                f'confidence calibration holds a number that is not finite or beyond '
+                f'{LARGEST_WEIGHT:g}: {self}'
+            )
         if self.curve and not all(0 <= number <= 1 for knot in self.curve for number in knot):
             raise ModelError(f'confidence calibration curve is not within [0, 1]: {self.curve}')
         if self.curve and (np.diff(np.array(self.curve), axis=0) < 0).any():
@@ -89,7 +94,7 @@ class ConfidenceCalibration:
             weights = {str(name): float(value) for name, value in entry['weights'].items()}
             curve = tuple((float(x), float(y)) for x, y in entry.get('curve', ()))
             bias = float(entry['bias'])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ModelError(
                 f'confidence_calibration needs weights, bias and curve; got {dict(entry)}'
             ) from error

@@ -87,6 +87,12 @@ def flag(context: LaunchContext, name: str) -> bool:
     return value(context, name) == 'true'
 
 
+def enclave_of(context: LaunchContext, node: str) -> list[str]:
+    """Return what gives a node its enclave, below that of the argument `enclave` if given."""
+    enclave = value(context, 'enclave').rstrip('/')
+    return ['--enclave', f'{enclave}/{node}'] if enclave else []
+
+
 def cameras(context: LaunchContext) -> CameraPreset:
     """Return the preset that was asked for, with the topics that were given."""
     name = value(context, 'camera_preset')

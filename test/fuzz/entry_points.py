@@ -5,29 +5,54 @@ One list for the short run (`test_entry_points.py`) and the long one (`long_run.
 
 from __future__ import annotations
 
+import argparse
+import atexit
 from collections.abc import Callable
+import contextlib
 import functools
+import io
+import json
 import math
 from pathlib import Path
+import shutil
 import struct
 import tempfile
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import get_typestore, Stores
 
 from lunar_stereo_recon.backends.model_seal import check_model_file, seal_model
+from lunar_stereo_recon.backends.student_file import described
+from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.bags.writer import make_message
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import ReconError
+from lunar_stereo_recon.files.arrays import load_arrays, mapped_array
 from lunar_stereo_recon.files.calibrations import load_calibration
 from lunar_stereo_recon.files.encoded_image import decoded_image
 from lunar_stereo_recon.files.manifests import load_manifest
 from lunar_stereo_recon.files.rigs import read_rig_frames
 from lunar_stereo_recon.geometry.camera import points_from_depth
+from lunar_stereo_recon.geometry.confidence import (
+    calibrated_confidence,
+    ConfidenceCalibration,
+    FEATURES,
+)
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity
 from lunar_stereo_recon.messages import calibration_from_camera_infos, cdr_stamp_ns, decode_image
-from lunar_stereo_recon.result_messages import camera_info_message
+from lunar_stereo_recon.result_messages import camera_info_message, image_message
+
+try:
+    from safetensors.torch import save_file
+    import torch
+
+    from training import checkpoint as checkpoints
+    from training.models.checkpoints import load_pointmap_model
+except ModuleNotFoundError:
+    torch = None
 
 RIG = StereoCalibration(20.0, 20.0, 11.5, 7.5, 11.5, 0.2, 24, 16)
 ENCODINGS = ('mono8', 'rgb8', 'bayer_rggb16', 'yuv422', 'nv12', 'nv24', '32FC1', '64FC3', '16SC4')
@@ -74,16 +99,112 @@ def camera_info(data: bytes) -> None:
         raise AssertionError(f'{calibration} gives points that are no points')
 
 
-def _file(read: Callable[[Path], object], data: bytes) -> None:
-    path = Path(_folder()) / 'file'
+def bag(ending: str, data: bytes) -> None:
+    """Whatever is read of a bag are pairs; what is not is said."""
+    path = Path(_folder()) / f'bag{ending}'
+    path.write_bytes(data)
+    with StereoBagReader(path) as reader:
+        for frame in reader.frames():
+            # A damaged image is refused; the next one may be whole.
+            with contextlib.suppress(ReconError):
+                frame.pair()
+                frame.depth()
+
+
+def model_metadata(data: bytes) -> None:
+    """Lines of text are the entries of a model's metadata."""
+    names = ('format_version', 'max_disparity_px', 'confidence_calibration', 'self_test_px')
+    values = data.decode('utf-8', 'replace').split('\n')
+    metadata = dict(zip(names, values, strict=False))
+    facts = described(metadata, Path('model.onnx'))
+    if facts.confidence_calibration:
+        calibration = ConfidenceCalibration.from_metadata(facts.confidence_calibration)
+        features = np.linspace(-16, 16, len(FEATURES) * 12, dtype=np.float32)
+        answer = calibrated_confidence(features.reshape(len(FEATURES), 3, 4), calibration)
+        if not (np.isfinite(answer).all() and 0 <= answer.min() and answer.max() <= 1):
+            raise AssertionError(f'{calibration} gives confidences {answer}')
+
+
+def checkpoint(data: bytes) -> None:
+    """Replace the index of a checkpoint; its shards stay."""
+    folder = _checkpoint()
+    (folder / checkpoints.INDEX).write_bytes(data)
+    checkpoints.load_checkpoint(folder)
+
+
+def weights(ending: str, data: bytes) -> None:
+    """Weights as others publish them: what is read are tensors."""
+    _file(load_pointmap_model, data, f'file{ending}')
+
+
+def _file(read: Callable[[Path], object], data: bytes, name: str = 'file') -> None:
+    path = Path(_folder()) / name
     path.write_bytes(data)
     read(path)
 
 
 @functools.cache
 def _folder() -> str:
-    """Return a folder of this process; it is small and stays for the system to clear."""
-    return tempfile.mkdtemp(prefix='fuzz_')
+    """Return a folder of this process; it goes with it."""
+    # In memory where there is such a folder: most of the time would go to the disk.
+    memory = Path('/dev/shm')
+    folder = tempfile.mkdtemp(prefix='fuzz_', dir=memory if memory.is_dir() else None)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def _checkpoint() -> Path:
+    folder = Path(_folder()) / 'checkpoint'
+    checkpoints.save_checkpoint(
+        folder, {'step': 3, 'a': {'b': torch.arange(6.0).reshape(2, 3)}, 'c': [1, 2]}
+    )
+    return folder
+
+
+def _index() -> bytes:
+    return (_checkpoint() / 'index.json').read_bytes()
+
+
+def _weights(ending: str) -> bytes:
+    path = Path(_folder()) / f'start{ending}'
+    tensors = {'enc_norm.weight': torch.zeros(3), 'a': torch.arange(6.0).reshape(2, 3)}
+    if ending == '.pth':
+        text = "AsymmetricMASt3R(pos_embed='RoPE100', enc_depth=1)"
+        torch.save({'args': argparse.Namespace(model=text), 'model': tensors}, path)
+    else:
+        config = {'encoder_depth': 1, 'head': {'level_channels': [1, 2, 3, 4]}}
+        metadata = {'format_version': '1', 'kind': 'Mast3rConfig', 'config': json.dumps(config)}
+        save_file(tensors, path, metadata)
+    return path.read_bytes()
+
+
+def _arrays(save: Callable[..., None]) -> bytes:
+    file = io.BytesIO()
+    save(file, left=np.arange(12, dtype=np.uint8).reshape(3, 4), meta=np.array('{}'))
+    return file.getvalue()
+
+
+def _array() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.arange(12, dtype=np.float32).reshape(3, 4))
+    return file.getvalue()
+
+
+def _bag(plugin: StoragePlugin) -> bytes:
+    """Return a bag of one small pair, not compressed and without checksums: more of it is read."""
+    path = Path(_folder()) / f'start_{plugin.name}'
+    types = get_typestore(Stores.ROS2_JAZZY)
+    with Writer(path, version=Writer.VERSION_LATEST, storage_plugin=plugin) as writer:
+        for side in ('left', 'right'):
+            image = image_message(make_message, np.zeros((16, 24), np.uint8), 'mono8', 5, side)
+            info = camera_info_message(make_message, RIG, 5, side, right=side == 'right')
+            for topic, message in ((f'/{side}/image_rect', image), (f'/{side}/camera_info', info)):
+                kind = message.__msgtype__
+                connection = writer.add_connection(topic, kind, typestore=types)
+                writer.write(connection, 5, types.serialize_cdr(message, kind))
+    (file,) = (entry for entry in path.iterdir() if entry.suffix in ('.mcap', '.db3'))
+    return file.read_bytes()
 
 
 def _sealed(content: bytes) -> bytes:
@@ -118,7 +239,31 @@ ENTRY_POINTS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     'rig': (functools.partial(_file, read_rig_frames), [RIG_FILE]),
     'manifest': (functools.partial(_file, load_manifest), [MANIFEST]),
     'model seal': (functools.partial(_file, check_model_file), [_sealed(bytes(200))]),
+    'npz': (
+        functools.partial(_file, lambda path: load_arrays(path, 'pair')),
+        [_arrays(np.savez), _arrays(np.savez_compressed)],
+    ),
+    'npy': (functools.partial(_file, lambda path: mapped_array(path, 'heights')), [_array()]),
+    'model metadata': (
+        model_metadata,
+        [
+            b'1\n192\n{"weights": {"edge": -0.9, "dark": 2}, "bias": 0.1, "curve": [[0, 0.1], '
+            b'[0.5, 0.4], [1, 1]]}',
+            b'1\n1e2\nnull',
+        ],
+    ),
+    'mcap': (functools.partial(bag, '.mcap'), [_bag(StoragePlugin.MCAP)]),
+    'db3': (functools.partial(bag, '.db3'), [_bag(StoragePlugin.SQLITE3)]),
 }
+# Those of training, where torch is installed.
+if torch is not None:
+    ENTRY_POINTS |= {
+        'checkpoint': (checkpoint, [_index()]),
+        '.pth': (functools.partial(weights, '.pth'), [_weights('.pth')]),
+        '.safetensors': (functools.partial(weights, '.safetensors'), [_weights('.safetensors')]),
+    }
+# Milliseconds each: the long run gives them a share of the inputs, not an equal one.
+SLOW = ('mcap', 'db3', 'checkpoint', '.pth', '.safetensors')
 
 
 def try_bytes(name: str, data: bytes) -> bool:

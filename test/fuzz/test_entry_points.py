@@ -32,7 +32,8 @@ def test_any_bytes(name, data):
 
 @pytest.mark.parametrize('name', long_run.ENTRY_POINTS)
 def test_valid_bytes_are_taken(name):
-    if name != 'camera_info':  # there each start changes a number of a valid one
+    # There each start changes a number of a valid one, or holds too few weights for a network.
+    if name not in ('camera_info', '.pth', '.safetensors'):
         assert all(long_run.try_bytes(name, data) for data in long_run.ENTRY_POINTS[name][1][:1])
 
 

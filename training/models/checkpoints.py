@@ -39,6 +39,7 @@ KEYS_SHOWN = 4
 # What torch's reader of pickles raises on damaged ones: it trusts what is not code.
 _PICKLE_DAMAGE = (
     pickle.UnpicklingError,
+    zipfile.BadZipFile,
     struct.error,
     OSError,
     EOFError,

@@ -150,6 +150,13 @@ def test_later_sources_of_a_parameter_win(stand_ins, tmp_path):
     assert {'left/image_rect:=/mine/a', 'right/image_rect:=right/image_rect'} <= set(words)
 
 
+def test_each_node_gets_its_own_enclave(stand_ins):
+    launch = stand_ins('sim.launch.py', enclave='/lunar_stereo_recon')
+    for node in ('reconstruction_node', 'simulator_node'):
+        [(words, _)] = launch.started(node)
+        assert words[words.index('--enclave') + 1] == f'/lunar_stereo_recon/{node}'
+
+
 @pytest.mark.parametrize(
     'arguments, file, raw',
     [
