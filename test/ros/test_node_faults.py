@@ -126,6 +126,7 @@ def test_matcher_that_is_stuck_is_left(node, processes, cameras, fault):
 
 
 def test_first_pair_of_a_size_may_take_longer(node, processes, cameras, fault):
+    cameras.set_parameters(watchdog=1.0)
     fault.write_text('hang')
     half = {side: image[:32] for side, image in cameras.views().items()}
 
@@ -157,7 +158,7 @@ def test_node_whose_last_resort_is_stuck_ends(processes, cameras, fault):
     cameras.spin_until(lambda: process.poll() is not None)
     assert process.returncode == 1
     assert 's; watchdog_first is 2 s' in processes.log(NODE)
-    assert 'nothing simpler than sgbm' in processes.log(NODE)
+    assert 'there is no simpler matcher than sgbm' in processes.log(NODE)
 
 
 def test_model_that_loads_and_cannot_run_is_refused(node, cameras, tmp_path):
