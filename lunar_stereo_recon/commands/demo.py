@@ -19,6 +19,7 @@ from lunar_stereo_recon.commands.replay import (
     check_numbers,
     given_topics,
     opened_bag,
+    print_doubts,
 )
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.files.atomic import write_json
@@ -152,8 +153,6 @@ def find_rig(args: argparse.Namespace) -> DemoRig:
         InputError: There is none, or no two of its images belong together.
         CalibrationError: Its camera_infos cannot be used.
     """
-    from lunar_stereo_recon.bags.reader import frame_doubts
-
     with opened_bag(args) as reader:
         frame = next(reader.frames(), None)
         if frame is None:
@@ -164,11 +163,7 @@ def find_rig(args: argparse.Namespace) -> DemoRig:
         pair = frame.pair(
             baseline_m=args.baseline, white_level=args.white_level, rectify=args.rectify
         )
-        doubts = frame_doubts(
-            frame, pair, args.white_level, baseline_m=args.baseline, rectify=args.rectify
-        )
-        for text in doubts.texts():
-            print(text)
+        print_doubts(frame, pair, args)
         kind = reader.all_topics[reader.topics.left_image]
         return DemoRig(
             reader.topics,

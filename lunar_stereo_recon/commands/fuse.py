@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from lunar_stereo_recon.commands.replay import add_bag_arguments, opened_bag
+from lunar_stereo_recon.commands.replay import add_bag_arguments, opened_bag, print_doubts
 from lunar_stereo_recon.commands.run import add_reconstruction_arguments, reconstructor
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.files.atomic import write_text
@@ -100,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
                 pair = frame.pair(
                     baseline_m=args.baseline, white_level=args.white_level, rectify=args.rectify
                 )
+                if not merged and not left_out:
+                    print_doubts(frame, pair, args)
                 result = engine.reconstruct(pair)
                 true = _truth(frame, pair, result)
             except ReconError as error:

@@ -225,7 +225,7 @@ def replay(
             counts.errors[str(error)] += 1
         else:
             if not counts.latencies_ms:
-                _print_doubts(frame, pair, args)
+                print_doubts(frame, pair, args)
             counts.latencies_ms.append(1e3 * (time.perf_counter() - start))
             counts.stages_ms.append(result.timings_ms)
             write_result(writer, result, args.outputs)
@@ -233,7 +233,8 @@ def replay(
     return counts
 
 
-def _print_doubts(frame: BagFrame, pair: StereoPair, args: argparse.Namespace) -> None:
+def print_doubts(frame: BagFrame, pair: StereoPair, args: argparse.Namespace) -> None:
+    """Say what was taken for granted about a frame, or is hardly meant."""
     from lunar_stereo_recon.bags.reader import frame_doubts
 
     doubts = frame_doubts(

@@ -131,3 +131,14 @@ def test_calibration_files_serve_a_bag_without_camera_infos(make_bag, tmp_path, 
     assert '1 calibration files given' in capsys.readouterr().err
     assert main(['doctor', str(bag), *out[:4], '--calibration', *files, '--frames', '1']) in (0, 1)
     assert 'baseline                0.2 m' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('command', ['replay', 'fuse'])
+def test_baseline_in_other_units_is_doubted(make_bag, tmp_path, capsys, command):
+    if command == 'fuse':
+        pytest.importorskip('rasterio')
+        pytest.importorskip('laspy')
+    bag = make_bag(frames=1, right_tx=-600.0)
+    main([command, str(bag), '--out', str(tmp_path / 'out'), '--backend', 'sgbm'])
+    out = capsys.readouterr().out
+    assert 'the baseline is 10 m' in out and "parameter 'baseline'" in out
