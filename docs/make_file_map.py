@@ -32,14 +32,16 @@ The stages in reading order. `lunar_stereo_recon/pipeline.py` is their table of 
 | "the depth is wrong" | `backends/`, `geometry/residual.py`, `geometry/refine.py` |
 | "a rock is missing or washed out" | `geometry/residual.py`, `training/commands/judge.py` |
 | "nothing is seen there, and yet there are points" | `geometry/fill.py` |
-| "a bag does not open" | `bags/reader.py` |
+| "a bag does not open" | `bags/storage.py`; what is read from it: `bags/reader.py` |
 | "no pair, although both cameras publish" | `ros/stereo_sync.py`, `pairing.py` |
 | "an image or a camera_info is refused" | `messages.py`, `files/calibrations.py` |
 | "depth is bad on my rig" | `doctor/examination.py` |
 | "the right rows are too low" | `geometry/row_alignment.py` |
 | "raw images come out bent" | `geometry/rectify.py` |
 | "a flat place is marked as a hazard" | `geometry/hazard.py` |
-| "a parameter is refused" | `ros/parameters.py` |
+| "a parameter is refused" | `ros/parameters.py`, `ros/node_parameters.py` |
+| "the doctor says something wrong" | `doctor/` |
+| "a launch argument does nothing" | `ros/launch_arguments.py` |
 | "the simulated sun is wrong" | `simulation/sun.py` |
 | "the SVD start is slow" | `{svd_init}`, `{shared_basis}` |
 """

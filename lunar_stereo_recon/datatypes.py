@@ -1,4 +1,4 @@
-"""The nouns of the pipeline, checked once when made and trusted inside.
+"""Data types of the pipeline; each is checked when it is made, and trusted from then on.
 
 Images are indexed (row, column); integer coordinates are pixel centres. Points are in the
 optical frame of the rectified left camera: x right, y down, z forward, metres.

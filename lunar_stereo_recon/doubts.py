@@ -1,4 +1,4 @@
-"""What can be used, but is probably not what was meant: said once, with the parameter that helps.
+"""Inputs that are usable but probably wrong; each text names the parameter that helps.
 
 Plain functions of messages and numbers, for the node, the commands on bags and the doctor alike.
 An empty text is no doubt.

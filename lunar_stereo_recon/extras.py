@@ -1,4 +1,4 @@
-"""Which extra of this package brings a library that is not installed, to say it in one line."""
+"""Names the extra of this package that installs a missing library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is accepted from outside at most: sizes, bytes, ratios and ranges, all in one place.
+"""Limits for everything that comes from outside: sizes, bytes, ratios and ranges.
 
 Each bound is far beyond any rover's rig, and near enough that nothing within it exhausts memory
 or leaves the range of float32.

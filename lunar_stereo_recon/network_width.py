@@ -1,4 +1,4 @@
-"""How wide the network's input is: the most detail that a time for each pair allows.
+"""Chooses the width of the network's input: the most detail that a time for a pair allows.
 
 The network's time grows in proportion to its pixels; refinement is at the size of the images
 whatever the network's.

@@ -1,4 +1,4 @@
-"""Is a run that goes on still the run of its recipe?
+"""Checks that a resumed run still has the recipe that it began with.
 
 A checkpoint holds the recipe that it was trained with. Going on under another one would make a
 result that no recipe describes, so differences are found here, and named.

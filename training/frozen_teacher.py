@@ -1,4 +1,4 @@
-"""A frozen network that students learn from: what it says about a batch is a lesson.
+"""A frozen network that teaches students: its outputs for a batch are a lesson.
 
 A lesson is a dict of tensors with one item a pair: `encoder1`, `encoder2`, `decoder1`,
 `decoder2`, tokens (B, h * w, C) of both views at stride 16, row-major; `pointmap1`, `pointmap2`

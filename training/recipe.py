@@ -1,4 +1,4 @@
-"""A training run as data: one YAML file a run, checked against these dataclasses.
+"""A training run as data: one YAML file for each run, checked against these dataclasses.
 
 A run is one recipe with a named list of students, which share the data and one forward pass of
 the teacher. Unknown keys and wrong types are errors; `--set section.key=value` overrides single

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a matcher, learned or classical. Arrays at this border are NumPy."""
+"""Interface between the pipeline and a matcher, learned or classical. Arrays are NumPy's."""
 
 from __future__ import annotations
 

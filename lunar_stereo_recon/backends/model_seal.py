@@ -1,4 +1,4 @@
-"""A model file is what its maker wrote: a digest within the file, a signature beside it.
+"""Checks that a model file is unchanged: a digest inside the file, a signature beside it.
 
 The seal is the file's last entry of metadata, `file_sha256`: the SHA-256 of every byte before it.
 It is written and checked without a parser, since a parser is what a damaged file would harm.

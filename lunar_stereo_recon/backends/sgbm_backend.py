@@ -1,4 +1,4 @@
-"""OpenCV's classical matchers, the rivals the student is measured against; no weights needed.
+"""OpenCV's classical matchers, with which the student is compared; they need no weights.
 
 128 disparities, block 5 (block matching: 15). Semi-global matching gets the left border padded by
 the search range, so that the first columns are not blind; block matching is there with and

@@ -1,4 +1,4 @@
-"""What the chunks, messages and files of a bag unpack to, held to `limits`."""
+"""Limits for what the chunks, messages and files of a bag unpack to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads stereo frames, with ground truth where it is there, from rosbag2 recordings.
+"""Reads stereo frames, and ground truth if there is any, from rosbag2 recordings.
 
 Takes a rosbag2 directory or a bare .mcap or .db3 file (Humble to Lyrical), without ROS.
 """

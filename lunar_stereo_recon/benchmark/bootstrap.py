@@ -1,4 +1,4 @@
-"""How sure the figures are: the pairs are drawn again and again (bootstrap)."""
+"""Confidence intervals of the figures: the pairs are drawn repeatedly (bootstrap)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The methods that are set side by side, and what running one on a pair gives."""
+"""The methods that are compared, and the result of running one of them on a pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""May a model follow another? Their differences on the same pairs, and one verdict on all sets."""
+"""Decides whether a model may replace another: differences on the same pairs, one verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything one run of the benchmark found, as a document for JSON, as Markdown and pictures."""
+"""The results of one run of the benchmark as JSON, Markdown and pictures."""
 
 from __future__ import annotations
 

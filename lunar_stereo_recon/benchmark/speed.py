@@ -1,4 +1,4 @@
-"""How fast the student runs, against the image's size and against what the machine can do."""
+"""How fast the student runs at several image sizes, compared with what the machine can do."""
 
 from __future__ import annotations
 

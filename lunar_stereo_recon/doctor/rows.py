@@ -1,4 +1,4 @@
-"""How the rows of the two views lie against each other: offset, roll, and where they bend.
+"""How well the rows of the two views fit: offset, roll, and where they bend.
 
 Measured by matched points, which need neither calibration nor matcher. Where smooth ground has
 few of them, `geometry.row_alignment` measures on all of the image, once the right view is laid

@@ -1,4 +1,4 @@
-"""What a measurement ran on, printed beside every time and rate."""
+"""Describes the machine of a measurement; printed beside every time and rate."""
 
 from __future__ import annotations
 

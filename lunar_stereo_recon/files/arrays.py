@@ -1,4 +1,4 @@
-"""Arrays from outside: the headers of NPY and NPZ files are held to `limits` before data is read.
+"""Reads NPY and NPZ files from outside; their headers are checked against `limits` first.
 
 A header may say terabytes, and a zip archive of a megabyte may unpack to a gigabyte. Objects,
 which NumPy would unpickle, are never read.

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever ends the writing; no link is followed."""
+"""Writes files completely or not at all, however the writing ends; links are not followed."""
 
 from __future__ import annotations
 

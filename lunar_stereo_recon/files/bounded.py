@@ -1,4 +1,4 @@
-"""Bytes and JSON of files from outside: never more than a bound, whatever a file says it has."""
+"""Reads bytes and JSON of files from outside, never more than a limit."""
 
 from __future__ import annotations
 

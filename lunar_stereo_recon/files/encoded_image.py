@@ -1,4 +1,4 @@
-"""Encoded images, decoded only after their header was read: a kilobyte may claim gigabytes.
+"""Decodes images only after a check of their headers: a kilobyte may claim gigabytes.
 
 Headers are read without trust and without decoding: PNG, JPEG, TIFF, WebP, BMP, PGM and PPM.
 """

@@ -1,4 +1,4 @@
-"""YAML from outside: a file is measured before objects are made of it."""
+"""Reads YAML from outside; a file is measured before objects are made of it."""
 
 from __future__ import annotations
 

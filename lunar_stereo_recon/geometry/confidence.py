@@ -1,4 +1,4 @@
-"""One calibrated number a pixel: the probability that the disparity error is below one pixel.
+"""One calibrated number for each pixel: the probability that its disparity error is below 1 px.
 
 A logistic combination of what the network believes and what matching the images showed, then a
 monotone correction. The coefficients are fitted on data apart from training and test, and travel

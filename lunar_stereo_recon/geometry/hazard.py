@@ -1,4 +1,4 @@
-"""Where a rover must not drive: slope and step hazard of a cloud, on a grid with gravity down.
+"""Where a rover must not drive: slope and step hazards of a cloud, on a level grid.
 
 Each cell gets the tilt of the plane through its surroundings, as large as the rover stands on,
 and the height of the largest step beside it; after Goldberg, Maimone and Matthies, "Stereo vision

@@ -1,4 +1,4 @@
-"""Voxel-grid filter: one point a cube, the mean of all that fall into it."""
+"""Voxel-grid filter: one point for each cube, the mean of all points in it."""
 
 from __future__ import annotations
 

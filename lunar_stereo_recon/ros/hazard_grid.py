@@ -1,4 +1,4 @@
-"""The hazard grid of a reconstruction: where gravity points, where the cells are, the message."""
+"""The hazard grid of a reconstruction: direction of gravity, place of the cells, message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A subscription that takes the reliability its publishers offer.
+"""A subscription that adopts the reliability of its publishers.
 
 A reliable subscription never hears a best-effort camera, and a best-effort one loses large images
 of a reliable publisher when the network buffer is full. ROS's policy "best available" takes what

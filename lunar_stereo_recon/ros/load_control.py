@@ -1,4 +1,4 @@
-"""Under pressure: narrower networks, then fewer pairs, and back up when there is room again.
+"""Reduces the work under load: narrower networks, then fewer pairs; undone when load falls.
 
 Acts where a time for a pair is wanted (`target_ms`). A busy or hot processor takes longer than it
 did when the network's width was chosen; a node that insists would fall ever more behind and keep

@@ -1,4 +1,4 @@
-"""The matcher that the node works with: loaded and tried, and left for a simpler one that works.
+"""The matcher of the node: loads and tests it, and replaces it by a simpler one if it fails.
 
 A matcher that fails several times in a row, or does not return, is replaced: its execution
 provider by the CPU, then the student by semi-global matching. `~/set_model` brings it back.

@@ -1,4 +1,4 @@
-"""What the programs of the nodes share: an orderly start and end, and who serves the callbacks.
+"""What the programs of the nodes share: orderly start and end, and serving callbacks.
 
 A signal asks the node to finish, it does not pull the graph from under it: with rclpy's own
 handlers the context is shut down at once, and whatever is about to be published fails.

@@ -1,4 +1,4 @@
-"""Nodes of this package as processes of their own, on a DDS domain that nobody else uses."""
+"""Runs nodes of this package as processes of their own, on an unused DDS domain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synchronized messages to a pair: which baseline, raw or rectified, and what is doubtful.
+"""Makes a pair of synchronized messages: baseline, raw or rectified, doubts about the input.
 
 The parameters decide where they say something. Elsewhere the messages do, and what was taken for
 granted is said once in the log and kept for the diagnostics.

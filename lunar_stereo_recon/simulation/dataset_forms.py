@@ -1,4 +1,4 @@
-"""The forms in which pairs of a data set are written: pairs, StereoLunar folders and bags.
+"""Writes the pairs of a data set in its forms: pairs, StereoLunar folders and bags.
 
 Each form writes the pairs of one terrain and tells which are there already. What is written
 appears under its name only when it is complete, so that a stopped run leaves nothing half.

@@ -1,4 +1,4 @@
-"""CUDA kernels of the renderer: one ray or one pixel a thread, by the rules of `compiled.py`.
+"""CUDA kernels of the renderer: a thread for each ray or pixel, by the rules of `compiled.py`.
 
 Written with numba's CUDA target (package numba-cuda). Arrays are torch tensors of the device that
 the kernels see without a copy; work goes to torch's current stream, so that it keeps its order.

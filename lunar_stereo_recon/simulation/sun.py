@@ -1,4 +1,4 @@
-"""Where the sun stands over a lunar site at a time: no download, no kernel files.
+"""Position of the sun over a lunar site at a time; needs no download and no kernel files.
 
 Sun and Moon come from the analytic series of ERFA (the Earth's to some kilometres, the Moon's to
 some ten); the Moon's axes follow the IAU working group's expressions (Archinal et al., Celest.

@@ -1,4 +1,4 @@
-"""Which pixels of a dense ground truth a sparse one would have: those of the strongest corners.
+"""Which pixels of dense ground truth a sparse one would have: the strongest corners.
 
 Structure from motion triangulates corners, so a set without dense depth has points there and
 nowhere else. `students.NAME.ground_truth_points` thins dense truth out to that.

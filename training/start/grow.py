@@ -1,4 +1,4 @@
-"""Start a flight network from a trained one of smaller channels, without losing what it computes.
+"""Starts a flight network from a trained one with fewer channels, with the same function.
 
 Net2Net (Chen et al., ICLR 2016) for convolutions: the small network's weights are the leading
 block of each tensor; new channels start at random but are not listened to by the old ones, so

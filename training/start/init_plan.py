@@ -1,4 +1,4 @@
-"""What an initialisation from a teacher did, entry by entry, and which block comes from which."""
+"""Records what a start from a teacher did to each entry, and which block comes from which."""
 
 from __future__ import annotations
 
