@@ -438,6 +438,9 @@ class Trainer:
             sampler=range(self.step * accumulate, total * accumulate),
             num_workers=self.recipe.data.workers,
             worker_init_fn=use_one_thread,
+            # A fork of a process in which OpenCV and torch have run threads waits for threads that
+            # it does not have.
+            multiprocessing_context='spawn' if self.recipe.data.workers else None,
             pin_memory=self.device.type == 'cuda',
         )
         group = []

@@ -8,6 +8,7 @@ import math
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -218,6 +219,19 @@ def test_loader_processes_count_unreadable_pairs_together(recipe, pairs, tmp_pat
     recipe.data.workers, recipe.data.max_unreadable_fraction = 0, 0.25
     with pytest.raises(InputError, match='2 of 4 pairs cannot be read'):
         Trainer(recipe, tmp_path / 'other').run()
+
+
+def test_loader_processes_start_where_threads_have_run(recipe, tmp_path):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(4)
+    image = np.ones((2000, 2000), np.float32)
+    rows, columns = np.indices(image.shape, np.float32)
+    cv2.remap(image, columns, rows, cv2.INTER_LINEAR)
+    tensor = torch.ones(1000, 1000)
+    (tensor @ tensor).sum()
+    recipe.data.workers, recipe.optimizer.total_steps = 1, 1
+    assert Trainer(recipe, tmp_path).run()
+    cv2.setNumThreads(before)
 
 
 def test_image_of_size_zero_is_an_unreadable_pair(recipe, pairs):
