@@ -120,7 +120,7 @@ class StereoReconstructor:
     """Turns stereo pairs into metric reconstructions; see `reconstruct`.
 
     The pairs are frames of one rig: what is learnt of its row alignment serves the next ones. A
-    pair with another calibration starts anew.
+    pair with another calibration starts again.
 
     Attributes:
         backend: The matcher. Others may use it too: nothing of it is changed here.

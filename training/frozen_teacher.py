@@ -154,7 +154,7 @@ class CachedTeacher:
         self._network_digest = _digest(teacher.network.state_dict().values(), start)
 
     def calibration_tokens(self, batch: Batch) -> CalibrationTokens:
-        """Return the encoder's tokens, computed anew."""
+        """Return the encoder's tokens, computed again."""
         return self.teacher.calibration_tokens(batch)
 
     def lesson(self, batch: Batch, wanted: Set[str]) -> Batch:

@@ -31,7 +31,7 @@ from lunar_stereo_recon.messages import (
     StereoTopics,
 )
 
-# Serves where no calibration can be used: the images are looked at all the same.
+# Serves where no calibration can be used: the images are examined nevertheless.
 STAND_IN_BASELINE_M = 0.1
 
 
@@ -113,7 +113,7 @@ def subject_of_bag(
                     'recording',
                     Severity.WARNING,
                     '; '.join(reader.losses),
-                    '`lunar-stereo repair` writes a whole bag of what is there',
+                    '`lunar-stereo repair` writes a complete bag of what can be read',
                 )
             )
     if frames:

@@ -2,7 +2,7 @@
 
 Gazebo writes a baseline only into cameras of one link, at times into both of them, and counts
 pixels from the image's corner. Here the left P[3] becomes 0, the right one -fx * baseline, and
-the principal point is moved to ROS's convention. A disagreement is said once.
+the principal point is moved to ROS's convention. A disagreement is logged once.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class NodeReport:
     ) -> str | None:
         """Return why nothing came out for `limit_s` seconds; None where something did.
 
-        Resting on purpose (see `statuses`) is no silence. The time starts anew with each answer.
+        Resting on purpose (see `statuses`) is no silence. The time starts again with each answer.
         """
         now = time.monotonic()
         spoke = (

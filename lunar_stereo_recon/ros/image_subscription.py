@@ -3,7 +3,7 @@
 A reliable subscription never hears a best-effort camera, and a best-effort one loses large images
 of a reliable publisher when the network buffer is full. ROS's policy "best available" takes what
 is offered at the moment when the subscription is made: so it is made when the first publisher is
-seen, and anew when another offer comes.
+seen, and again when the offer changes.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ImageSubscription:
         self.resolved = node.resolve_topic_name(topic)
 
     def refresh(self) -> None:
-        """Subscribe, or subscribe anew, where the publishers ask for it."""
+        """Subscribe, or subscribe again, if the offer of the publishers asks for it."""
         fixed = _FIXED.get(self._reliability)
         offers = {
             (publisher.qos_profile.reliability, publisher.qos_profile.durability)

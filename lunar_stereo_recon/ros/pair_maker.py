@@ -1,7 +1,7 @@
 """Makes a pair of synchronized messages: baseline, raw or rectified, doubts about the input.
 
 The parameters decide where they say something. Elsewhere the messages do, and what was taken for
-granted is said once in the log and kept for the diagnostics.
+granted is logged once and kept for the diagnostics.
 """
 
 from __future__ import annotations

@@ -395,18 +395,18 @@ class ReconstructionParameters:
     )
     allow_saving: bool = parameter(
         True,
-        'Let services write files: `~/save_cloud`, and `~/doctor` its page. Without it there is '
-        'no `~/save_cloud`, and `~/doctor` answers with text alone.',
+        'Let the services `~/save_cloud` and `~/doctor` write files. If false, there is no service '
+        '`~/save_cloud`, and `~/doctor` answers with text only.',
     )
     save_root: str = parameter(
         '.',
-        'Folder below which services write files, and nowhere else. Relative to where the node '
-        'was started.',
+        'Folder in which, and below which, the services of the node may write files. A relative '
+        'path starts at the folder in which the node was started.',
     )
     save_directory: str = parameter(
         '.',
-        'Folder in which the services `~/save_cloud` and `~/doctor` write their files. Relative '
-        'to `save_root`; one that is not below it is refused.',
+        'Folder in which the services `~/save_cloud` and `~/doctor` write their files. A relative '
+        'path starts at `save_root`; a folder that is not below `save_root` is refused.',
         dynamic=True,
     )
     save_format: str = parameter(
@@ -441,7 +441,7 @@ class ReconstructionParameters:
     watchdog: float = parameter(
         30.0,
         'Time in the work on one pair after which the matcher counts as stuck and a simpler one '
-        'takes over. 0 waits for ever.',
+        'takes over. 0 waits without limit.',
         unit='s',
         minimum=0.0,
         maximum=3600.0,
@@ -449,8 +449,9 @@ class ReconstructionParameters:
     )
     watchdog_first: float = parameter(
         600.0,
-        'As `watchdog`, for the first pair of a size or network width. A runtime may compile the '
-        'network for it, which takes minutes with TensorRT. 0 waits for ever.',
+        'Time in the work on the first pair of an image size or network width after which the '
+        'matcher counts as stuck. A runtime may compile the network for this pair, which takes '
+        'minutes with TensorRT. 0 waits without limit.',
         unit='s',
         minimum=0.0,
         maximum=3600.0,
@@ -471,7 +472,7 @@ class ReconstructionParameters:
 
         Raises:
             InputError: min_range and max_range exclude each other, `roi` is no region, voxels
-                are too small to be told apart, or the hazard grid would have too many cells.
+                are too small, or the hazard grid would have too many cells.
         """
         if 0 < self.voxel_size < MIN_VOXEL_M:
             raise InputError(

@@ -101,7 +101,7 @@ def transition(
 
 
 def answered(callback: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
-    """Answer a request whatever it raises: without an answer the caller waits for ever."""
+    """Answer a request whatever it raises: without an answer the caller waits without end."""
 
     @functools.wraps(callback)
     def answering(node: Any, request: Any, response: Any) -> Any:
@@ -489,7 +489,7 @@ class ReconstructionNode(LifecycleNode):
             return 'disabled by ~/enable'
         if self._inputs is None or self._inputs.idle:
             offered = ', '.join(self._outputs.offered)
-            return f'idle: nobody subscribes to {offered}; lazy:=false works all the same'
+            return f'idle: nobody subscribes to {offered}; set lazy:=false to work anyway'
         clock = self.get_clock()
         stopped = clock.ros_time_is_active and clock.now().nanoseconds == 0
         waited_s = time.monotonic() - self._activated_s
@@ -506,7 +506,7 @@ class ReconstructionNode(LifecycleNode):
         """Where the matcher does not return from a pair, give up both.
 
         Raises:
-            CannotGoOnError: There is nothing simpler to go on with.
+            CannotGoOnError: There is no simpler matcher.
         """
         warming_up = self._engine is not None and self._engine.warming_up
         name = 'watchdog_first' if warming_up else 'watchdog'

@@ -1,6 +1,6 @@
 """Random rendered stereo pairs with exact ground truth; `lunar-stereo dataset` writes them.
 
-Pair number i of a seed and split is always the same, so that a stopped run goes on where it was.
+Pair number i of a seed and split is always the same, so a stopped run continues where it was.
 """
 
 from __future__ import annotations
@@ -371,7 +371,7 @@ def write_dataset(
     rocks: str = 'heightfield',
     device: str = 'cpu',
 ) -> Generator[int, None, None]:
-    """Write pairs 0..count-1 of a seed and split with a manifest; what is there is kept.
+    """Write pairs 0..count-1 of a seed and split with a manifest; existing pairs are kept.
 
     The manifest `dataset.json` holds the options, and seed and parameters of every terrain.
 

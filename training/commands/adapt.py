@@ -179,7 +179,7 @@ def _claim(folder: Path, source: dict[str, str]) -> None:
 
 
 def student_weights(name: str) -> Path:
-    """Return the weights to go on from: a file, or shipped ones by name.
+    """Return the weights to start from: a file, or shipped ones by name.
 
     Raises:
         ModelError: There is no such file.

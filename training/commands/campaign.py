@@ -3,7 +3,7 @@
 A campaign is a YAML file with a list of command lines, `lunar-stereo ...` or those of `python -m
 training`: data, student, export. One command, given once with all the time there is or several
 times with less, is the whole campaign: steps have shares of the time, what is done is remembered,
-and the step that was stopped goes on where it was.
+and a stopped step continues where it was.
 
 A step is a command line, or a mapping of
 
@@ -70,7 +70,7 @@ class Step:
         Args:
             left: Minutes of this call; None: no end.
             allotted: Minutes that the step has, in this call and later ones; None: no end.
-            resume: Go on with what is there.
+            resume: Continue with the existing results.
 
         Raises:
             InputError: The command reports a failure.

@@ -172,7 +172,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('--out', type=Path, help='folder (default: runs/NAME of the recipe)')
     parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
     parser.add_argument('--minutes', type=float, help='of this call; call again to go on')
-    parser.add_argument('--anew', action='store_true', help='forget what is there')
+    parser.add_argument(
+        '--anew', action='store_true', help='start again and discard the existing runs'
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
     parser.set_defaults(run=run, work=work)

@@ -3,7 +3,7 @@
 Weights are quantized channel by channel, activations by their range over the frames. What gives
 pixels (`float32_nodes` of the metadata) stays in float, and so does everything that is no
 convolution (attention, correlation, softmax, warping): it takes little of the time and needs the
-range. Fit the confidence anew afterwards: `python -m training calibrate --write`.
+range. Fit the confidence again afterwards: `python -m training calibrate --write`.
 
 Pays on processors with 8-bit dot products (AVX-512 VNNI, AVX-VNNI, Arm dotprod); elsewhere the
 float model may well be faster: `lunar-stereo bench --speed` tells.

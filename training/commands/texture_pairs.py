@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the pairs as `NNNNN.npz`; what is there is kept."""
+    """Write the pairs as `NNNNN.npz`; existing pairs are kept."""
     args.out.mkdir(parents=True, exist_ok=True)
     make = plane_pair if args.planes else texture_pair
     for number in tqdm(range(args.count), unit='pair'):
