@@ -395,8 +395,8 @@ class ReconstructionParameters:
     )
     allow_saving: bool = parameter(
         True,
-        'Let the services `~/save_cloud` and `~/doctor` write files. If false, there is no service '
-        '`~/save_cloud`, and `~/doctor` answers with text only.',
+        'Let the services `~/save_cloud` and `~/doctor` write files. If false, there is no '
+        'service `~/save_cloud`, and `~/doctor` answers with text only.',
     )
     save_root: str = parameter(
         '.',
