@@ -32,6 +32,8 @@ BLOCK_PX = 3
 SGBM_FRACTION = 16
 # Answers that differ by less are one answer, which `geometry.refine` sharpens.
 SAME_ANSWER_PX = 0.3
+# Mean grey below which matching is not asked, as a share of white.
+DARK = 0.06
 NEAR_WINDOW_PX, WIDE_WINDOW_PX, AGREEMENT_WINDOW_PX = 5, 11, 9
 # Differences of grey and of gradient from here on count the same, as a share of white.
 LARGEST_DIFFERENCE, LARGEST_GRADIENT_DIFFERENCE = 0.06, 0.03
@@ -170,7 +172,7 @@ def match_around(
         judge: Who chooses; None is the one that the package brings.
     """
     found = search_around(left, right, prior)
-    open_question = disputed(prior, found)
+    open_question = disputed(left, prior, found)
     pixels = np.flatnonzero(open_question)
     odds = np.zeros(prior.shape, np.float32)
     if pixels.size:
@@ -182,9 +184,15 @@ def match_around(
     return ResidualMatch(np.where(taken, found, prior), taken)
 
 
-def disputed(prior: FloatImage, found: FloatImage) -> NDArray[np.bool_]:
-    """Return (H, W) bool: both answers are there and differ. False where either is NaN."""
-    return np.abs(found - prior) > SAME_ANSWER_PX
+def disputed(left: FloatImage, prior: FloatImage, found: FloatImage) -> NDArray[np.bool_]:
+    """Return (H, W) bool: both answers are there, differ, and the place is not in the dark.
+
+    In the dark what matching finds is noise, and the network knows the ground around. False where
+    either answer is NaN.
+    """
+    open_question = np.abs(found - prior) > SAME_ANSWER_PX
+    open_question &= cv2.blur(left, (AGREEMENT_WINDOW_PX, AGREEMENT_WINDOW_PX)) > DARK
+    return open_question
 
 
 def search_around(left: FloatImage, right: FloatImage, prior: FloatImage) -> FloatImage:

@@ -133,10 +133,12 @@ def test_evidence_speaks_for_the_better_answer():
     assert seen['distance'] == pytest.approx(np.log(ROCK_PX + 0.1), abs=1e-4)
 
 
-def test_no_dispute_where_one_answer_is_missing():
+def test_no_dispute_where_one_answer_is_missing_or_in_the_dark():
     prior = np.array([[1.0, np.nan, 1.0, 1.0]], np.float32)
     found = np.array([[2.0, 2.0, np.nan, 1.1]], np.float32)
-    assert disputed(prior, found).tolist() == [[True, False, False, False]]
+    bright = np.full(prior.shape, 0.5, np.float32)
+    assert disputed(bright, prior, found).tolist() == [[True, False, False, False]]
+    assert not disputed(0.05 * bright, prior, found).any()
 
 
 def test_noise_is_measured():
