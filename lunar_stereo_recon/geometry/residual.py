@@ -172,7 +172,9 @@ def match_around(
         judge: Who chooses; None is the one that the package brings.
     """
     found = search_around(left, right, prior)
-    open_question = disputed(left, prior, found)
+    open_question = disputed(prior, found)
+    # In the dark what matching finds is noise, and the network knows the ground around.
+    open_question &= cv2.blur(left, (AGREEMENT_WINDOW_PX, AGREEMENT_WINDOW_PX)) > DARK
     pixels = np.flatnonzero(open_question)
     odds = np.zeros(prior.shape, np.float32)
     if pixels.size:
@@ -184,15 +186,9 @@ def match_around(
     return ResidualMatch(np.where(taken, found, prior), taken)
 
 
-def disputed(left: FloatImage, prior: FloatImage, found: FloatImage) -> NDArray[np.bool_]:
-    """Return (H, W) bool: both answers are there, differ, and the place is not in the dark.
-
-    In the dark what matching finds is noise, and the network knows the ground around. False where
-    either answer is NaN.
-    """
-    open_question = np.abs(found - prior) > SAME_ANSWER_PX
-    open_question &= cv2.blur(left, (AGREEMENT_WINDOW_PX, AGREEMENT_WINDOW_PX)) > DARK
-    return open_question
+def disputed(prior: FloatImage, found: FloatImage) -> NDArray[np.bool_]:
+    """Return (H, W) bool: both answers are there and differ. False where either is NaN."""
+    return np.abs(found - prior) > SAME_ANSWER_PX
 
 
 def search_around(left: FloatImage, right: FloatImage, prior: FloatImage) -> FloatImage:

@@ -133,12 +133,16 @@ def test_evidence_speaks_for_the_better_answer():
     assert seen['distance'] == pytest.approx(np.log(ROCK_PX + 0.1), abs=1e-4)
 
 
-def test_no_dispute_where_one_answer_is_missing_or_in_the_dark():
+def test_no_dispute_where_one_answer_is_missing():
     prior = np.array([[1.0, np.nan, 1.0, 1.0]], np.float32)
     found = np.array([[2.0, 2.0, np.nan, 1.1]], np.float32)
-    bright = np.full(prior.shape, 0.5, np.float32)
-    assert disputed(bright, prior, found).tolist() == [[True, False, False, False]]
-    assert not disputed(0.05 * bright, prior, found).any()
+    assert disputed(prior, found).tolist() == [[True, False, False, False]]
+
+
+def test_matching_is_not_asked_in_the_dark():
+    left, right, _, ground = scene()
+    assert match_around(left, right, ground).taken.any()
+    assert not match_around(0.05 * left, 0.05 * right, ground).taken.any()
 
 
 def test_noise_is_measured():

@@ -93,7 +93,8 @@ def collect(
         if rng.random() < SPOILED_SHARE:
             disparity = spoiled(disparity, aligned.left, rng)
         found = search_around(aligned.left, aligned.right, disparity)
-        pixels = np.flatnonzero(disputed(aligned.left, disparity, found) & np.isfinite(truth))
+        # The dark too, where the judge is not asked: it teaches what noise looks like.
+        pixels = np.flatnonzero(disputed(disparity, found) & np.isfinite(truth))
         pixels = rng.permutation(pixels)[:PIXELS_PER_FRAME]
         worth = _cost(disparity, truth, pixels) - _cost(found, truth, pixels)
         planes = evidence(aligned.left, aligned.right, disparity, found, pixels)
