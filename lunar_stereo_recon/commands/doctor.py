@@ -25,7 +25,10 @@ there is a fault."""
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the sub-command."""
     parser = subparsers.add_parser(
-        'doctor', help='say why depth is bad on a rig', description=_DESCRIPTION
+        'doctor',
+        help='say why depth is bad on a rig',
+        description=_DESCRIPTION,
+        usage='%(prog)s [options] (BAG | LEFT RIGHT)',
     )
     parser.add_argument(
         'paths',

@@ -22,7 +22,7 @@ from lunar_stereo_recon.doctor.findings import Finding, Severity
 from lunar_stereo_recon.doctor.streams import check_streams, fitting_tolerance_s, Stream
 from lunar_stereo_recon.doubts import few_bits_doubt
 from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
-from lunar_stereo_recon.files.calibrations import load_calibration
+from lunar_stereo_recon.files.calibrations import load_calibration, load_camera_info
 from lunar_stereo_recon.files.images import pair_from_images, read_image
 from lunar_stereo_recon.messages import (
     baseline_of_camera_infos,
@@ -150,6 +150,7 @@ def subject_of_files(
     if calibration_files:
         calibration = load_calibration(calibration_files, width, height, baseline_m)
         subject.findings += check_calibration(calibration, str(calibration_files[-1]))
+        subject.findings += _distortion_of_files(calibration_files)
     else:
         calibration = _stand_in(width, height)
         subject.calibrated = False
@@ -169,6 +170,26 @@ def subject_of_files(
             subject.findings.append(_white_level(doubt))
             break
     return subject
+
+
+def _distortion_of_files(paths: Sequence[Path]) -> list[Finding]:
+    """Return a note where camera_info files have distortion: image files are not rectified."""
+    for path in paths:
+        try:
+            distorted = any(load_camera_info(path).d)
+        except CalibrationError:  # a plain calibration, which has none
+            continue
+        if distorted:
+            return [
+                Finding(
+                    'raw or rectified',
+                    Severity.NOTE,
+                    f'{path} has distortion, and the images are taken as rectified already',
+                    'image files are not rectified here: rectify raw ones first, or examine a '
+                    'recording; see the rows',
+                )
+            ]
+    return []
 
 
 def _streams(reader: StereoBagReader) -> dict[str, Stream]:

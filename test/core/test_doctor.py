@@ -354,6 +354,15 @@ def test_command_takes_two_files(tmp_path, pairs, capsys):
     assert 'none given' in capsys.readouterr().out
     rig = tmp_path / 'rig.yaml'
     rig.write_text('{fx: 460, fy: 460, cx: 319.5, cy: 239.5, baseline: 0.3}\n')
+    info = tmp_path / 'info.yaml'
+    info.write_text(
+        'image_width: 640\nimage_height: 480\n'
+        'distortion_coefficients: {rows: 1, cols: 5, data: [-0.2, 0, 0, 0, 0]}\n'
+        'projection_matrix: {rows: 3, cols: 4, '
+        'data: [460, 0, 319.5, -138, 0, 460, 239.5, 0, 0, 0, 1, 0]}\n'
+    )
+    assert main(['doctor', *files, *out, '--calibration', str(info)]) == 0
+    assert 'taken as rectified already' in ' '.join(capsys.readouterr().out.split())
     known = ['--known-distance', '30', '--at', '320', '440']
     assert main(['doctor', *files, *out, '--calibration', str(rig), *known]) == 1
     assert 'where 30 m are known' in capsys.readouterr().out
