@@ -22,6 +22,7 @@ COMMANDS = (
     'ablate',
     'label_study',
     'campaign',
+    'evaluate',
     'teacher',
     'teacher_time',
     'convert',

@@ -292,6 +292,12 @@ class Trainer:
                 f'optimizer.batch_size is {recipe.optimizer.batch_size}; it must be a multiple '
                 f'of the number of processes, {self.world_size}'
             )
+        teacher = recipe.teacher.checkpoint
+        if teacher and Path(teacher).expanduser().resolve() == self.path.resolve():
+            raise InputError(
+                f'teacher.checkpoint is {teacher}, where this run would write its own; give the '
+                'run another name or --out'
+            )
         torch.manual_seed(recipe.seed)
         self.teacher = load_frozen_teacher(recipe.teacher, self.device)
         self.data = build_data(recipe, self.rank, self.world_size)

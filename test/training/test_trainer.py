@@ -128,6 +128,13 @@ def test_run_goes_on_under_its_own_recipe_only(recipe, tmp_path, caplog):
     assert trainer.students['flight'].optimizer.state
 
 
+def test_run_does_not_overwrite_its_teacher(recipe, tmp_path):
+    Trainer(recipe, tmp_path).run(minutes=0.0)
+    recipe.teacher.checkpoint = str(tmp_path / 'checkpoint')
+    with pytest.raises(InputError, match='where this run would write its own'):
+        Trainer(recipe, tmp_path)
+
+
 def test_fresh_run_leaves_the_old_figures_aside(recipe, tmp_path):
     recipe.validate_every = 2
     recipe.data.validation = str(whole_frames(Path(recipe.data.train[0]), tmp_path / 'frames'))

@@ -261,6 +261,11 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     device = join_processes(args.device)
     start = student_weights(args.student)
+    network = trained_network(start)
+    if not isinstance(network, FlightStudent):
+        raise InputError(
+            f'--student {start} is a {type(network).__name__}; a flight one is needed'
+        )
     labels = args.out / 'labels'
     shares = label_bag(args.bag, args.teacher, labels, args.frames, device)
     print(f'{len(shares)} frames labelled; sure of {100 * np.mean(shares):.0f} % of the pixels')

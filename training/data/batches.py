@@ -505,6 +505,11 @@ def list_samples(folders: Sequence[str | Path]) -> list[Path]:
         )
         if not found:
             raise InputError(f'{folder}: no .npz pairs found')
+        if found[0].with_suffix('.exr').exists():
+            raise InputError(
+                f'{folder} holds StereoLunar views ({found[0].stem}.exr), not rendered pairs; '
+                'data.kind stereolunar reads them'
+            )
         paths += found
     return paths
 

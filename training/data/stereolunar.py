@@ -87,7 +87,7 @@ class StereoLunarPairs(StepBatches):
             'left': left.image,
             'right': right.image,
             'pointmap1': left.points.astype(np.float32),
-            'pointmap2': _moved(right, left).astype(np.float32),
+            'pointmap2': moved_points(right, left).astype(np.float32),
             'valid1': np.isfinite(left.depth),
             'valid2': np.isfinite(right.depth),
         }
@@ -101,21 +101,45 @@ class StereoLunarPairs(StepBatches):
 
 
 def list_view_pairs(
-    folders: Sequence[str | Path], max_distance: int = 1
+    folders: Sequence[str | Path], max_distance: int = 1, root: Path | None = None
 ) -> list[tuple[Path, Path]]:
     """Return pairs of view stems (path without suffix), in both orders and a fixed order.
 
+    Args:
+        folders: Of loose views, with a pair index, or split files of the published form
+            (`.npz` with `scenes`, `images` and `pairs` of scene, view, view), whose pairs come in
+            the order that they have there only.
+        max_distance: Of loose views, further apart in the sequence, make no pair.
+        root: Folder of the scenes of split files; None: that of the file.
+
     Raises:
-        InputError: No folder is named, or one holds no two neighbouring views.
+        InputError: No folder is named, one holds no two neighbouring views or is of two forms,
+            or an index names files that are not there.
     """
     if not folders:
         raise InputError('data.train is empty; it must list StereoLunar folders')
     pairs: list[tuple[Path, Path]] = []
-    for folder in folders:
-        if (Path(folder).expanduser() / PAIR_INDEX).is_file():
-            pairs += _indexed_pairs(Path(folder).expanduser())
+    for entry in folders:
+        folder = Path(entry).expanduser()
+        if folder.suffix == '.npz':
+            pairs += _indexed_pairs(folder, root or folder.parent)
             continue
-        stems = [path.with_suffix('') for path in sorted(Path(folder).expanduser().glob('*.exr'))]
+        stems = [path.with_suffix('') for path in sorted(folder.glob('*.exr'))]
+        if (folder / PAIR_INDEX).is_file():
+            if stems:
+                raise InputError(
+                    f'{folder} has a pair index ({PAIR_INDEX}) and {len(stems)} loose views; '
+                    'one of the two forms is needed'
+                )
+            both = _indexed_pairs(folder / PAIR_INDEX, folder)
+            pairs += [pair for one, two in both for pair in ((one, two), (two, one))]
+            continue
+        alone = [p for p in folder.glob('*.npz') if not p.with_suffix('.exr').exists()]
+        if stems and alone:
+            raise InputError(
+                f'{folder} holds {len(stems)} views and {len(alone)} .npz without depth '
+                f'({alone[0].name}); rendered pairs, or split files, belong in another folder'
+            )
         found = [
             (stems[i], stems[j])
             for i in range(len(stems))
@@ -128,15 +152,43 @@ def list_view_pairs(
     return pairs
 
 
-def _indexed_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    arrays = ('scenes', 'sceneids', 'images', 'pairs')
-    index = load_arrays(folder / PAIR_INDEX, 'list of pairs', arrays)
-    scenes, names = index['scenes'][index['sceneids']], index['images']
-    stems = [folder / str(scene) / str(name) for scene, name in zip(scenes, names, strict=True)]
-    both = [(stems[i], stems[j]) for i, j in index['pairs'][:, :2]]
-    if not both:
-        raise InputError(f'{folder / PAIR_INDEX}: names no pairs')
-    return [pair for one, two in both for pair in ((one, two), (two, one))]
+def _indexed_pairs(path: Path, root: Path) -> list[tuple[Path, Path]]:
+    """Return the pairs that an index names, in the order that it has them.
+
+    Raises:
+        InputError: It cannot be read, or names no pairs, or files that are not there.
+    """
+    # Text must be stored as text: arrays of Python objects could run code when they are read.
+    arrays = load_arrays(path, 'pair index', ('scenes', 'images', 'pairs'), optional=('sceneids',))
+    try:
+        pairs = np.atleast_2d(arrays['pairs']).astype(np.int64)
+        names, scenes = arrays['images'], arrays['scenes']
+        if 'sceneids' in arrays:  # of each image
+            scene_of, views = arrays['sceneids'], pairs[:, :2]
+            stems = {i: root / str(scenes[scene_of[i]]) / str(names[i]) for i in np.unique(views)}
+            found = [(stems[i], stems[j]) for i, j in views]
+        else:  # of each pair
+            found = [
+                (
+                    root / str(scenes[scene]) / str(names[i]),
+                    root / str(scenes[scene]) / str(names[j]),
+                )
+                for scene, i, j in pairs[:, :3]
+            ]
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f'{path}: not a list of pairs (scenes, images, pairs of scene, view, view): {error}'
+        ) from error
+    if not found:
+        raise InputError(f'{path}: names no pairs')
+    views_named = sorted({stem for pair in found for stem in pair})
+    lacking = [stem for stem in views_named if not stem.with_name(f'{stem.name}.jpg').is_file()]
+    if lacking:
+        raise InputError(
+            f'{path}: {len(lacking)} of {len(views_named)} images that it names are not there; '
+            f'the first is {lacking[0]}.jpg'
+        )
+    return found
 
 
 def read_view(stem: Path) -> LunarView:
@@ -226,7 +278,7 @@ def corresponding_pixels(
     Returns:
         (H, W) bool, and (H, W, 2) x, y in the right view (0 where not seen).
     """
-    points = _moved(left, right)
+    points = moved_points(left, right)
     depth = points[..., 2]
     with np.errstate(invalid='ignore', divide='ignore'):
         projected = points @ right.intrinsics.T
@@ -240,7 +292,7 @@ def corresponding_pixels(
     return seen, pixels
 
 
-def _moved(view: LunarView, to: LunarView) -> NDArray[np.float64]:
+def moved_points(view: LunarView, to: LunarView) -> NDArray[np.float64]:
     """Return a view's points (H, W, 3) in another's camera frame."""
     transform = np.linalg.inv(to.camera_to_world) @ view.camera_to_world
     return view.points @ transform[:3, :3].T + transform[:3, 3]

@@ -33,19 +33,31 @@ def scale_from_baseline(
         InputError: No finite point, or the points put the right camera on or left of the left
             one, so that no positive scale exists.
     """
-    columns = (np.arange(pointmap_right_relative.shape[1]) - calibration.cx_right) / calibration.fx
-    relative_baseline = pointmap_right_relative[..., 0] - pointmap_right_relative[..., 2] * columns
-    weights = np.ones(relative_baseline.shape) if confidence is None else confidence
-    usable = np.isfinite(relative_baseline) & (weights > 0)
-    if not usable.any():
-        raise InputError('pointmap has no finite point with positive confidence')
-    value = _weighted_median(relative_baseline[usable], weights[usable])
+    value = relative_baseline(pointmap_right_relative, calibration, confidence)
     if value <= 0:
         raise InputError(
             f'pointmap places the right camera at x = {value:.4g} units in the left frame; '
             'a positive value is needed (are left and right exchanged?)'
         )
     return calibration.baseline_m / value
+
+
+def relative_baseline(
+    pointmap_right_relative: FloatImage,
+    calibration: StereoCalibration,
+    confidence: FloatImage | None = None,
+) -> float:
+    """Return how far along the row a pointmap puts the right camera, in its own unit.
+
+    Arguments and errors as `scale_from_baseline`, but for the sign, which may be any.
+    """
+    columns = (np.arange(pointmap_right_relative.shape[1]) - calibration.cx_right) / calibration.fx
+    offsets = pointmap_right_relative[..., 0] - pointmap_right_relative[..., 2] * columns
+    weights = np.ones(offsets.shape) if confidence is None else confidence
+    usable = np.isfinite(offsets) & (weights > 0)
+    if not usable.any():
+        raise InputError('pointmap has no finite point with positive confidence')
+    return _weighted_median(offsets[usable], weights[usable])
 
 
 def disparity_from_pointmaps(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,13 +17,16 @@ from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoCalib
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.disparity import disparity_from_depth
-from training.models.metric_scale import scale_from_baseline
+from lunar_stereo_recon.limits import MAX_BASELINE_M, MIN_BASELINE_M
+from training.models.metric_scale import relative_baseline, scale_from_baseline
 
 # Rows whose descriptors are compared: every fourth gives thousands of matches already.
 MATCHED_ROW_STEP = 4
 MIN_MATCHES = 200
 # Matches are whole columns; below this disparity rounding alone is a tenth of the scale.
 MIN_MATCHED_DISPARITY_PX = 5.0
+# Every so-many-th point tells where the right camera is; a pose needs so many.
+POSE_STEP, MIN_POSE_POINTS = 37, 6
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,12 @@ def calibration_from_pointmap(prediction: PointmapPrediction) -> StereoCalibrati
     """Return the pinhole rig that a prediction itself implies, for a pair without calibration.
 
     The principal point is taken at the image centre, the focal length is the median over pixels,
-    and the baseline is in the prediction's unit (metres only if its training was metric).
+    and the baseline is the distance of the cameras in the prediction's unit (metres only if its
+    training was metric). The pair may have any pose; where it is not rectified, disparities that
+    follow from this calibration are no shift between the images.
 
     Raises:
-        InputError: The points are not in front of a camera, or the right camera is not to the
-            right of the left one.
+        InputError: The points are not in front of a camera.
     """
     height, width = prediction.left.shape[:2]
     cx, cy = (width - 1) / 2, (height - 1) / 2
@@ -129,10 +134,35 @@ def calibration_from_pointmap(prediction: PointmapPrediction) -> StereoCalibrati
     if not usable.any():
         raise InputError('pointmap has no point in front of the left camera')
     focal = float(np.median((offset[usable] * z[usable]) / np.hypot(x, y)[usable]))
-    unit = StereoCalibration(focal, focal, cx, cy, cx, 1.0, width, height)
-    # With a baseline of 1 the scale is 1 / (baseline in the prediction's unit).
-    baseline = 1.0 / scale_from_baseline(prediction.right, unit, prediction.confidence_raw_right)
+    baseline = float(np.clip(_camera_distance(prediction, focal), MIN_BASELINE_M, MAX_BASELINE_M))
     return StereoCalibration(focal, focal, cx, cy, cx, baseline, width, height)
+
+
+def _camera_distance(prediction: PointmapPrediction, focal: float) -> float:
+    """Return how far from the left camera the right one stands, in the prediction's unit.
+
+    Raises:
+        InputError: The right view's points fit no camera.
+    """
+    height, width = prediction.right.shape[:2]
+    cx, cy = (width - 1) / 2, (height - 1) / 2
+    unit = StereoCalibration(focal, focal, cx, cy, cx, 1.0, width, height)
+    offset = relative_baseline(prediction.right, unit, prediction.confidence_raw_right)
+    if offset > 0:  # along the row: what a rectified pair has
+        return offset
+    rows, columns = (axis.ravel()[::POSE_STEP] for axis in np.indices((height, width)))
+    points = prediction.right.reshape(-1, 3)[::POSE_STEP].astype(np.float64)
+    known = np.isfinite(points).all(axis=1)
+    pixels = np.stack([columns, rows], axis=1).astype(np.float64)
+    camera = np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1]])
+    if known.sum() < MIN_POSE_POINTS:
+        raise InputError(f'{known.sum()} points of the right view are finite; 6 are needed')
+    found, _, translation = cv2.solvePnP(
+        points[known], pixels[known], camera, None, flags=cv2.SOLVEPNP_SQPNP
+    )
+    if not found:
+        raise InputError('points of the right view fit no camera')
+    return float(np.linalg.norm(translation))
 
 
 def reconstruct_pointmap(

@@ -298,6 +298,14 @@ def test_student_that_is_not_shipped_is_named(make_bag, flight_teacher, capsys):
     assert 'nameless.safetensors' in capsys.readouterr().err
 
 
+def test_student_of_another_architecture_is_refused(
+    make_bag, flight_teacher, mast3r_teacher, capsys
+):
+    command = ['adapt', '--bag', str(make_bag()), '--teacher', str(flight_teacher)]
+    assert main([*command, '--student', str(mast3r_teacher)]) == 2
+    assert 'is a Mast3r; a flight one is needed' in capsys.readouterr().err
+
+
 TINY = {
     'encoder_channels': [8, 8, 16, 16],
     'decoder_width': 16,

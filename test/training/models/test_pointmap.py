@@ -130,6 +130,18 @@ def test_prediction_implies_its_own_camera(prediction):
         calibration_from_pointmap(behind)
 
 
+def test_camera_on_the_other_side_is_no_error(prediction):
+    found = calibration_from_pointmap(prediction)
+    # The right camera moves to the left and up: the same points, seen from there.
+    width, height = prediction.right.shape[1], prediction.right.shape[0]
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    depth = 2.0 + 0.02 * x + 0.01 * y
+    rays = np.stack([(x - found.cx) / found.fx, (y - found.cy) / found.fx, np.ones_like(x)], -1)
+    right = (rays * depth[..., None] + (-0.3, 0.4, 0.0)).astype(np.float32)
+    moved = dataclasses.replace(prediction, right=right)
+    assert calibration_from_pointmap(moved).baseline_m == pytest.approx(0.5, rel=1e-2)
+
+
 def test_raw_confidence_becomes_a_fraction():
     raw = np.array([[1.0, 2.0, 10.0, 0.5]], np.float32)
     np.testing.assert_allclose(confidence_from_raw(raw), [[0.0, 0.5, 0.9, 0.0]], rtol=1e-6)

@@ -1,0 +1,1 @@
+"""Scores of pointmaps against the truth: the tables of the paper."""
