@@ -89,7 +89,8 @@ def flag(context: LaunchContext, name: str) -> bool:
 
 def enclave_of(context: LaunchContext, node: str) -> list[str]:
     """Return what gives a node its enclave, below that of the argument `enclave` if given."""
-    enclave = value(context, 'enclave').rstrip('/')
+    # Declared by rover.launch.py, which a launch file may include only after its own nodes.
+    enclave = context.launch_configurations.get('enclave', '').rstrip('/')
     return ['--enclave', f'{enclave}/{node}'] if enclave else []
 
 
