@@ -162,7 +162,7 @@ class StereoReconstructor:
                 confidence,
                 matched.features[FEATURES.index('outside')],
                 matched.features[FEATURES.index('dark')],
-                blindness(matched.features),
+                blindness(matched.features, pair.left),
             )
         with stages('geometry'):
             disparity = self._accepted(dense, confidence, pair)

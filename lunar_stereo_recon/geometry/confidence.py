@@ -32,6 +32,11 @@ FEATURES = (
     'saturated',  # 1 in white windows, 0 below 96 % of white
     'taken',  # the disparity is what matching found in place of the network's, 0 or 1
 )
+# Deviation of the offset by texture and noise from which a place begins to be without texture,
+# log10 of pixels; ten times that, and nothing is seen.
+BLIND_FROM_LOG10_PX = np.float32(-0.5)
+# Mean grey up to which a place is dim, and from which it is not, as a share of white.
+DIM_FROM, DIM_UNTIL = 0.1, 0.15
 WINDOW_PX = 9
 DARK_LEVEL = 0.04
 SATURATED_LEVEL = 0.96
@@ -177,17 +182,24 @@ def _decimal_logarithm(values: FloatImage, offset: float, out: FloatImage) -> No
     out *= np.float32(1 / np.log(10))
 
 
-def blindness(features: FloatImage) -> FloatImage:
+def blindness(features: FloatImage, left: FloatImage) -> FloatImage:
     """Return (H, W) float32 in [0, 1], 1 where there is nothing to be seen.
 
-    That is in black and white windows and outside of the right view. A surface without texture
-    does not count: what stands up is often plain, and the network knows it by its outline.
+    That is in black and white windows, outside of the right view, and in dim places where the
+    texture leaves the offset open by pixels. A bright surface without texture does not count: what
+    stands up is often plain, and the network knows it by its outline.
 
     Args:
         features: (K, H, W), `FEATURES`.
+        left: (H, W) in [0, 1].
     """
-    places = [features[FEATURES.index(name)] for name in ('outside', 'dark', 'saturated')]
-    return np.maximum.reduce(places)
+    brightness = cv2.blur(left, (WINDOW_PX, WINDOW_PX))
+    dim = np.clip((DIM_UNTIL - brightness) / np.float32(DIM_UNTIL - DIM_FROM), 0, 1)
+    deviation = features[FEATURES.index('deviation')]
+    blind = dim * np.clip(deviation - BLIND_FROM_LOG10_PX, 0, 1)
+    for name in ('outside', 'dark', 'saturated'):
+        np.maximum(blind, features[FEATURES.index(name)], out=blind)
+    return blind
 
 
 def calibrated_confidence(

@@ -122,10 +122,13 @@ def test_blind_is_what_the_images_do_not_show(name, value):
     features = np.zeros((len(FEATURES), 1, 2), np.float32)
     features[FEATURES.index('deviation')] = -1.5  # texture: the offset is known to 0.03 px
     features[FEATURES.index(name), 0, 1] = value
-    assert blindness(features).tolist() == [[0.0, 1.0]]
+    bright = np.full((1, 2), 0.5, np.float32)
+    assert blindness(features, bright).tolist() == [[0.0, 1.0]]
 
 
-def test_a_plain_surface_is_not_blind():
-    features = np.zeros((len(FEATURES), 1, 2), np.float32)
-    features[FEATURES.index('deviation')] = [[-1.0, 1.0]]
-    assert blindness(features).tolist() == [[0.0, 0.0]]
+def test_a_plain_surface_is_blind_in_the_dim_alone():
+    features = np.zeros((len(FEATURES), 1, 3), np.float32)
+    features[FEATURES.index('deviation')] = [[-1.0, 0.0, 1.0]]
+    dim, bright = (np.full((1, 3), level, np.float32) for level in (0.08, 0.2))
+    assert blindness(features, dim)[0].tolist() == pytest.approx([0.0, 0.5, 1.0])
+    assert blindness(features, bright).tolist() == [[0.0, 0.0, 0.0]]
