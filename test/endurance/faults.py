@@ -34,6 +34,8 @@ from lunar_stereo_recon.ros.rclpy_messages import OK, WARN
 WIDTH, HEIGHT = 96, 64
 RECORDED = ['left/image_rect', 'right/image_rect', 'left/camera_info', 'right/camera_info']
 MEBIBYTE = 2**20
+# It makes its ground first.
+SIMULATOR_S = 600.0
 SKIPPED = 'skipped: '
 # A launch file of one process; launch_ros adds names and parameters to this, no more.
 LAUNCH = """
@@ -421,11 +423,11 @@ def simulator_is_ended(stage: Stage) -> str:
     """End the simulator: with 0 after a signal; the node serves the next one."""
     stage.start()
     stage.rig.withdraw()
-    small = {'width': 96, 'height': 64, 'samples': 1, 'rate': 5.0}
+    small = {'width': 96, 'height': 64, 'samples': 1, 'rate': 5.0, 'preset': 'smooth'}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         stage.rig.statuses.clear()
         stage.processes.start('simulator_node', small)
-        stage.rig.spin_until(lambda: len(stage.rig.statuses) >= 3, what='three answers')
+        stage.rig.spin_until(lambda: len(stage.rig.statuses) >= 3, SIMULATOR_S, 'three answers')
         stage.processes.send('simulator_node', number)
         status = stage.processes.wait('simulator_node')
         wanted = -number if number == signal.SIGKILL else 0
