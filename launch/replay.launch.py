@@ -51,9 +51,18 @@ COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
 CLOCK_RATE_HZ = 100
 
 
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What is played: the bag, the topics of its rig, and types by name of all its topics."""
+
+    bag: str
+    rig: StereoTopics
+    topics: Mapping[str, str]
+
+
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments; the rest follows from what is in the bag."""
-    play: list[LaunchDescriptionEntity] = []
+    found: list[Recording] = []
     return LaunchDescription(
         [
             argument('bag', 'Recording: a rosbag2 folder, .mcap or .db3', None),
@@ -76,18 +85,18 @@ def generate_launch_description() -> LaunchDescription:
             argument('camera_preset', 'Preset with the topics, instead of finding them'),
             argument('camera_namespace', "Namespace of the preset's topics, in place of its own"),
             argument('namespace', 'Namespace of the node and its topics, not of the recording'),
-            OpaqueFunction(function=_replay, args=[play]),
+            OpaqueFunction(function=_look_into, args=[found]),
             # Before the player: what is wrong with its arguments is said before anything starts.
             included('rover.launch.py', use_sim_time='true'),
-            OpaqueFunction(function=lambda context: play),
+            OpaqueFunction(function=_play, args=[found]),
         ]
     )
 
 
-def _replay(
-    context: LaunchContext, play: list[LaunchDescriptionEntity]
+def _look_into(
+    context: LaunchContext, recordings: list[Recording]
 ) -> list[LaunchDescriptionEntity]:
-    """Return arguments of rover.launch.py that follow from the bag; put the player in `play`."""
+    """Return arguments of rover.launch.py that follow from the bag; add the recording."""
     bag = str(Path(value(context, 'bag')).expanduser())
     recorded = bag_topics(bag)
     with StereoBagReader(bag, _named_topics(context, recorded)) as reader:
@@ -101,19 +110,25 @@ def _replay(
     found = {**dataclasses.asdict(rig), 'optical_frame': frame}
     if recorded[rig.left_image] == COMPRESSED_IMAGE:
         found['input_transport'] = 'compressed'
-    if raw_images and not value(context, 'rectify'):
+    # An argument of rover.launch.py, which is not there yet where nobody gave it.
+    if raw_images and not context.launch_configurations.get('rectify'):
         found['rectify'] = 'true'
         said = (
             f'{rig.left_image} has raw images (D is not 0): rectify:=true; rectify:=false if not'
         )
         actions.append(LogInfo(msg=said))
-    player = _player(context, bag, rig, recorded)
-    actions += [SetLaunchConfiguration(*item) for item in found.items()]
-    play.append(player)
-    if flag(context, 'exit_at_end'):
-        end = EmitEvent(event=Shutdown(reason='the recording is over'))
-        play.append(RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end])))
-    return actions
+    recordings.append(Recording(bag, rig, recorded))
+    return [*actions, *(SetLaunchConfiguration(*item) for item in found.items())]
+
+
+def _play(context: LaunchContext, recordings: list[Recording]) -> list[LaunchDescriptionEntity]:
+    """Return the player, and what ends everything with it."""
+    [recording] = recordings
+    player = _player(context, recording.bag, recording.rig, recording.topics)
+    if not flag(context, 'exit_at_end'):
+        return [player]
+    end = EmitEvent(event=Shutdown(reason='the recording is over'))
+    return [player, RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end]))]
 
 
 def _named_topics(context: LaunchContext, recorded: Container[str]) -> StereoTopics | None:

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -347,6 +348,31 @@ def test_replay_plays_a_bag_and_ends(launched, cameras, make_bag):
     assert launch.end() == 0, launch.output.read_text()
     assert [s.status[0].message for s in cameras.received['frame_status']] == ['published'] * 4
     assert '4 frames' in launch.output.read_text()
+
+
+@pytest.mark.parametrize('told', ['', 'false'])
+def test_replay_of_raw_images_rectifies_unless_told_not_to(stand_ins, tmp_path, told):
+    from lunar_stereo_recon.bags.writer import BagWriter, make_message
+    from lunar_stereo_recon.datatypes import StereoCalibration
+    from lunar_stereo_recon.result_messages import camera_info_message, image_message
+
+    rig = StereoCalibration(60.0, 60.0, 47.5, 31.5, 47.5, 0.2, 96, 64)
+    with BagWriter(tmp_path / 'raw') as writer:
+        for side in ('left', 'right'):
+            info = camera_info_message(make_message, rig, 1, 'left', right=side == 'right')
+            info.d[:] = -0.2
+            writer.write(f'/rig/{side}/camera_info', info, 1)
+            image = image_message(make_message, np.zeros((64, 96), np.uint8), 'mono8', 1, 'left')
+            writer.write(f'/rig/{side}/image_raw', image, 1)
+    arguments = {'rectify': told} if told else {}
+    launch = stand_ins('replay.launch.py', bag=str(tmp_path / 'raw'), **arguments)
+    [(words, parameters)] = launch.started('reconstruction_node')
+    name = 'image_rect' if told else 'image_raw'
+    assert f'left/{name}:=/rig/left/image_raw' in words
+    assert parameters['rectify'] is (not told)
+    # Said, so the node need not guess.
+    assert parameters.get('detect_raw', True) is (not told)
+    assert ('has raw images' in launch.output.read_text()) is (not told)
 
 
 def test_replay_prefers_rosbag2_and_leaves_out_recorded_results(stand_ins, make_bag):
