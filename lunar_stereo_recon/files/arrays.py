@@ -42,6 +42,7 @@ _DAMAGE = (
     OverflowError,
     RecursionError,
     RuntimeError,  # an encrypted member
+    SyntaxError,  # a header is a Python literal
     TypeError,
     ValueError,
 )

@@ -72,6 +72,7 @@ def test_arrays_are_read_as_numpy_reads_them(values, save, tmp_path):
         (npy(np.zeros(4))[:20], 'cannot be read'),
         (b'\x93NUMPY\x09\x00' + bytes(80), 'version'),
         (b'\x93NUMPY\x01\x00\x10\x27' + b'-' * 10_000, 'cannot be read'),
+        (npy(np.zeros(4), descr=',f4'), 'invalid syntax'),
         (b'', 'cannot be read'),
         (b'PK', 'cannot be read'),
     ],
