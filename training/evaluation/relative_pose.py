@@ -16,6 +16,8 @@ STEP = 8
 BORDER_PX = 3
 MOST_MATCHES = 2000
 MIN_MATCHES = 8
+# Descriptors that are compared with all pixels at once.
+BLOCK = 128
 INLIER_PX = 1.0
 CERTAINTY = 0.9999
 AUC_DEG = (5, 10, 20)
@@ -34,9 +36,9 @@ def reciprocal_matches(
     height, width = left.shape[:2]
     rows, columns = np.mgrid[step // 2 : height : step, step // 2 : width : step]
     rows, columns = rows.ravel(), columns.ravel()
-    there = (left[rows, columns] @ right.reshape(-1, right.shape[-1]).T).argmax(axis=1)
+    there = _nearest(left[rows, columns], right)
     y, x = np.divmod(there, right.shape[1])
-    back = (right[y, x] @ left.reshape(-1, left.shape[-1]).T).argmax(axis=1)
+    back = _nearest(right[y, x], left)
     mutual = back == rows * width + columns
     one = np.stack([columns, rows], axis=1)[mutual].astype(np.float64)
     other = np.stack([x, y], axis=1)[mutual].astype(np.float64)
@@ -45,6 +47,14 @@ def reciprocal_matches(
         size = np.array([view.shape[1], view.shape[0]])
         inside &= ((pixels >= BORDER_PX) & (pixels < size - BORDER_PX)).all(axis=1)
     return one[inside], other[inside]
+
+
+def _nearest(descriptors: NDArray[np.float32], view: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return which pixel (N,) of a view (H, W, D), row-major, is most like each of (N, D)."""
+    every = view.reshape(-1, view.shape[-1]).T
+    # In blocks: the similarities of all would fill gigabytes.
+    blocks = np.array_split(descriptors, max(1, -(-len(descriptors) // BLOCK)))
+    return np.concatenate([(block @ every).argmax(axis=1) for block in blocks])
 
 
 def strongest(
