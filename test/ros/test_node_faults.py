@@ -33,6 +33,8 @@ class Faulty:
             fault = file.read()
         if fault == 'fail':
             raise ZeroDivisionError('a bug')
+        if fault == 'slow':
+            time.sleep(2.1)
         while fault == 'hang':
             time.sleep(0.1)
             with open(os.environ['FAULT']) as file:
@@ -159,6 +161,60 @@ def test_node_whose_last_resort_is_stuck_ends(processes, cameras, fault):
     assert process.returncode == 1
     assert 's; watchdog_first is 2 s' in processes.log(NODE)
     assert 'there is no simpler matcher than sgbm' in processes.log(NODE)
+
+
+@pytest.mark.slow
+def test_slow_matcher_gets_less_to_do_and_more_again(processes, cameras, fault):
+    """Width, then rate, go down while the matcher is slow, and come back."""
+    scale = 7  # images that are worth a network's width
+    views = {
+        side: np.kron(image, np.ones((scale, scale), np.uint8))
+        for side, image in cameras.views().items()
+    }
+
+    def large(side, info):
+        info.width, info.height = scale * info.width, scale * info.height
+
+    def publish():
+        return cameras.answer(cameras.publish(change_info=large, **views)).message
+
+    quick = FAULTY_BACKEND.replace(
+        'return self._inner.predict(left, right)',
+        'return DisparityPrediction(0 * left + 8, 0 * left + 1)',
+    ).replace('class Faulty:', 'class Faulty:\n    max_width_px = 640\n')
+    (fault.parent / 'sitecustomize.py').write_text(
+        'from lunar_stereo_recon.datatypes import DisparityPrediction\n' + quick
+    )
+    cameras.advertise()
+    cameras.listen('points2', 'frame_status')
+    cameras.listen_diagnostics()
+    processes.start(NODE, backend='openvino', threads=1, target_ms=2000.0, refine=False)
+    cameras.wait_until_heard()
+    seen = []
+
+    def efforts():
+        """Publish a pair and return the efforts so far, as the diagnostics told them."""
+        answers.append(publish())
+        statuses, cameras.received['diagnostics'][:] = [*cameras.received['diagnostics']], []
+        for status in statuses:
+            values = {entry.key: entry.value for entry in status.values}
+            if status.name == f'{NODE}: model':
+                effort = values['network width, px'], values['one pair in'], status.level
+                if effort not in seen[-1:]:
+                    seen.append(effort)
+        return seen
+
+    answers = []
+    cameras.spin_until(lambda: efforts() == [('640', '1', OK)])
+    fault.write_text('slow')
+    cameras.spin_until(lambda: efforts()[-1][1] == '2')
+    fault.write_text('')
+    # 120 quick pairs lead back.
+    cameras.spin_until(lambda: efforts()[-1][:2] == ('640', '1'), patience_s=600.0)
+    down = [('640', '1', OK), ('480', '1', WARN), ('320', '1', WARN), ('320', '2', WARN)]
+    assert seen[:4] == down
+    assert seen[-4:] == down[::-1]
+    assert set(answers) == {'published', 'pressure'}
 
 
 def test_model_that_loads_and_cannot_run_is_refused(node, cameras, tmp_path):
