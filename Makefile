@@ -50,7 +50,7 @@ test: lint
 	$(VENV)/bin/python -m pytest $(ARGS)
 else
 test: $(VENV)/.stamp-test-ros
-	$(VENV)/bin/python -m pytest test/ros test/core/test_demo.py $(ARGS)
+	$(VENV)/bin/python -m pytest test/ros test/commands/test_demo.py $(ARGS)
 endif
 
 lint: $(VENV)/.stamp-dev

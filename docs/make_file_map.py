@@ -57,7 +57,7 @@ TAIL = """
 | `lunar_stereo_recon/data/` | the demo drive, the definition of the benchmark |
 | `training/recipes/`, `training/campaigns/` | runs and series of runs, as YAML |
 | `docs/` | documentation |
-| `test/` | tests |
+| `test/` | tests, a mirror of the tree |
 """
 
 

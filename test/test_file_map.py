@@ -30,3 +30,17 @@ def test_every_module_has_a_line():
 def test_places_to_look_at_are_there(named):
     bases = (ROOT, ROOT / 'lunar_stereo_recon')
     assert any((base / named).exists() or (base / f'{named}.py').exists() for base in bases)
+
+
+def test_folders_of_tests_are_those_of_the_tree():
+    """Tests of `lunar_stereo_recon/geometry/` are in `test/geometry/`, and so on."""
+    without_a_module = {'docs', 'endurance', 'fuzz', 'typings', 'ros/launch_files'}
+    folders = {
+        path.parent.relative_to(ROOT / 'test').as_posix() for path in ROOT.glob('test/*/**/*.py')
+    }
+    unknown = {
+        folder
+        for folder in folders - without_a_module
+        if not (ROOT / 'lunar_stereo_recon' / folder).is_dir() and not (ROOT / folder).is_dir()
+    }
+    assert unknown == set()

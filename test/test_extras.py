@@ -12,7 +12,7 @@ import pytest
 from lunar_stereo_recon.errors import ReconError
 from lunar_stereo_recon.extras import missing_extra, require
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 WITHOUT = """
 import importlib.abc, runpy, sys
 
