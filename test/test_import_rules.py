@@ -111,3 +111,74 @@ def test_only_commands_reach_for_ros_and_only_when_run():
     """A command may start the nodes, but importing it must not need ROS."""
     assert offenders(('lunar_stereo_recon.ros',), ('ros/', 'commands/')) == []
     assert offenders(('lunar_stereo_recon.ros',), ('ros/',), everywhere=False) == []
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name of a module of this repository."""
+    parts = path.relative_to(ROOT).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {
+    module_name(path): path
+    for top in ('lunar_stereo_recon', 'training')
+    for path in sorted((ROOT / top).rglob('*.py'))
+}
+
+
+def imports_of(name: str) -> set[str]:
+    """Return the modules of this repository that one imports: in functions and for types too."""
+    found = imported_names(MODULES[name], everywhere=True) & MODULES.keys()
+    return {module for module in found if module != name}
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Return modules that import each other in a ring, or nothing."""
+    done: set[str] = set()
+
+    def search(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(imports[name]):
+            if ring := search(other, [*path, name]):
+                return ring
+        done.add(name)
+        return []
+
+    return next((ring for name in imports if (ring := search(name, []))), [])
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Imports inside functions and under TYPE_CHECKING count."""
+    assert circle({name: imports_of(name) for name in MODULES}) == []
+
+
+def test_a_circle_is_found():
+    assert circle({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == ['b', 'c']
+    assert circle({'a': {'b', 'c'}, 'b': {'c'}, 'c': set()}) == []
+
+
+BELOW = {
+    'datatypes.py': ('limits', 'errors'),
+    'errors.py': (),
+    'limits.py': ('errors',),
+    'geometry/': ('geometry', 'datatypes', 'errors', 'limits'),
+    'preprocess.py': ('geometry', 'datatypes', 'errors', 'limits'),
+}
+
+
+@pytest.mark.parametrize('place', BELOW)
+def test_no_import_runs_upward(place):
+    """What every stage stands on knows none of the stages."""
+    allowed = {f'lunar_stereo_recon.{name}' for name in BELOW[place]}
+    for name, path in MODULES.items():
+        inside = path.relative_to(ROOT).as_posix()
+        if inside.startswith(f'lunar_stereo_recon/{place}'):
+            upward = [
+                other
+                for other in imports_of(name)
+                if not any(other == rule or other.startswith(f'{rule}.') for rule in allowed)
+            ]
+            assert upward == [], name

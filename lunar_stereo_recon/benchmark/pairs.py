@@ -181,7 +181,7 @@ def render_missing(
         return
     try:
         from lunar_stereo_recon.simulation.added_strata import write_stratum
-        from lunar_stereo_recon.simulation.dataset import write_pairs
+        from lunar_stereo_recon.simulation.dataset import DatasetOptions, write_pairs
     except ModuleNotFoundError as error:
         count = sum(len(paths) for paths in missing.values())
         raise InputError(
@@ -195,7 +195,8 @@ def render_missing(
             yield from write_stratum(paths, added, indices, seed, split, workers, samples)
         else:
             folder = paths[0].parent
-            yield from write_pairs(folder, indices, seed, split, None, workers, samples)
+            options = DatasetOptions(seed, split, None, samples)
+            yield from write_pairs(folder, indices, options, workers)
 
 
 def sets_at(path: Path) -> list[BenchmarkSet]:

@@ -74,22 +74,21 @@ def work(args: argparse.Namespace) -> bool:
     from tqdm import tqdm
 
     from lunar_stereo_recon.simulation.camera_faults import read_camera_faults
-    from lunar_stereo_recon.simulation.dataset import MANIFEST, NO_FAULTS, write_dataset
+    from lunar_stereo_recon.simulation.dataset import DatasetOptions, MANIFEST, write_dataset
+    from lunar_stereo_recon.simulation.sample import NO_FAULTS
 
     faults = read_camera_faults(args.faults) if args.faults else NO_FAULTS
-    progress = write_dataset(
-        args.out,
-        args.count,
+    options = DatasetOptions(
         args.seed,
         args.split,
         args.size,
-        args.workers,
         args.samples,
         args.form,
         faults,
         args.rocks,
         args.device,
     )
+    progress = write_dataset(args.out, args.count, options, args.workers)
     written, started, finished = 0, time.monotonic(), True
     with tqdm(total=args.count, unit='pair') as bar:
         for number in progress:

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
     from lunar_stereo_recon.simulation.gallery import contact_sheet, picture, standing_view
     from lunar_stereo_recon.simulation.presets import PRESETS, site_preset
-    from lunar_stereo_recon.simulation.renderer import Lighting
+    from lunar_stereo_recon.simulation.scene import Lighting
 
     if args.width < 64:
         raise InputError(f'pictures are {args.width} wide; 64 or more is needed')

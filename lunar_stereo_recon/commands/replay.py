@@ -328,7 +328,7 @@ def _nothing_worked(bag: Path, counts: ReplayCounts, unpaired: Counter[str]) -> 
 
 
 def _print_results(out: Path, summary: dict[str, Any], report: bool) -> None:
-    from lunar_stereo_recon.commands.demo import format_summary
+    from lunar_stereo_recon.evaluation.summary_table import format_summary
 
     if report:
         print(format_summary(summary))

@@ -40,7 +40,8 @@ from lunar_stereo_recon.simulation.camera import Sensor
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults, read_camera_faults
 from lunar_stereo_recon.simulation.driver import Driver
 from lunar_stereo_recon.simulation.presets import PRESETS
-from lunar_stereo_recon.simulation.renderer import Hapke, Lighting, rendering_device
+from lunar_stereo_recon.simulation.renderer import rendering_device
+from lunar_stereo_recon.simulation.scene import Hapke, Lighting
 from lunar_stereo_recon.simulation.sunlit import sunlit_ground
 from lunar_stereo_recon.simulation.terrain import make_terrain
 from lunar_stereo_recon.simulation.traverse import (

@@ -7,33 +7,43 @@ always the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 import multiprocessing
 from pathlib import Path
 
 import numpy as np
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.simulation.dataset import (
+from lunar_stereo_recon.simulation.dataset import SPLITS, start_worker
+from lunar_stereo_recon.simulation.presets import PRESETS
+from lunar_stereo_recon.simulation.rock_mesh import RockMeshes
+from lunar_stereo_recon.simulation.rover_parts import sample_rover_parts
+from lunar_stereo_recon.simulation.sample import render_sample, Sample
+from lunar_stereo_recon.simulation.scene_drawing import (
     log_uniform,
-    render_sample,
-    Sample,
     sample_rover,
     sample_scene_config,
     sample_terrain_config,
     SceneConfig,
-    SPLITS,
-    start_worker,
 )
-from lunar_stereo_recon.simulation.presets import PRESETS
-from lunar_stereo_recon.simulation.rock_mesh import RockMeshes
-from lunar_stereo_recon.simulation.rover_parts import sample_rover_parts
 from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
 
 # Their numbers are part of the seeds.
 STRATA = {'boulders': 1, 'rover': 2}
 VIEWS_PER_TERRAIN = 8
 _TRIES = 200
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Pairs of one terrain (number and file of each), written by one process."""
+
+    stratum: str
+    seed: int
+    split: str
+    number: int
+    wanted: list[tuple[int, Path]]
+    samples: int
 
 
 def write_stratum(
@@ -66,7 +76,9 @@ def write_stratum(
     for index, path in zip(indices, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         groups.setdefault(index // VIEWS_PER_TERRAIN, []).append((index, path))
-    jobs = [(stratum, seed, split, group, wanted, samples) for group, wanted in groups.items()]
+    jobs = [
+        _Group(stratum, seed, split, number, wanted, samples) for number, wanted in groups.items()
+    ]
     if workers <= 1:
         yield from map(_write_group, jobs)
         return
@@ -134,10 +146,10 @@ def _is_seen(sample: Sample) -> bool:
     return 0.01 <= share <= 0.4
 
 
-def _write_group(job: tuple[str, int, str, int, list[tuple[int, Path]], int]) -> int:
-    stratum, seed, split, group, wanted, samples = job
-    rng = np.random.default_rng([SPLITS[split], seed, group, 0xADD0, STRATA[stratum]])
+def _write_group(group: _Group) -> int:
+    stratum, seed, split = group.stratum, group.seed, group.split
+    rng = np.random.default_rng([SPLITS[split], seed, group.number, 0xADD0, STRATA[stratum]])
     terrain = make_terrain(sample_ground(stratum, rng))
-    for index, path in wanted:
-        make_pair(terrain, stratum, seed, split, index, samples).save(path)
-    return len(wanted)
+    for index, path in group.wanted:
+        make_pair(terrain, stratum, seed, split, index, group.samples).save(path)
+    return len(group.wanted)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import torch
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.simulation.renderer import Rendering, View
+from lunar_stereo_recon.simulation.scene import Rendering, View
 
 FloatImage = NDArray[np.float32]
 

@@ -13,13 +13,13 @@ import yaml
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.yaml_files import read_yaml
 from lunar_stereo_recon.simulation.camera import Motion, RigError, Sensor
-from lunar_stereo_recon.simulation.renderer import Box, Lighting, render, Rendering, View
+from lunar_stereo_recon.simulation.renderer import render
+from lunar_stereo_recon.simulation.scene import Box, Lighting, Rendering, SunlitGround, View
 from lunar_stereo_recon.simulation.secondary_light import (
     headlamps,
     with_ground_light,
     with_lamps,
 )
-from lunar_stereo_recon.simulation.sunlit import SunlitGround
 from lunar_stereo_recon.simulation.terrain import Terrain
 
 # Views that are averaged for the blur of a motion.

@@ -390,7 +390,7 @@ def shade_point(scene, ray, depth, level, triangle, blocked, sun, with_radiance)
 
 @numba.njit(cache=True, nogil=True)
 def _undistorted(u, v, bending, steps):
-    """Return ideal normalised coordinates; `renderer.undistorted` explains it."""
+    """Return ideal normalised coordinates; `scene.undistorted` explains it."""
     k1, k2, p1, p2, k3 = bending
     x, y = u, v
     for _ in range(steps):

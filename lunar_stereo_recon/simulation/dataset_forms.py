@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import os
 from pathlib import Path
 import shutil
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,10 +20,8 @@ from lunar_stereo_recon.bags.writer import BagWriter
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.atomic import atomic_file, atomic_path, write_bytes
+from lunar_stereo_recon.simulation.sample import Sample
 from lunar_stereo_recon.simulation.traverse import START_STAMP_NS, TraverseFrame, write_frame
-
-if TYPE_CHECKING:
-    from lunar_stereo_recon.simulation.dataset import Sample
 
 # Views that dust3r's and MASt3R's loaders find through this file: scenes, images, pairs, cameras.
 PAIR_INDEX = 'all_metadata.npz'

@@ -12,7 +12,8 @@ import torch
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.simulation.camera import automatic_gain, expose, Sensor, Window
-from lunar_stereo_recon.simulation.renderer import Lighting, render, View
+from lunar_stereo_recon.simulation.renderer import render
+from lunar_stereo_recon.simulation.scene import Lighting, View
 from lunar_stereo_recon.simulation.terrain import Terrain
 from lunar_stereo_recon.simulation.traverse import attitude_on_ground
 

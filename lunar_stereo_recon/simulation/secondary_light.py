@@ -13,15 +13,8 @@ import torch
 import torch.nn.functional as nnf
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.simulation.renderer import (
-    Hapke,
-    hapke_reflectance,
-    Lighting,
-    Rendering,
-    surface_of,
-    trace,
-    View,
-)
+from lunar_stereo_recon.simulation.renderer import hapke_reflectance, surface_of, trace
+from lunar_stereo_recon.simulation.scene import Hapke, Lighting, Rendering, View
 from lunar_stereo_recon.simulation.terrain import Terrain
 
 # Rays to other ground start this far above their own, metres: cells must not hit themselves.

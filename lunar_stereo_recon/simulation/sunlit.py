@@ -6,39 +6,18 @@ on the others, along the shadows' edges, is traced for every pixel as always.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 import math
 
 import cv2
 import numpy as np
 import torch
 
-from lunar_stereo_recon.simulation.renderer import (
-    DARK,
-    Lighting,
-    LIT,
-    MIXED,
-    SHADOW_LIFT_CELLS,
-    trace,
-)
+from lunar_stereo_recon.simulation.renderer import SHADOW_LIFT_CELLS, trace
+from lunar_stereo_recon.simulation.scene import DARK, Lighting, LIT, MIXED, SunlitGround
 from lunar_stereo_recon.simulation.terrain import GridLevel, Terrain
 
 # Rays that are traced at a time; it bounds the memory.
 _BLOCK_RAYS = 1 << 20
-
-
-@dataclass(frozen=True)
-class SunlitGround:
-    """Where the sun reaches the ground and where it does not.
-
-    Attributes:
-        lighting: The sun that this holds for.
-        cells: For every grid (N^2,) uint8, row (y) major: 0 dark, 1 lit, 2 has to be traced; on
-            the terrain's device.
-    """
-
-    lighting: Lighting
-    cells: tuple[torch.Tensor, ...]
 
 
 def sunlit_ground(terrain: Terrain, lighting: Lighting) -> SunlitGround:

@@ -40,15 +40,8 @@ from lunar_stereo_recon.simulation.camera import (
     Window,
 )
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults
-from lunar_stereo_recon.simulation.renderer import (
-    Box,
-    check_camera,
-    Hapke,
-    Lighting,
-    Rendering,
-    View,
-)
-from lunar_stereo_recon.simulation.sunlit import SunlitGround
+from lunar_stereo_recon.simulation.renderer import check_camera
+from lunar_stereo_recon.simulation.scene import Box, Hapke, Lighting, Rendering, SunlitGround, View
 from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
 
 MAP_FRAME = 'map'

@@ -12,7 +12,6 @@ import pytest
 from lunar_stereo_recon.bags.reader import Pose, StereoBagReader
 from lunar_stereo_recon.bags.writer import BagWriter, make_message, pose_message
 from lunar_stereo_recon.commands.demo import (
-    format_summary,
     frame_counts,
     latencies,
     received_rate_hz,
@@ -27,6 +26,7 @@ from lunar_stereo_recon.evaluation.recordings import (
     ReportSettings,
     write_report,
 )
+from lunar_stereo_recon.evaluation.summary_table import format_summary
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.disparity import disparity_from_depth
 from lunar_stereo_recon.result_messages import (

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from lunar_stereo_recon.simulation import camera, renderer, terrain  # noqa: E402
+from lunar_stereo_recon.simulation import camera, scene, terrain  # noqa: E402
 
 CELLS, CELL_M = 64, 0.125
 
@@ -28,7 +28,7 @@ def shaped_terrain() -> Callable[..., terrain.Terrain]:
 
 
 @pytest.fixture
-def view_from() -> Callable[..., renderer.View]:
+def view_from() -> Callable[..., scene.View]:
     """Return a function that places a 64x48 camera; heading along +x, 30 degrees down."""
 
     def make(position=(-2.0, 0.0, 1.5), pitch_deg=-30.0, heading_deg=0.0, size=(64, 48)):
@@ -36,9 +36,7 @@ def view_from() -> Callable[..., renderer.View]:
         rotation = camera.camera_rotation(np.radians(heading_deg), np.radians(pitch_deg), 0.0)
         focal = 50.0 * width / 64
         center = ((width - 1) / 2, (height - 1) / 2)
-        return renderer.View(
-            torch.tensor(position), rotation, focal, focal, *center, width, height
-        )
+        return scene.View(torch.tensor(position), rotation, focal, focal, *center, width, height)
 
     return make
 

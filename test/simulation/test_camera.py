@@ -20,7 +20,7 @@ from lunar_stereo_recon.simulation.camera import (  # noqa: E402
     Sensor,
     Window,
 )
-from lunar_stereo_recon.simulation.renderer import Rendering  # noqa: E402
+from lunar_stereo_recon.simulation.scene import Rendering  # noqa: E402
 
 FRAME = Window(0, 0, 200, 150, 200, 150)
 QUIET = Sensor(gain=1.0, shot_noise_dn=0.0, read_noise_dn=0.0, vignetting=0.0, psf_sigma_px=0.0)

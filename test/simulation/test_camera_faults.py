@@ -30,7 +30,8 @@ def pair():
     ground = dataset.make_terrain(config)
 
     def make(**faults) -> dataset.Sample:
-        return dataset._sample_on(ground, stratum, 3, 'train', 5, SIZE, 1, CameraFaults(**faults))
+        options = dataset.DatasetOptions(3, size=SIZE, samples=1, faults=CameraFaults(**faults))
+        return dataset._sample_on(ground, stratum, options, 5)
 
     return make
 

@@ -14,6 +14,7 @@ from lunar_stereo_recon.bags.reader import StereoBagReader  # noqa: E402
 from lunar_stereo_recon.cli import main  # noqa: E402
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation import dataset  # noqa: E402
+from lunar_stereo_recon.simulation import sample as sample_module  # noqa: E402
 
 SIZE = (96, 64)
 
@@ -30,8 +31,12 @@ def small_grids(monkeypatch):
     monkeypatch.setattr(dataset, 'make_terrain', make)
 
 
+def make_sample(seed, index, **options) -> dataset.Sample:
+    return dataset.make_sample(dataset.DatasetOptions(seed, **{'size': SIZE, **options}), index)
+
+
 def test_pair_is_complete_and_true(small_grids):
-    sample = dataset.make_sample(3, 'train', 5, SIZE)
+    sample = make_sample(3, 5)
     assert sample.left.shape == sample.right.shape == (64, 96)
     assert sample.left.dtype == sample.right.dtype == np.uint8
     ground = np.isfinite(sample.disparity)
@@ -46,17 +51,18 @@ def test_pair_is_complete_and_true(small_grids):
 
 
 def test_pair_follows_from_its_number(small_grids):
-    one, two = (dataset.make_sample(3, 'train', 9, SIZE) for _ in range(2))
+    one, two = (make_sample(3, 9) for _ in range(2))
     assert np.array_equal(one.left, two.left) and np.array_equal(one.right, two.right)
     np.testing.assert_array_equal(one.disparity, two.disparity)
     for other in (('test', 9), ('train', 10)):
-        different = dataset.make_sample(3, *other, SIZE)
+        different = make_sample(3, other[1], split=other[0])
         assert not np.array_equal(one.left, different.left)
 
 
 def write(out, count, **changes) -> int:
     """Return how many pairs were written."""
-    return sum(dataset.write_dataset(out, count, **{'seed': 4, 'size': SIZE, **changes}))
+    options = dataset.DatasetOptions(**{'seed': 4, 'size': SIZE, **changes})
+    return sum(dataset.write_dataset(out, count, options))
 
 
 def test_stopped_run_goes_on(small_grids, tmp_path):
@@ -122,7 +128,7 @@ def test_stereolunar_folders_are_read_back(small_grids, tmp_path):
     stems = [scene / f'im_{number:06d}' for number in range(4)]
     assert pairs == [(stems[i], stems[i ^ 1]) for i in range(4)]
     for index in range(2):
-        sample = dataset.make_sample(4, 'train', index, SIZE)
+        sample = make_sample(4, index)
         left, right = (stereolunar.read_view(stem) for stem in stems[2 * index : 2 * index + 2])
         np.testing.assert_array_equal(left.depth, sample.depth_left)
         np.testing.assert_allclose(left.intrinsics, sample.intrinsics, rtol=1e-6)
@@ -152,7 +158,7 @@ def test_bags_are_read_back(small_grids, tmp_path):
     assert len(frames) == 8
     # Every pair has cameras of its own.
     assert len({pair.calibration.fx for pair in pairs}) == 8
-    sample = dataset.make_sample(4, 'train', 6, SIZE)
+    sample = make_sample(4, 6)
     assert pairs[6].calibration.baseline_m == pytest.approx(sample.baseline_m)
     assert pairs[6].calibration.fx == pytest.approx(sample.intrinsics[0, 0])
     np.testing.assert_allclose(pairs[6].left * 255, sample.left, atol=0.01)
@@ -160,7 +166,7 @@ def test_bags_are_read_back(small_grids, tmp_path):
 
 
 def test_stored_disparity_is_precise(small_grids, tmp_path):
-    sample = dataset.make_sample(3, 'train', 5, SIZE)
+    sample = make_sample(3, 5)
     sample.save(tmp_path / 'pair.npz')
     with np.load(tmp_path / 'pair.npz') as stored:
         np.testing.assert_allclose(stored['disparity'], sample.disparity, rtol=2e-5)
@@ -194,7 +200,7 @@ def test_unknown_split_and_window(tmp_path, small_grids):
         write(tmp_path / 'none', 1, size=(641, 480))
     assert not (tmp_path / 'none').exists()
     with pytest.raises(InputError, match='800x600 does not fit in 640x480'):
-        dataset.make_sample(0, 'train', 0, (800, 600))
+        make_sample(0, 0, size=(800, 600))
 
 
 def test_command(small_grids, tmp_path, capsys):
@@ -213,18 +219,20 @@ def test_rendering_is_asked_of_the_terrain_on_the_device(small_grids, monkeypatc
     rendered = dataclasses.replace(ground)
     asked = []
     for name in ('render', 'hidden_from'):
-        real = getattr(dataset, name)
+        real = getattr(sample_module, name)
         monkeypatch.setattr(
-            dataset, name, lambda *a, r=real, **k: asked.append(a[0]) or r(*a, **k)
+            sample_module, name, lambda *a, r=real, **k: asked.append(a[0]) or r(*a, **k)
         )
     monkeypatch.setattr(
         'lunar_stereo_recon.simulation.camera_faults.render',
-        lambda *a, r=dataset.render: asked.append(a[0]) or r(*a),
+        lambda *a, r=sample_module.render: asked.append(a[0]) or r(*a),
     )
-    sample = dataset._sample_on(ground, stratum, 3, 'train', 5, SIZE, 1, rendered=rendered)
+    sample = dataset._sample_on(
+        ground, stratum, dataset.DatasetOptions(3, size=SIZE, samples=1), 5, rendered
+    )
     # A look around, two views, what is hidden; more where a first view is of no use.
     assert len(asked) >= 4 and all(terrain is rendered for terrain in asked)
-    again = dataset.make_sample(3, 'train', 5, SIZE, 1)
+    again = make_sample(3, 5, samples=1)
     assert np.array_equal(sample.left, again.left)
     assert np.array_equal(sample.occlusion, again.occlusion)
 
@@ -258,7 +266,7 @@ def test_pairs_of_the_gpu_are_those_of_the_cpu(small_grids, tmp_path):
 
 def test_pair_of_the_present_renderer(small_grids):
     """Training sets and the benchmark are made of seeds: a seed's pair must not change."""
-    sample = dataset.make_sample(2, 'train', 3, SIZE)
+    sample = make_sample(2, 3)
     blocks = sample.left.reshape(4, 16, 6, 16).mean((1, 3))
     expected = [
         [174.7, 177.8, 187.6, 185.6, 175.2, 181.1],
@@ -288,7 +296,7 @@ def test_rocks_as_meshes_make_a_set_of_their_own(small_grids, tmp_path):
     assert terrain['seed'] == plain.seed and terrain['rock_density'] == plain.rock_density
     with np.load(tmp_path / '000000.npz') as pair:
         mesh = pair['left']
-    assert not np.array_equal(mesh, dataset.make_sample(4, 'train', 0, SIZE).left)
+    assert not np.array_equal(mesh, make_sample(4, 0).left)
     assert main(arguments) != 0
     # A set from before the option holds heightfields, and goes on.
     del manifest['rocks']

@@ -11,7 +11,7 @@ from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults
 from lunar_stereo_recon.simulation.driver import Driver
-from lunar_stereo_recon.simulation.renderer import Lighting
+from lunar_stereo_recon.simulation.scene import Lighting
 from lunar_stereo_recon.simulation.terrain import make_terrain, TerrainConfig
 from lunar_stereo_recon.simulation.traverse import (
     check_pose,

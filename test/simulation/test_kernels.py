@@ -17,16 +17,8 @@ torch = pytest.importorskip('torch')
 numba = pytest.importorskip('numba')
 
 from lunar_stereo_recon.simulation import renderer  # noqa: E402
-from lunar_stereo_recon.simulation.renderer import (  # noqa: E402
-    Box,
-    DARK,
-    Lighting,
-    LIT,
-    MIXED,
-    render,
-    rendering_device,
-    trace,
-)
+from lunar_stereo_recon.simulation.renderer import render, rendering_device, trace  # noqa: E402
+from lunar_stereo_recon.simulation.scene import Box, DARK, Lighting, LIT, MIXED  # noqa: E402
 
 SCRIPT = Path(__file__).parent / 'kernel_pictures.py'
 # Architectures that are compiled for: Volta's successors up to Hopper.

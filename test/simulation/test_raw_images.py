@@ -14,7 +14,7 @@ from lunar_stereo_recon.files.calibrations import CameraInfo, RegionOfInterest  
 from lunar_stereo_recon.messages import pair_from_messages  # noqa: E402
 from lunar_stereo_recon.pipeline import StereoReconstructor  # noqa: E402
 from lunar_stereo_recon.result_messages import image_message  # noqa: E402
-from lunar_stereo_recon.simulation import renderer  # noqa: E402
+from lunar_stereo_recon.simulation import renderer, scene  # noqa: E402
 
 DISTORTION = (-0.25, 0.06, 0.002, -0.001, 0.0)
 BASELINE_M, WIDTH, HEIGHT = 0.2, 320, 240
@@ -29,10 +29,10 @@ def rig(small_terrain):
     rotation = camera_rotation(0.0, np.radians(-25.0), 0.0)
     position = torch.tensor([-1.5, 0.0, ground + 1.0])
     center = ((WIDTH - 1) / 2, (HEIGHT - 1) / 2)
-    rectified = renderer.View(position, rotation, 250.0, 250.0, *center, WIDTH, HEIGHT)
+    rectified = scene.View(position, rotation, 250.0, 250.0, *center, WIDTH, HEIGHT)
     raw = dataclasses.replace(rectified, distortion=DISTORTION)
     right = dataclasses.replace(raw, position_m=position + BASELINE_M * rotation[:, 0])
-    lighting = renderer.Lighting(30.0, 120.0)
+    lighting = scene.Lighting(30.0, 120.0)
     images = [
         renderer.render(small_terrain, view, lighting, samples=4).radiance.numpy()
         for view in (raw, right)

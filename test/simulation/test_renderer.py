@@ -17,15 +17,13 @@ from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation import compiled  # noqa: E402
 from lunar_stereo_recon.simulation.camera import right_view  # noqa: E402
 from lunar_stereo_recon.simulation.renderer import (  # noqa: E402
-    Box,
-    Hapke,
     hapke_reflectance,
     hidden_from,
-    Lighting,
     render,
     rendering_device,
     trace,
 )
+from lunar_stereo_recon.simulation.scene import Box, Hapke, Lighting  # noqa: E402
 
 NOON = Lighting(80.0, 40.0)
 

@@ -12,13 +12,8 @@ torch = pytest.importorskip('torch')
 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation import rock_mesh  # noqa: E402
-from lunar_stereo_recon.simulation.renderer import (  # noqa: E402
-    DARK,
-    hidden_from,
-    Lighting,
-    render,
-    trace,
-)
+from lunar_stereo_recon.simulation.renderer import hidden_from, render, trace  # noqa: E402
+from lunar_stereo_recon.simulation.scene import DARK, Lighting  # noqa: E402
 from lunar_stereo_recon.simulation.secondary_light import (  # noqa: E402
     Lamp,
     with_ground_light,

@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
-from lunar_stereo_recon.simulation.renderer import Hapke, Lighting, render  # noqa: E402
+from lunar_stereo_recon.simulation.renderer import render  # noqa: E402
+from lunar_stereo_recon.simulation.scene import Hapke, Lighting  # noqa: E402
 from lunar_stereo_recon.simulation.secondary_light import (  # noqa: E402
     headlamps,
     Lamp,

@@ -10,13 +10,8 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
-from lunar_stereo_recon.simulation.renderer import (  # noqa: E402
-    DARK,
-    Lighting,
-    LIT,
-    MIXED,
-    render,
-)
+from lunar_stereo_recon.simulation.renderer import render  # noqa: E402
+from lunar_stereo_recon.simulation.scene import DARK, Lighting, LIT, MIXED  # noqa: E402
 from lunar_stereo_recon.simulation.sunlit import sunlit_ground  # noqa: E402
 
 

@@ -177,7 +177,7 @@ def test_processes_share_a_batch_without_overlap(recipe):
 
 def test_pairs_on_the_fly_are_those_of_the_data_set(tmp_path):
     pytest.importorskip('numba')
-    from lunar_stereo_recon.simulation.dataset import make_sample
+    from lunar_stereo_recon.simulation.dataset import DatasetOptions, make_sample
 
     settings = DataRecipe(
         kind='on_the_fly',
@@ -190,7 +190,7 @@ def test_pairs_on_the_fly_are_those_of_the_data_set(tmp_path):
     )
     batch = PairsOnTheFly(settings, seed=4, batch_size=2)[0]
     again = PairsOnTheFly(settings, 4, 2, rank=1, world_size=2)[0]
-    pair = make_sample(4, 'train', 1, (64, 32))
+    pair = make_sample(DatasetOptions(4, 'train', (64, 32)), 1)
     np.testing.assert_array_equal(batch['disparity'][1], pair.disparity)
     np.testing.assert_allclose(batch['left'][1, 0] * 255, pair.left, atol=1e-3)
     torch.testing.assert_close(batch['left'][1:], again['left'], rtol=0, atol=0)

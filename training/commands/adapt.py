@@ -249,10 +249,13 @@ def replay_folders(args: argparse.Namespace) -> list[Path]:
     if args.replay:
         return list(args.replay)
     # Needs the renderer (extra [sim]), which pairs on disk do not.
-    from lunar_stereo_recon.simulation.dataset import write_dataset
+    from lunar_stereo_recon.simulation.dataset import DatasetOptions, write_dataset
 
     folder = args.out / 'replay'
-    write_dataset(folder, REPLAY_PAIRS, REPLAY_SEED, 'train', REPLAY_SIZE)
+    options = DatasetOptions(REPLAY_SEED, 'train', REPLAY_SIZE)
+    # The pairs are written while one goes over their numbers.
+    for _ in write_dataset(folder, REPLAY_PAIRS, options):
+        pass
     return [folder]
 
 

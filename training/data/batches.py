@@ -434,10 +434,10 @@ class PairsOnTheFly(RenderedPairs):
     def item(self, number: int) -> dict[str, np.ndarray]:
         """Return item `number` of the endless stream, varied."""
         # Needs the renderer (extra [sim]), which pairs on disk do not.
-        from lunar_stereo_recon.simulation.dataset import make_sample
+        from lunar_stereo_recon.simulation.dataset import DatasetOptions, make_sample
 
         size = self.recipe.crop_width, self.recipe.crop_height
-        pair = make_sample(self.seed, 'train', number, size)
+        pair = make_sample(DatasetOptions(self.seed, 'train', size), number)
         scale = np.float32(1.0 / np.iinfo(pair.left.dtype).max)
         sample = {
             'left': pair.left.astype(np.float32) * scale,

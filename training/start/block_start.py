@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
 
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
 from training.models.decoder import DecoderBlock
-from training.start.decoder_source import norm_tokens, Tap, Trace
+from training.start.decoder_source import Decoder, norm_tokens, Tap, Trace
 from training.start.reduction import (
     assign_heads,
     Attention,
@@ -19,12 +21,55 @@ from training.start.reduction import (
     reduce_attention,
     reduce_units,
     refit,
+    ridge_correction,
     rotary_groups,
     stack,
 )
 
-if TYPE_CHECKING:
-    from training.start.decoder_start import DecoderStart
+
+@dataclass(frozen=True)
+class Stream:
+    """How a student's stream follows its teacher's, whose width is n.
+
+    Attributes:
+        basis: (n, s) orthonormal directions of the teacher's stream that the student keeps.
+        kept: Share of the energy off the mean direction that they keep; see `stream_basis`.
+        ridge: Regularisation of the regressions; inf switches them off.
+    """
+
+    basis: Tensor
+    kept: float
+    ridge: float
+
+    def read(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Read:
+        """Return how to read teacher tokens, normed, off student tokens, normed."""
+        full, width = self.basis.shape
+        zeros = torch.zeros(full, dtype=torch.float64)
+        if not teacher:
+            # Of the teacher's length sqrt(n), the part on the basis; the student's is sqrt(s).
+            factor = math.sqrt(full * self.kept / width)
+            return Read(factor * self.basis, zeros, torch.ones(width, dtype=torch.float64))
+        large = torch.cat([part.flatten(0, 1) for part in teacher])
+        small = torch.cat([part.flatten(0, 1) for part in student])
+        energy = small.square().sum().clamp(min=1e-30)
+        matrix = ((large @ self.basis) * small).sum() / energy * self.basis
+        change, offset = ridge_correction(small, large - small @ matrix.T, self.ridge)
+        return Read(matrix + change, offset, small.square().mean(dim=0).sqrt())
+
+    def read_raw(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Read:
+        """Return how to read teacher tokens off student tokens, no norm between."""
+        full, width = self.basis.shape
+        ones = torch.ones(width, dtype=torch.float64)
+        if not teacher:
+            return Read(self.basis, torch.zeros(full, dtype=torch.float64), ones)
+        large = torch.cat([part.flatten(0, 1) for part in teacher])
+        small = torch.cat([part.flatten(0, 1) for part in student])
+        change, offset = ridge_correction(small, large - small @ self.basis.T, self.ridge)
+        return Read(self.basis + change, offset, ones)
+
+    def fitted(self, on_tokens: bool) -> str:
+        """Return what a plan says of layers made with, or without, tokens of calibration pairs."""
+        return 'refitted' if on_tokens and not math.isinf(self.ridge) else 'not refitted'
 
 
 class BlockStart:
@@ -32,27 +77,41 @@ class BlockStart:
 
     def __init__(
         self,
-        build: DecoderStart,
-        teacher: DecoderBlock,
-        student: DecoderBlock,
+        decoders: tuple[Decoder, Decoder],
+        stream: Stream,
+        grid: tuple[int, int],
+        blocks: tuple[DecoderBlock, DecoderBlock],
         traces: list[Trace],
         tokens: list[Tensor],
         others: list[Tensor],
         aims: list[Tensor],
     ) -> None:
-        self.build, self.teacher, self.student = build, teacher, student
+        """Take what the block is made from; pairs are the teacher's, then the student's.
+
+        Args:
+            decoders: The whole decoders.
+            stream: How the student's stream follows the teacher's.
+            grid: Rows and columns of the tokens.
+            blocks: The teacher's block, and the student's, which is changed.
+            traces: What the teacher's block does, for each view of the calibration pairs.
+            tokens, others: (B, N, s) the student's tokens before the block: of each view, and of
+                the other view.
+            aims: (B, N, s) where the student's tokens should be after it.
+        """
+        (self.large, self.small), self.stream, self.grid = decoders, stream, grid
+        self.teacher, self.student = blocks
         self.traces, self.tokens, self.others, self.aims = traces, tokens, others, aims
         self.notes: dict[str, str] = {}
         self.groups = rotary_groups(
-            build.teacher.head_width,
-            build.student.head_width,
-            build.teacher.layout.column_first != build.student.layout.column_first,
+            self.large.head_width,
+            self.small.head_width,
+            self.large.layout.column_first != self.small.layout.column_first,
         )
 
     def run(self) -> None:
         """Make self attention, cross attention and MLP, in the order in which they run."""
         for name in ('norm1', 'norm2', 'norm3', 'norm_y'):
-            ones = torch.ones(self.build.student.width, dtype=torch.float64)
+            ones = torch.ones(self.small.width, dtype=torch.float64)
             _set(self.student, name, (ones, torch.zeros_like(ones)))
             self.notes[name] = 'folded into its readers'
         self._self_attention()
@@ -60,8 +119,8 @@ class BlockStart:
         self._mlp()
 
     def _self_attention(self) -> None:
-        teacher, basis = self.teacher.attn, self.build.basis
-        read = self.build.read(
+        teacher, basis = self.teacher.attn, self.stream.basis
+        read = self.stream.read(
             [norm_tokens(t.x) for t in self.traces], [norm_tokens(z) for z in self.tokens]
         )
         weight, bias = _fold(self.teacher.norm1, teacher.qkv.weight, teacher.qkv.bias, read)
@@ -79,11 +138,11 @@ class BlockStart:
         self.notes['attn.proj'] += f', {note}'
 
     def _cross_attention(self) -> None:
-        teacher, basis = self.teacher.cross_attn, self.build.basis
-        read = self.build.read(
+        teacher, basis = self.teacher.cross_attn, self.stream.basis
+        read = self.stream.read(
             [norm_tokens(t.after_self) for t in self.traces], [norm_tokens(z) for z in self.tokens]
         )
-        memory = self.build.read(
+        memory = self.stream.read(
             [norm_tokens(t.other) for t in self.traces], [norm_tokens(z) for z in self.others]
         )
         norm2, norm_y = self.teacher.norm2, self.teacher.norm_y
@@ -108,8 +167,8 @@ class BlockStart:
         self.notes['cross_attn.proj'] += f', {note}'
 
     def _mlp(self) -> None:
-        teacher, basis = self.teacher.mlp, self.build.basis
-        read = self.build.read(
+        teacher, basis = self.teacher.mlp, self.stream.basis
+        read = self.stream.read(
             [norm_tokens(t.after_cross) for t in self.traces],
             [norm_tokens(z) for z in self.tokens],
         )
@@ -128,8 +187,8 @@ class BlockStart:
     def _reduce(
         self, large: Attention, start: Attention, features: list[Tensor], reads: tuple[Read, Read]
     ) -> tuple[Attention, str]:
-        importance = head_importance(large, features, self.build.teacher.layout.heads)
-        slots = assign_heads(importance, self.build.student.layout.heads)
+        importance = head_importance(large, features, self.large.layout.heads)
+        slots = assign_heads(importance, self.small.layout.heads)
         note = 'heads ' + ' '.join(str(slot.head) for slot in slots)
         return reduce_attention(large, start, slots, reads, self.groups), note
 
@@ -141,17 +200,17 @@ class BlockStart:
                 aim - tokens - F.linear(part, *made)
                 for aim, tokens, part in zip(aims, self.tokens, inputs, strict=True)
             ]
-            made = refit(made, inputs, lacks, self.build.ridge)
+            made = refit(made, inputs, lacks, self.stream.ridge)
             self.tokens = [
                 tokens + F.linear(part, *made)
                 for tokens, part in zip(self.tokens, inputs, strict=True)
             ]
         _set(self.student, name, made)
-        self.notes[name] = f'written on the basis, {self.build.fitted}'
+        self.notes[name] = f'written on the basis, {self.stream.fitted(bool(self.traces))}'
 
     def _inputs(self, name: str, index: int) -> Tensor:
         """Return what the named layer, itself not yet set, is given on the student's tokens."""
-        of, grid, block = self.build.student, self.build.grid, self.student
+        of, grid, block = self.small, self.grid, self.student
         x = of.banded(self.tokens[index], grid)
         tables = of.tables(grid)
         with Tap(block.get_submodule(name)) as tap:

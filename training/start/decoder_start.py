@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-import math
 
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 
 from lunar_stereo_recon.errors import ModelError
-from training.start.block_start import BlockStart, layer_of
+from training.start.block_start import BlockStart, layer_of, Stream
 from training.start.decoder_source import CalibrationTokens, Decoder, run_block, trace_block
 from training.start.init_plan import layer_mapping, teacher_block_prefix
 from training.start.reduction import (
@@ -19,7 +18,6 @@ from training.start.reduction import (
     principal_directions,
     Read,
     refit,
-    ridge_correction,
     stream_basis,
 )
 
@@ -53,7 +51,7 @@ class DecoderStart:
         strategy: str,
         ridge: float,
     ) -> None:
-        self.teacher, self.student, self.ridge = teacher, student, ridge
+        self.teacher, self.student = teacher, student
         self.mapping = layer_mapping(teacher.depth, student.depth, strategy)
         self.grid = calibration.grid if calibration else (0, 0)
         self.views = self._teacher_pass(calibration) if calibration else []
@@ -62,7 +60,7 @@ class DecoderStart:
             moments = _moments_from_levels([[v.levels[i] for v in self.views] for i in depth])
         else:
             moments = _moments_from_weights(teacher)
-        self.basis, self.kept = stream_basis(moments, student.width)
+        self.stream = Stream(*stream_basis(moments, student.width), ridge)
         self.encoder_read = self._read_encoder()
         self.made: dict[str, Tensor] = {}
         self.notes: dict[str, tuple[str | None, str]] = {}
@@ -108,32 +106,6 @@ class DecoderStart:
         """Return the student's encoder tokens: the teacher's on the encoder basis."""
         return view.encoder @ self.encoder_read.matrix
 
-    def read(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Read:
-        """Return how to read teacher tokens, normed, off student tokens, normed."""
-        full, width = self.basis.shape
-        zeros = torch.zeros(full, dtype=torch.float64)
-        if not teacher:
-            # Of the teacher's length sqrt(n), the part on the basis; the student's is sqrt(s).
-            factor = math.sqrt(full * self.kept / width)
-            return Read(factor * self.basis, zeros, torch.ones(width, dtype=torch.float64))
-        large = torch.cat([part.flatten(0, 1) for part in teacher])
-        small = torch.cat([part.flatten(0, 1) for part in student])
-        energy = small.square().sum().clamp(min=1e-30)
-        matrix = ((large @ self.basis) * small).sum() / energy * self.basis
-        change, offset = ridge_correction(small, large - small @ matrix.T, self.ridge)
-        return Read(matrix + change, offset, small.square().mean(dim=0).sqrt())
-
-    def read_raw(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Read:
-        """Return how to read teacher tokens off student tokens, no norm between."""
-        full, width = self.basis.shape
-        ones = torch.ones(width, dtype=torch.float64)
-        if not teacher:
-            return Read(self.basis, torch.zeros(full, dtype=torch.float64), ones)
-        large = torch.cat([part.flatten(0, 1) for part in teacher])
-        small = torch.cat([part.flatten(0, 1) for part in student])
-        change, offset = ridge_correction(small, large - small @ self.basis.T, self.ridge)
-        return Read(self.basis + change, offset, ones)
-
     # -- entries
 
     def put(self, name: str, layer: Linear, source: str, how: str) -> None:
@@ -150,25 +122,25 @@ class DecoderStart:
         token = self.teacher.state.get(f'{prefix}mask_token')
         key = f'{self.student.layout.prefix}mask_token'
         if token is not None and key in self.student.state:
-            self.made[key] = token.detach().to('cpu', torch.float64) @ self.basis
+            self.made[key] = token.detach().to('cpu', torch.float64) @ self.stream.basis
             self.notes[key] = (f'{prefix}mask_token', 'on the basis')
         if self.student.encoder_width is None:
             for view in self.views:
-                view.tokens = view.levels[start] @ self.basis
+                view.tokens = view.levels[start] @ self.stream.basis
             return
         weight, bias = self.teacher.linear('decoder_embed')
         read = self.encoder_read
         layer = (
-            self.basis.T @ weight @ read.matrix,
-            self.basis.T @ (bias + weight @ read.offset),
+            self.stream.basis.T @ weight @ read.matrix,
+            self.stream.basis.T @ (bias + weight @ read.offset),
         )
         if self.views:
             inputs = [self.encode(view) for view in self.views]
             lacks = [
-                view.levels[start] @ self.basis - F.linear(tokens, *layer)
+                view.levels[start] @ self.stream.basis - F.linear(tokens, *layer)
                 for view, tokens in zip(self.views, inputs, strict=True)
             ]
-            layer = refit(layer, inputs, lacks, self.ridge)
+            layer = refit(layer, inputs, lacks, self.stream.ridge)
             for view, tokens in zip(self.views, inputs, strict=True):
                 view.tokens = F.linear(tokens, *layer)
         self.put(
@@ -213,13 +185,14 @@ class DecoderStart:
             for view in views
         ]
         block = BlockStart(
-            self,
-            teacher,
-            self.student.block(name, index),
+            (self.teacher, self.student),
+            self.stream,
+            self.grid,
+            (teacher, self.student.block(name, index)),
             traces,
             [before[view.number] for view in views],
             [before[1 - view.number] for view in views],
-            [view.levels[aim] @ self.basis for view in views],
+            [view.levels[aim] @ self.stream.basis for view in views],
         )
         block.run()
         prefix = teacher_block_prefix(self.teacher.state, self.teacher.layout.prefix, name)
@@ -239,7 +212,8 @@ class DecoderStart:
 
     @property
     def fitted(self) -> str:
-        return 'refitted' if self.views and not math.isinf(self.ridge) else 'not refitted'
+        """Say in a plan's words whether layers are refitted."""
+        return self.stream.fitted(bool(self.views))
 
 
 def _moments_from_weights(teacher: Decoder) -> Tensor:

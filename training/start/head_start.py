@@ -109,7 +109,7 @@ class HeadStart:
         teacher = [norm_tokens(view.levels[-1]) for view in views]
         student = [norm_tokens(view.tokens) for view in views]
         norm = self.build.teacher.linear('dec_norm')
-        return _Source(self.build.read(teacher, student), teacher, student, norm)
+        return _Source(self.build.stream.read(teacher, student), teacher, student, norm)
 
     def _hook(self, layer: str) -> _Source | None:
         number = int(layer.rpartition('act_postprocess.')[2][0])
@@ -124,7 +124,7 @@ class HeadStart:
         views = self._views(layer)
         teacher = [view.levels[large] for view in views]
         student = [view.hooks[small - 1] for view in views]
-        return _Source(self.build.read_raw(teacher, student), teacher, student)
+        return _Source(self.build.stream.read_raw(teacher, student), teacher, student)
 
     # -- what is made of it
 
@@ -187,7 +187,7 @@ class HeadStart:
                 F.linear(large, *fc2) - F.linear(part, *small2)
                 for large, part in zip(units, features, strict=True)
             ]
-            small2 = refit(small2, features, lacks, self.build.ridge)
+            small2 = refit(small2, features, lacks, self.build.stream.ridge)
         self._put(layer, small1, f'read on the basis, {note}')
         self._put(after, small2, f'{note}, {self.build.fitted}')
 

@@ -77,4 +77,4 @@ def shared_basis(
         PlanEntry(key, tuple(value.shape), *build.notes.get(key, (None, _UNTOUCHED)))
         for key, value in student.items()
     ]
-    return InitResult(state, plan, build.basis, build.encoder_read.matrix)
+    return InitResult(state, plan, build.stream.basis, build.encoder_read.matrix)

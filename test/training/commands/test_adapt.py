@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import numpy as np
@@ -19,7 +20,13 @@ from training import adaptation as adaptation_module  # noqa: E402
 from training.adaptation import judge, Split, split_frames, worse  # noqa: E402
 from training.checkpoint import load_checkpoint, load_network, save_checkpoint  # noqa: E402
 from training.cli import main  # noqa: E402
-from training.commands.adapt import chosen_frames, label_bag, label_pointmaps, label_rows  # noqa: E402
+from training.commands.adapt import (  # noqa: E402
+    chosen_frames,
+    label_bag,
+    label_pointmaps,
+    label_rows,
+    replay_folders,
+)
 from training.data.batches import read_sample, RenderedPairs  # noqa: E402
 from training.recipe import DataRecipe, Recipe, StartRecipe, StudentRecipe  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
@@ -316,3 +323,19 @@ TINY = {
     'local_radius': 2,
     'fine_channels': 8,
 }
+
+
+def test_pairs_to_replay_are_written_where_none_are_named(tmp_path, monkeypatch):
+    pytest.importorskip('numba')
+    from lunar_stereo_recon.simulation import dataset
+
+    written = []
+
+    def write(folder, count, options):
+        for number in range(count):
+            written.append((folder, number, options.split))
+            yield 1
+
+    monkeypatch.setattr(dataset, 'write_dataset', write)
+    assert replay_folders(argparse.Namespace(replay=[], out=tmp_path)) == [tmp_path / 'replay']
+    assert written[0] == (tmp_path / 'replay', 0, 'train') and len(written) > 1
