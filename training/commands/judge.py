@@ -31,7 +31,7 @@ from lunar_stereo_recon.geometry.residual import (
 )
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from training.commands.calibrate import load_rendered_pair
-from training.data.batches import list_samples, vary_light
+from training.data.batches import compressed, list_samples, vary_light
 
 HIDDEN_UNITS = 8
 PIXELS_PER_FRAME = 12000
@@ -39,6 +39,7 @@ STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 2000, 8192, 1e-2, 1e-3
 # What an error costs: each bound that it is above, and a little for its size, pixels.
 BOUNDS_PX = {0.5: 0.3, 1.0: 0.5, 2.0: 0.5}
 COST_A_PIXEL, LARGEST_ERROR_PX = 0.1, 4.0
+JPEG_QUALITIES = (25, 65)
 SPOILED_SHARE, SPOILED_FROM, LARGEST_SPOIL_PX = 0.5, 0.15, 8.0
 
 
@@ -85,6 +86,10 @@ def collect(
         pair, truth = load_rendered_pair(path)
         if number % 2:
             left, right = vary_light(pair.left, pair.right, rng)
+            if number % 4 == 1:
+                # The blocks of JPEG pass for texture until one has seen them.
+                quality = int(rng.integers(*JPEG_QUALITIES))
+                left, right = compressed(left, quality), compressed(right, quality)
             pair = replace(pair, left=left, right=right)
         engine.reset_rows()
         engine.prior(pair)  # tells how the rows of this frame's rig are aligned
