@@ -49,7 +49,8 @@ def test_stamps_that_go_back_in_small_steps_are_said(rig, node_log):
     assert 'older than the one before' in node_log()
     texts = [rig.answer(stamp).message for stamp in stamps]
     assert texts[0] == 'published'
-    assert all(text.endswith(' image: came after a newer pair') for text in texts[1:20])
+    # Too late, or left behind by its other side, as the two topics happen to come.
+    assert all(text.startswith('unpaired: ') for text in texts[1:20]), texts
     # Two tenths of a second back is a new start.
     assert 'published' in texts[20:]
     assert all(len(answers(rig, stamp)) == 1 for stamp in stamps)
