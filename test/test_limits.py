@@ -15,7 +15,11 @@ from lunar_stereo_recon.bags.writer import make_message
 from lunar_stereo_recon.datatypes import DisparityPrediction, StereoCalibration
 from lunar_stereo_recon.errors import CalibrationError, InputError, ModelError
 from lunar_stereo_recon.files.encoded_image import decoded_image, image_header
-from lunar_stereo_recon.geometry.confidence import calibrated_confidence, ConfidenceCalibration
+from lunar_stereo_recon.geometry.confidence import (
+    calibrated_confidence,
+    ConfidenceCalibration,
+    FEATURES,
+)
 from lunar_stereo_recon.limits import MAX_DEPTH_M
 from lunar_stereo_recon.messages import calibration_from_camera_infos, pair_from_messages
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
@@ -230,7 +234,7 @@ def test_answer_of_another_size_is_refused(slope_pair):
 
 def test_confidence_of_what_is_no_number_is_the_lowest():
     calibration = ConfidenceCalibration({'prior_logit': 1.0}, 0.0, ((0.0, 0.1), (1.0, 0.9)))
-    features = np.zeros((9, 3), np.float32)
+    features = np.zeros((len(FEATURES), 3), np.float32)
     features[0] = np.nan, 16.0, -16.0
     np.testing.assert_allclose(calibrated_confidence(features, calibration), [0.1, 0.9, 0.1])
 

@@ -66,7 +66,7 @@ def test_openvino_refuses_what_it_would_do_badly_or_not_at_all(model_maker):
     pytest.importorskip('openvino')
     with pytest.raises(ModelError, match='quantized'):
         load_backend('openvino', model_maker(metadata={'quantization': '{}'}))
-    with pytest.raises(ModelError, match='cuda are of onnxruntime'):
+    with pytest.raises(ModelError, match='cuda belong to onnxruntime'):
         load_backend('openvino', model_maker(), providers=['cuda'])
 
 
