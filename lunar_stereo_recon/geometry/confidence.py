@@ -31,6 +31,8 @@ FEATURES = (
     'dark',  # 1 in black windows falling to 0 at 4 % of white
     'saturated',  # 1 in white windows, 0 below 96 % of white
     'taken',  # the disparity is what matching found in place of the network's, 0 or 1
+    'taken_logit',  # 'prior_logit' there, else 0: it was said of another disparity
+    'taken_edge',  # 'edge' there, else 0: matching makes what is near wider
 )
 # Deviation of the offset by texture and noise from which a place begins to be without texture,
 # log10 of pixels; ten times that, and nothing is seen.
@@ -146,7 +148,20 @@ def confidence_features(
         taken: (H, W), `refinement` started from what `geometry.residual` found there.
     """
     features = np.empty((len(FEATURES), *left.shape), np.float32)
-    logit, agreement, deviation, shift, edge, occluded, outside, dark, saturated, spoke = features
+    (
+        logit,
+        agreement,
+        deviation,
+        shift,
+        edge,
+        occluded,
+        outside,
+        dark,
+        saturated,
+        spoke,
+        spoke_logit,
+        spoke_edge,
+    ) = features
     # fmax takes the other number where one is NaN.
     certainty = np.fmax(prior_confidence, np.float32(1 - LARGEST_CERTAINTY), out=logit)
     np.minimum(certainty, np.float32(LARGEST_CERTAINTY), out=certainty)
@@ -162,7 +177,9 @@ def confidence_features(
     if missing.any():
         disparity = np.where(missing, np.float32(0), disparity)
     _decimal_logarithm(_departure_from_plane(disparity), 0.1, edge)
+    np.multiply(edge, taken, out=spoke_edge)
     spoke[:] = taken
+    np.multiply(logit, spoke, out=spoke_logit)
     occluded[:] = refinement.occluded
     outside[:] = refinement.outside
     brightness = cv2.blur(left, (WINDOW_PX, WINDOW_PX))

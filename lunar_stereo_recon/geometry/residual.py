@@ -34,7 +34,7 @@ SGBM_FRACTION = 16
 SAME_ANSWER_PX = 0.3
 # Mean grey below which matching is not asked, as a share of white.
 DARK = 0.06
-NEAR_WINDOW_PX, WIDE_WINDOW_PX, AGREEMENT_WINDOW_PX = 5, 11, 9
+NEAR_WINDOW_PX, WIDE_WINDOW_PX, AGREEMENT_WINDOW_PX, RIM_WINDOW_PX = 5, 11, 9, 3
 # Differences of grey and of gradient from here on count the same, as a share of white.
 LARGEST_DIFFERENCE, LARGEST_GRADIENT_DIFFERENCE = 0.06, 0.03
 GRADIENT_SCALE = 1 / 8
@@ -183,7 +183,18 @@ def match_around(
     # Neighbours decide together: surfaces are larger than a pixel.
     window = (NEAR_WINDOW_PX, NEAR_WINDOW_PX)
     taken = open_question & (cv2.boxFilter(odds, cv2.CV_32F, window, normalize=False) > 0)
+    taken &= ~_rims(taken & (found > prior))
     return ResidualMatch(np.where(taken, found, prior), taken)
+
+
+def _rims(nearer: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return (H, W) bool: the outermost pixels of the regions that matching found to be nearer.
+
+    Semi-global matching makes what is near wider by a pixel or so, as every window does.
+    """
+    square = np.ones((RIM_WINDOW_PX, RIM_WINDOW_PX), np.uint8)
+    closed = cv2.morphologyEx(nearer.astype(np.uint8), cv2.MORPH_CLOSE, square)
+    return nearer & (cv2.erode(closed, square) == 0)
 
 
 def disputed(prior: FloatImage, found: FloatImage) -> NDArray[np.bool_]:

@@ -59,6 +59,15 @@ def test_a_rock_that_the_network_did_not_see_is_found():
     assert result.taken[inner].mean() > 0.9
 
 
+def test_a_rock_does_not_grow():
+    left, right, _, ground = scene()
+    taken = match_around(left, right, ground).taken
+    around = np.zeros_like(taken)
+    around[48:66, 118:138] = True
+    around[ROCK] = False
+    assert taken[around].mean() < 0.05
+
+
 def test_ground_that_the_network_knows_keeps_its_disparity():
     left, right, truth, ground = scene(rock_px=0.0)
     result = match_around(left, right, ground)
