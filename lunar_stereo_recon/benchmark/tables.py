@@ -7,7 +7,7 @@ from typing import Any
 
 from lunar_stereo_recon.benchmark.bootstrap import paired_differences
 from lunar_stereo_recon.benchmark.methods import MethodScores
-from lunar_stereo_recon.benchmark.release import change_text
+from lunar_stereo_recon.benchmark.release import change_text, SUBSET_FIGURES, SUBSETS
 from lunar_stereo_recon.benchmark.speed import Roofline, Throughput
 
 # Key in the figures, header, factor, decimals.
@@ -42,28 +42,11 @@ INTERVAL_COLUMNS = (
     (None, 'ause', 'AUSE', 1, 3),
     (None, 'ece', 'ECE', 1, 4),
 )
-# Missing counts as wrong.
+# What decides a release, and the share of points that are confident.
 COMPACT_COLUMNS = (
-    ('epe_px', 'EPE px', 1, 3),
-    ('bad05_all', 'bad-0.5 %', 100, 2),
-    ('bad1_all', 'bad-1 %', 100, 2),
-    ('bad2_all', 'bad-2 %', 100, 2),
-    ('ece', 'ECE', 1, 4),
-    ('sure_wrong', 'sure yet wrong %', 100, 2),
+    *SUBSET_FIGURES[:6],
     ('confident', 'confident %', 100, 1),
-    ('flying', 'flying %', 100, 2),
-    ('flying_1px', 'flying >1 px %', 100, 2),
-)
-COMPACT_SUBSETS = (
-    'all',
-    'lit',
-    'shadow',
-    'occluded',
-    'rocks',
-    'lit rocks',
-    'rover parts',
-    'edges',
-    'thin',
+    *SUBSET_FIGURES[6:],
 )
 CALIBRATION_COLUMNS = (
     ('ece', 'ECE'),
@@ -100,7 +83,7 @@ def compact_table(results_by_set: Sequence[tuple[str, Results]]) -> str:
     """Return a line for each set, subset with pixels and method."""
     rows = []
     for name, results in results_by_set:
-        for subset in COMPACT_SUBSETS:
+        for subset in SUBSETS:
             for method, summary in results.items():
                 figures = summary['overall'][subset]
                 if figures['pixels']:

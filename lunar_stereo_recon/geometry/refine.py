@@ -39,7 +39,7 @@ class RefineOptions:
 
     The defaults suit a prior that is right to about a fifth of a pixel, as the flight student's:
     on frames whose rows are misaligned by a fraction of a pixel, larger offsets follow the
-    misalignment. For a coarser prior use `COARSE_PRIOR`.
+    misalignment.
 
     Attributes:
         iterations: How often the right image is warped and the offset solved.
@@ -70,10 +70,6 @@ class RefineOptions:
         positive = (*self.windows_px, *self.offsets_px, self.noise, self.max_step_px)
         if min(positive) <= 0 or self.max_move_px <= 0 or self.iterations < 1:
             raise InputError(f'refinement settings must be positive: {self}')
-
-
-# For a prior that is off by half a pixel or more, such as a block matcher's.
-COARSE_PRIOR = RefineOptions(iterations=2, offsets_px=(0.5, 0.2, 0.15))
 
 
 @dataclass(frozen=True)

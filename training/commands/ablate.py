@@ -200,6 +200,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--out', type=Path, help='folder to write (default: runs/NAME of the recipe)'
     )
+    add_study_arguments(parser)
+    parser.set_defaults(run=run, work=work)
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what every study over seeds takes."""
     parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
     parser.add_argument(
         '--minutes', type=float, help='stop after this many minutes; call again to continue'
@@ -209,7 +215,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
-    parser.set_defaults(run=run, work=work)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ import time
 import torch
 
 from lunar_stereo_recon.errors import InputError
+from training.commands.ablate import add_study_arguments
 from training.commands.train import recipe_path
 from training.curves import read_curves
 from training.frozen_teacher import load_frozen_teacher
@@ -170,13 +171,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--labels', type=int, nargs='+', default=[8, 32, 128], metavar='N')
     parser.add_argument('--out', type=Path, help='folder (default: runs/NAME of the recipe)')
-    parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', dest='overrides')
-    parser.add_argument('--minutes', type=float, help='of this call; call again to go on')
-    parser.add_argument(
-        '--anew', action='store_true', help='start again and discard the existing runs'
-    )
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
+    add_study_arguments(parser)
     parser.set_defaults(run=run, work=work)
 
 
