@@ -29,7 +29,7 @@ from rosbags.typesys import (
     TypesysError,
 )
 
-from lunar_stereo_recon.bags.storage import DAMAGE, Recording
+from lunar_stereo_recon.bags.storage import DAMAGE, LATEST_NS, Recording
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
 from lunar_stereo_recon.doubts import baseline_doubt, looks_raw, white_level_doubt
 from lunar_stereo_recon.errors import CalibrationError, InputError
@@ -78,8 +78,12 @@ _TWINS = (
 _GROUND_TRUTH_LOOKAHEAD = 4
 # Pairs held back while the camera_infos of their own stamps may still come.
 _INFO_LOOKAHEAD = 4
+# Read around a part of a bag too: the right image of a left one at the border may be there.
+_MARGIN_NS = 2_000_000_000
 # Images, and infos, of one side that are kept until the others of their stamp are read.
 _QUEUE_SIZE = 1000
+# When a message was recorded (ns), and the message.
+_Recorded = tuple[int, Any]
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class BagFrame:
     """One synchronized stereo frame of a bag, images still undecoded.
 
     Attributes:
-        index: Position among the bag's frames, from 0.
+        index: Position among the frames that are read, from 0.
         stamp_ns: Stamp of the left image.
         left, right, left_info, right_info: Messages as rosbags deserialized them.
         topics: Topics that they came from.
@@ -126,6 +130,7 @@ class BagFrame:
             tell none; 0 where they do, or nothing does.
         static_baseline_text: What was done about it, or why nothing could; empty where the
             camera_infos tell the baseline.
+        recorded_ns: When the left image was recorded.
     """
 
     index: int
@@ -140,6 +145,7 @@ class BagFrame:
     depth_topic: str = ''
     static_baseline_m: float = 0.0
     static_baseline_text: str = ''
+    recorded_ns: int = 0
 
     def pair(
         self,
@@ -298,6 +304,7 @@ class StereoBagReader:
         depth_topic, pose_topic: Ground truth; '' where the bag has none.
         all_topics: Message type by topic, everything in the bag.
         unpaired: Images and infos without a partner so far, with the reason.
+        images: Number of images read so far, left and right; of a part of the bag, those in it.
     """
 
     def __init__(
@@ -349,6 +356,7 @@ class StereoBagReader:
             self._reader.close()
             raise
         self.unpaired: list[Unpaired] = []
+        self.images: dict[Side, int] = {'left': 0, 'right': 0}
         self._static_frames: FrameTree | None = None
 
     def __enter__(self) -> StereoBagReader:
@@ -411,11 +419,31 @@ class StereoBagReader:
                 f'{self.path}: a {message_type} is damaged ({type(error).__name__}: {error})'
             ) from error
 
-    def frames(self) -> Iterator[BagFrame]:
+    def frame_starts(self, frames: int) -> list[int]:
+        """Return recording times that divide the bag into parts of about so many frames.
+
+        Empty where a part cannot be found without reading the whole bag: files without an index,
+        or compressed as a whole. See `Recording.starts`.
+        """
+        if not self._reader.seekable:
+            return []
+        return self._reader.starts(self.topics.left_image, frames)
+
+    @property
+    def files(self) -> list[Path]:
+        """Return the files of the bag, in their order."""
+        return self._reader.files
+
+    def frames(self, start_ns: int = 0, stop_ns: int = LATEST_NS) -> Iterator[BagFrame]:
         """Yield the synchronized frames in order.
 
         A frame has the camera_infos of its images' own stamps, wherever they stand in the bag;
         where it has none, the newest earlier ones (an info that was recorded once serves all).
+
+        Args:
+            start_ns, stop_ns: Recording times of the left images; the second is outside. Parts
+                that border on each other have each frame once. Where a part begins, images of
+                `_MARGIN_NS` before it are read too, in search of partners.
 
         Raises:
             InputError: The file is damaged.
@@ -423,33 +451,44 @@ class StereoBagReader:
         depths: dict[int, Any] = {}
         poses: dict[int, Pose] = {}
         waiting: deque[BagFrame] = deque()
-        for frame in self._stereo_frames(depths, poses):
-            waiting.append(frame)
+        inside = (
+            frame
+            for frame in self._stereo_frames(depths, poses, start_ns, stop_ns)
+            if start_ns <= frame.recorded_ns < stop_ns
+        )
+        for index, frame in enumerate(inside):
+            waiting.append(dataclasses.replace(frame, index=index))
             if len(waiting) > _GROUND_TRUTH_LOOKAHEAD:
                 yield self._with_ground_truth(waiting.popleft(), depths, poses)
         while waiting:
             yield self._with_ground_truth(waiting.popleft(), depths, poses)
 
-    def _stereo_frames(self, depths: dict[int, Any], poses: dict[int, Pose]) -> Iterator[BagFrame]:
-        """Yield frames without ground truth; fill `depths` and `poses` by stamp on the way."""
+    def _stereo_frames(
+        self, depths: dict[int, Any], poses: dict[int, Pose], start_ns: int, stop_ns: int
+    ) -> Iterator[BagFrame]:
+        """Yield frames, of the margin too; fill `depths` and `poses` by stamp."""
         infos = {
             topic: _InfoStream(f'{self.path}: {topic}')
             for topic in (self.topics.left_info, self.topics.right_info)
         }
-        waiting: deque[tuple[Any, Any]] = deque()
+        first_ns, last_ns = max(start_ns - _MARGIN_NS, 0), min(stop_ns + _MARGIN_NS, LATEST_NS)
+        if first_ns:
+            self._add_earlier_infos(infos, first_ns)
+        waiting: deque[tuple[_Recorded, _Recorded]] = deque()
         tolerance_ns = round(self.tolerance_s * 1e9)
-        queue: PairQueue[Any] = PairQueue(tolerance_ns, _QUEUE_SIZE, self.unpaired.append)
+        queue: PairQueue[_Recorded] = PairQueue(tolerance_ns, _QUEUE_SIZE, self.unpaired.append)
         sides: dict[str, Side] = {
             self.topics.left_image: 'left',
             self.topics.right_image: 'right',
         }
         wanted = [*dataclasses.astuple(self.topics), self.depth_topic, self.pose_topic]
-        index = 0
-        for connection, _, raw in self.raw_messages([topic for topic in wanted if topic]):
+        topics = [topic for topic in wanted if topic]
+        for connection, time_ns, raw in self._reader.messages(topics, first_ns, last_ns):
             topic = connection.topic
             message = self.deserialize(raw, connection.msgtype)
             if topic in sides:
-                waiting += queue.add(sides[topic], stamp_ns(message), message)
+                self.images[sides[topic]] += start_ns <= time_ns < stop_ns
+                waiting += queue.add(sides[topic], stamp_ns(message), (time_ns, message))
             elif topic == self.depth_topic:
                 depths[stamp_ns(message)] = message
             elif topic == self.pose_topic:
@@ -457,27 +496,48 @@ class StereoBagReader:
             else:
                 infos[topic].add(message)
             while waiting:
-                frame = self._frame(index, *waiting[0], infos, len(waiting) <= _INFO_LOOKAHEAD)
+                frame = self._frame(*waiting[0], infos, len(waiting) <= _INFO_LOOKAHEAD)
                 if frame is None:
                     break
                 waiting.popleft()
                 yield frame
-                index += 1
-        for left, right in [*waiting, *queue.finish()]:
-            frame = self._frame(index, left, right, infos, wait=False)
+        waiting += queue.finish()
+        if waiting and last_ns < LATEST_NS:
+            self._add_later_infos(infos, last_ns)
+        for left, right in waiting:
+            frame = self._frame(left, right, infos, wait=False)
             if frame is None:
                 missing = [topic for topic, stream in infos.items() if not stream.by_stamp]
                 raise InputError(
                     f'{self.path}: no message on {" or ".join(missing)}; a calibration is needed'
                 )
             yield frame
-            index += 1
+
+    def _add_earlier_infos(self, infos: dict[str, _InfoStream], time_ns: int) -> None:
+        """Add the newest camera_infos from before a part of the bag."""
+        for topic, stream in infos.items():
+            found = self._reader.newest_before(topic, time_ns) if topic else None
+            if found is not None:
+                stream.add(self.deserialize(found[2], found[0].msgtype))
+
+    def _add_later_infos(self, infos: dict[str, _InfoStream], time_ns: int) -> None:
+        """Add the next camera_infos where there is none up to the end of a part of the bag."""
+        for topic, stream in infos.items():
+            if topic and not stream.by_stamp:
+                for connection, _, raw in self._reader.messages([topic], time_ns):
+                    stream.add(self.deserialize(raw, connection.msgtype))
+                    break
 
     def _frame(
-        self, index: int, left: Any, right: Any, infos: dict[str, _InfoStream], wait: bool
+        self,
+        recorded_left: _Recorded,
+        recorded_right: _Recorded,
+        infos: dict[str, _InfoStream],
+        wait: bool,
     ) -> BagFrame | None:
         """Return the frame of a pair; None while an info of it is not there or may still come."""
         topics = self.topics
+        left, right = recorded_left[1], recorded_right[1]
         if self._file_infos:
             left_info, right_info = self._file_infos
             left_file, right_file = self._files
@@ -489,8 +549,9 @@ class StereoBagReader:
             return None
         baseline_m, text = self._static_baseline(left, right, left_info, right_info)
         return BagFrame(
-            index=index,
+            index=0,
             stamp_ns=stamp_ns(left),
+            recorded_ns=recorded_left[0],
             left=left,
             right=right,
             left_info=left_info,

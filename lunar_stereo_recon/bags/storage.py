@@ -78,6 +78,8 @@ _BARE, _COMPRESSED = ('.mcap', '.db3'), ('.zstd', '.zst')
 # SQLite keeps whatever type it is given in a column; a damaged row has another.
 _WHOLE_ROW = "typeof(timestamp) = 'integer' AND typeof(data) = 'blob'"
 _LOG = logging.getLogger(__name__)
+# After every recording time, which have 64 bits; SQLite's have a sign.
+LATEST_NS = 2**63 - 1
 
 
 class Recording:
@@ -85,6 +87,7 @@ class Recording:
 
     Attributes:
         path: Directory or file.
+        files: Its files, in their order.
         connections: One for each topic and type, counts over all files.
         losses: What could not be read so far, one sentence each.
     """
@@ -99,9 +102,9 @@ class Recording:
         self.losses: list[str] = []
         self._temporary: TemporaryDirectory[str] | None = None
         self._storages: list[_Mcap | _Sqlite] = []
-        files = self._files()
+        self.files = self._files()
         reasons = []
-        for file in files:
+        for file in self.files:
             try:
                 self._storages.append(self._open(file))
             except DAMAGE as error:
@@ -128,14 +131,67 @@ class Recording:
             return 0
         return max(m.end_time for m in filled) - min(m.start_time for m in filled)
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[Connection, int, bytes]]:
-        """Yield (connection, recording time in ns, CDR bytes) in recording order."""
-        whole = {(c.topic, c.msgtype): c for c in self.connections if c.topic in topics}
+    @property
+    def seekable(self) -> bool:
+        """Say whether a part of the recording is found without reading all of it."""
+        return self._temporary is None and all(storage.indexed for storage in self._storages)
+
+    def starts(self, topic: str, messages: int) -> list[int]:
+        """Return recording times, ascending, that divide a topic into about so many messages each.
+
+        They are where chunks begin in an mcap file, so that no chunk is read for two parts where
+        chunks do not overlap. They depend on the files alone.
+
+        Args:
+            topic: The topic that is counted.
+            messages: Wanted in each part, 1 or more.
+
+        Returns:
+            Nanoseconds; the first part begins before the first of them.
+        """
+        groups = sorted(group for storage in self._storages for group in storage.groups(topic))
+        starts: list[int] = []
+        count = 0
+        for time_ns, number in groups:
+            if count >= messages and (not starts or time_ns > starts[-1]):
+                starts.append(time_ns)
+                count = 0
+            count += number
+        return starts
+
+    def newest_before(self, topic: str, time_ns: int) -> tuple[Connection, int, bytes] | None:
+        """Return the last message of a topic that was recorded before a time; None without one."""
+        found = None
         for storage in self._storages:
-            wanted = [c for c in storage.connections if (c.topic, c.msgtype) in whole]
-            if not wanted:
-                continue
-            for connection, time_ns, data in storage.messages(wanted):
+            starts = {start for start, count in storage.groups(topic) if count and start < time_ns}
+            for start in [*sorted(starts, reverse=True), 0]:
+                here = list(self._of(storage, {topic}, start, time_ns))
+                if here:
+                    newest = max(here, key=lambda message: message[1])
+                    found = max(filter(None, [found, newest]), key=lambda message: message[1])
+                    break
+        return found
+
+    def messages(
+        self, topics: Collection[str], start_ns: int = 0, stop_ns: int = LATEST_NS
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Yield (connection, recording time in ns, CDR bytes) in recording order.
+
+        Args:
+            topics: Those that are read.
+            start_ns, stop_ns: Recording times; the second is outside.
+        """
+        for storage in self._storages:
+            yield from self._of(storage, topics, start_ns, stop_ns)
+
+    def _of(
+        self, storage: _Mcap | _Sqlite, topics: Collection[str], start_ns: int, stop_ns: int
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Yield the messages of one file."""
+        whole = {(c.topic, c.msgtype): c for c in self.connections if c.topic in topics}
+        wanted = [c for c in storage.connections if (c.topic, c.msgtype) in whole]
+        if wanted:
+            for connection, time_ns, data in storage.messages(wanted, start_ns, stop_ns):
                 # CDR begins with 0, so that a compressed message tells itself.
                 if data[:4] == _ZSTD_MAGIC:
                     try:
@@ -246,6 +302,20 @@ class _Mcap(McapReader):
         super().__init__(path)
         self._lost = lost
         self._name = path.name
+        self._scanned = False
+
+    @property
+    def indexed(self) -> bool:
+        """Say whether the file has an index of its chunks."""
+        return bool(self.chunks) and not self._scanned
+
+    def groups(self, topic: str) -> list[tuple[int, int]]:
+        """Return (first recording time, number of the topic's messages) of each chunk."""
+        ids = {c.id for c in self.connections if c.topic == topic}
+        return [
+            (chunk.message_start_time, sum(chunk.channel_count.get(i, 0) for i in ids))
+            for chunk in self.chunks
+        ]
 
     def _open(self) -> None:
         profile, start = self._head()
@@ -285,6 +355,7 @@ class _Mcap(McapReader):
 
     def _scan(self, reason: str) -> None:
         """Make the index from what is in the file; `reason` says why it has none."""
+        self._scanned = True
         self.schemas.clear()
         self.channels.clear()
         self.chunks.clear()
@@ -429,6 +500,7 @@ class _Mcap(McapReader):
         stop: int | None = None,
     ) -> Generator[tuple[Connection, int, bytes], None, None]:
         """Yield the messages of all chunks that are whole, in time order."""
+        start, stop = start or 0, LATEST_NS if stop is None else stop
         if not self.chunks:
             try:
                 yield from super().messages(connections, start, stop)
@@ -440,17 +512,21 @@ class _Mcap(McapReader):
         chunks = [
             chunk
             for chunk in self.chunks
-            if not chunk.channel_count or any(chunk.channel_count.get(c, 0) for c in channels)
+            if chunk.message_start_time < stop
+            and chunk.message_end_time >= start
+            and (not chunk.channel_count or any(chunk.channel_count.get(c, 0) for c in channels))
         ]
-        streams = [self._whole(chunk, channels) for chunk in chunks]
+        streams = [self._whole(chunk, channels, start, stop) for chunk in chunks]
         for message in heapq.merge(*streams, key=lambda message: message[:2]):
             if message.connection is not None and message.data is not None:
                 yield message.connection, message.timestamp, message.data
 
-    def _whole(self, chunk: ChunkInfo, channels: dict[int, Connection]) -> Iterator[Any]:
+    def _whole(
+        self, chunk: ChunkInfo, channels: dict[int, Connection], start: int, stop: int
+    ) -> Iterator[Any]:
         assert self.bio
         try:
-            yield from msgsrc(chunk, channels, 0, 2**63 - 1, self.bio)
+            yield from msgsrc(chunk, channels, start, stop, self.bio)
         except DAMAGE as error:
             self._lost(
                 f'a chunk at byte {chunk.chunk_start_offset} of {self._name}: {_text(error)}'
@@ -468,6 +544,8 @@ class _Metadata:
 
 class _Sqlite:
     """A .db3 file; its write-ahead log, left by a recorder that was killed, is read too."""
+
+    indexed = True  # rosbag2 makes one of the times
 
     def __init__(self, path: Path, lost: Callable[[str], None]) -> None:
         self.path = path
@@ -542,13 +620,30 @@ class _Sqlite:
             self.metadata = _Metadata(min(starts), max(ends), sum(counts))
         return {row[0]: row[1] for row in rows}
 
-    def messages(self, connections: Collection[Connection]) -> Iterator[tuple[Any, int, bytes]]:
+    def groups(self, topic: str) -> list[tuple[int, int]]:
+        """Return (recording time, 1) of each message of a topic, up to the first damage."""
+        query = (
+            f'SELECT timestamp FROM messages WHERE topic_id = ? AND {_WHOLE_ROW} '
+            'ORDER BY timestamp, id'
+        )
+        times: list[tuple[int, int]] = []
+        for number in (c.id for c in self.connections if c.topic == topic):
+            try:
+                times += [(time_ns, 1) for (time_ns,) in self._database.execute(query, [number])]
+            except sqlite3.DatabaseError as error:
+                self._lost(f'times of {topic} in {self.path.name}: {_text(error)}')
+        return times
+
+    def messages(
+        self, connections: Collection[Connection], start: int = 0, stop: int = LATEST_NS
+    ) -> Iterator[tuple[Any, int, bytes]]:
         """Yield the messages in time order, up to the first damage."""
         by_id = {connection.id: connection for connection in connections}
         marks = ','.join('?' * len(by_id))
         query = (
             f'SELECT topic_id, {_WHOLE_ROW}, timestamp, CAST(data AS BLOB) FROM messages '
-            f'WHERE topic_id IN ({marks}) ORDER BY timestamp, id'
+            f'WHERE topic_id IN ({marks}) AND NOT (timestamp < {start} OR timestamp >= {stop}) '
+            'ORDER BY timestamp, id'
         )
         try:
             for number, whole, time_ns, data in self._database.execute(query, list(by_id)):

@@ -10,15 +10,17 @@ import time
 from typing import Any, TYPE_CHECKING
 
 from lunar_stereo_recon.commands.run import add_reconstruction_arguments, reconstructor
-from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.atomic import write_json
 
 if TYPE_CHECKING:
     from lunar_stereo_recon.bags.reader import BagFrame, StereoBagReader
     from lunar_stereo_recon.bags.writer import BagWriter
-    from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
+    from lunar_stereo_recon.datatypes import StereoPair
     from lunar_stereo_recon.messages import StereoTopics
+    from lunar_stereo_recon.offline import PairOptions
     from lunar_stereo_recon.pipeline import StereoReconstructor
+
 
 OUTPUTS = ('points2', 'confidence', 'disparity', 'depth')
 RESULT_BAG = 'result'
@@ -212,25 +214,28 @@ def replay(
     progress: Any,
 ) -> ReplayCounts:
     """Reconstruct each frame and write its results; a frame that cannot be used is counted."""
+    from lunar_stereo_recon.offline import outcomes, write_result
+
     counts = ReplayCounts()
-    for frame in reader.frames():
+    for outcome in outcomes(reader.frames(), engine, pair_options(args)):
         counts.frames += 1
-        start = time.perf_counter()
-        try:
-            pair = frame.pair(
-                baseline_m=args.baseline, white_level=args.white_level, rectify=args.rectify
-            )
-            result = engine.reconstruct(pair)
-        except ReconError as error:
-            counts.errors[str(error)] += 1
+        if outcome.pair is None or outcome.result is None:
+            counts.errors[outcome.error] += 1
         else:
             if not counts.latencies_ms:
-                print_doubts(frame, pair, args)
-            counts.latencies_ms.append(1e3 * (time.perf_counter() - start))
-            counts.stages_ms.append(result.timings_ms)
-            write_result(writer, result, args.outputs)
+                print_doubts(outcome.frame, outcome.pair, args)
+            counts.latencies_ms.append(outcome.latency_ms)
+            counts.stages_ms.append(outcome.result.timings_ms)
+            write_result(writer, outcome.result, args.outputs)
         progress(1)
     return counts
+
+
+def pair_options(args: argparse.Namespace) -> PairOptions:
+    """Return how the pairs of the bag are made."""
+    from lunar_stereo_recon.offline import PairOptions
+
+    return PairOptions(args.baseline, args.white_level, args.rectify)
 
 
 def print_doubts(frame: BagFrame, pair: StereoPair, args: argparse.Namespace) -> None:
@@ -242,28 +247,6 @@ def print_doubts(frame: BagFrame, pair: StereoPair, args: argparse.Namespace) ->
     )
     for text in doubts.texts():
         print(text)
-
-
-def write_result(writer: BagWriter, result: Reconstruction, outputs: list[str]) -> None:
-    """Write the messages that the reconstruction node would publish, at the frame's stamp."""
-    from lunar_stereo_recon import result_messages
-    from lunar_stereo_recon.bags.writer import make_message
-
-    stamp = result.stamp_ns
-    if 'points2' in outputs:
-        cloud = result_messages.point_cloud_message(make_message, result)
-        writer.write('/points2', cloud, stamp)
-    if 'confidence' in outputs:
-        confidence = result_messages.confidence_message(make_message, result)
-        writer.write('/confidence', confidence, stamp)
-    if 'disparity' in outputs:
-        disparity = result_messages.disparity_message(make_message, result)
-        writer.write('/disparity', disparity, stamp)
-    if 'depth' in outputs:
-        depth = result_messages.depth_message(make_message, result)
-        writer.write('/depth/image', depth, stamp)
-        info = result_messages.depth_info_message(make_message, result)
-        writer.write('/depth/camera_info', info, stamp)
 
 
 def _summary(
