@@ -39,6 +39,8 @@ MAX_ARRAYS_RATIO = 200
 SMALL_ARRAYS_BYTES = 2**26
 # Of the part of an elevation model that is read, cells.
 MAX_DEM_CELLS = 2**28
+# Of a map that follows the rover, cells: about 50 bytes each.
+MAX_MAP_CELLS = 2**22
 # From the Moon's centre to its highest mountain would do.
 MAX_HEIGHT_M = 1e7
 # Of a YAML document: entries once aliases are followed, and brackets in brackets.

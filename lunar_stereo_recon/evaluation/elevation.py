@@ -14,11 +14,8 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.terrain import depth_deviation_m, height_deviation_m
 
-# Confidences are cut to this range: 0 and 1 would be infinitely wrong and infinitely right.
-CONFIDENCE_RANGE = (0.05, 0.995)
-# Camera poses and calibration are never better than this, metres.
-SMALLEST_DEVIATION_M = 0.002
 MOST_CELLS = 100_000_000
 
 
@@ -78,11 +75,10 @@ class ElevationFusion:
         points = result.points[keep].astype(np.float64)
         confidence = result.confidence[keep].astype(np.float64)
         rotation, position = map_from_camera[:3, :3], map_from_camera[:3, 3]
-        climb = (points @ rotation[2]) / points[:, 2]  # height per metre of depth
-        camera = result.calibration
-        sigma_px = math.sqrt(2.0) / -np.log1p(-np.clip(confidence, *CONFIDENCE_RANGE))
-        sigma_m = sigma_px * points[:, 2] ** 2 / (camera.fx * camera.baseline_m) * np.abs(climb)
-        weight = 1.0 / np.maximum(sigma_m, SMALLEST_DEVIATION_M) ** 2
+        camera, depth = result.calibration, points[:, 2]
+        sigma_m = depth_deviation_m(confidence, depth, camera.fx * camera.baseline_m)
+        deviation_m = height_deviation_m(sigma_m, depth, points @ rotation[2])
+        weight = 1.0 / deviation_m**2
         placed = points @ rotation.T + position
         height = placed[:, 2]
         keys = np.floor(placed[:, [1, 0]] / self.cell_m).astype(np.int64)

@@ -39,7 +39,7 @@ SMOOTH_M = 0.01
 MIN_CELLS = 5
 MIN_SPREAD = 0.25
 
-Grid = NDArray[np.float64]
+Grid = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,12 @@ def hazard_map(
     grid_x, grid_y, grid_z = (
         np.where(known, mean, 0.0).reshape(shape) for mean in (mean_x, mean_y, mean_z)
     )
-    footprint = 2 * round(0.5 * (options.footprint_m / layout.cell_m - 1)) + 1
-    wide = _planes(known_grid, grid_x, grid_y, grid_z, max(3, footprint), layout.cell_m)
-    slope_deg = np.degrees(np.arctan(np.hypot(wide.along_x, wide.along_y)))
-    slope_deg[~known_grid] = np.nan
+    slope_deg = _footprint_slope_deg(known_grid, grid_x, grid_y, grid_z, layout.cell_m, options)
     ground_x, ground_y = (
         np.nan_to_num(slope)
-        for slope in _ground_slopes(known_grid, grid_x, grid_y, grid_z, layout.cell_m)
+        for slope in _ground_slopes(
+            _planes(known_grid, grid_x, grid_y, grid_z, GROUND_WINDOW, layout.cell_m)
+        )
     )
     low, high = _height_ranges(
         cells,
@@ -160,6 +159,52 @@ def hazard_map(
         _values(slope_deg, step_m, layout.cell_m, options),
         float(np.median(mean_z[known])) if known.any() else math.nan,
     )
+
+
+def hazards_of_heights(
+    height: NDArray[np.floating],
+    scatter: NDArray[np.floating],
+    cell_m: float,
+    options: HazardOptions = HazardOptions(),
+) -> tuple[HazardMap, NDArray[np.float32]]:
+    """Return the hazards of an elevation map, and how rough its ground is.
+
+    Args:
+        height: (rows, columns) metres, mean of each cell; NaN unknown. Columns run along x.
+        scatter: (rows, columns) square metres, variance of the heights within a cell; 0 where it
+            is not known.
+        cell_m: Edge of a cell, metres.
+        options: What the rover can do.
+
+    Returns:
+        The hazards, and (rows, columns) float32, metres: how far heights depart from the plane
+        of the surroundings, root mean square; NaN unknown.
+    """
+    known = np.isfinite(height)
+    middle = float(np.median(height[known])) if known.any() else math.nan
+    # Single precision takes half the time; about the middle of the map it is precise enough.
+    along_y, along_x = (
+        cell_m * (np.arange(count, dtype=np.float32) - np.float32(0.5 * count))
+        for count in height.shape
+    )
+    zero = np.float32(0)
+    x, y = np.where(known, along_x[None, :], zero), np.where(known, along_y[:, None], zero)
+    z = np.where(known, height - middle, zero).astype(np.float32)
+    slope_deg = _footprint_slope_deg(known, x, y, z, cell_m, options)
+    planes = _planes(known, x, y, z, GROUND_WINDOW, cell_m)
+    ground_x, ground_y = (np.nan_to_num(slope) for slope in _ground_slopes(planes))
+    # What the ground's own slope does within a cell is no step: uniform over the cell's edge.
+    own = np.maximum(scatter - (ground_x**2 + ground_y**2) * np.float32(cell_m**2 / 12), zero)
+    half_step = np.sqrt(np.where(known, own, zero))
+    step_m = _steps(known, x, y, z - half_step, z + half_step, ground_x, ground_y)
+    roughness = np.sqrt(np.where(known, planes.variance + own, np.float32(np.nan)))
+    hazard = HazardMap(
+        slope_deg.astype(np.float32),
+        step_m.astype(np.float32),
+        _values(slope_deg, step_m, cell_m, options),
+        middle,
+    )
+    return hazard, roughness.astype(np.float32)
 
 
 def _inside(
@@ -195,7 +240,7 @@ def _planes(
     known: NDArray[np.bool_], x: Grid, y: Grid, z: Grid, window: int, cell_m: float
 ) -> _Planes:
     """Return the planes through the mean points of the known cells in windows (zero elsewhere)."""
-    weight = known.astype(np.float64)
+    weight = known.astype(x.dtype)
 
     def summed(values: Grid) -> Grid:
         return cv2.boxFilter(
@@ -222,20 +267,34 @@ def _planes(
     return _Planes(along_x, along_y, variance)
 
 
-def _ground_slopes(
-    known: NDArray[np.bool_], x: Grid, y: Grid, z: Grid, cell_m: float
-) -> tuple[Grid, Grid]:
-    """Return the slope along x and y of the ground around each cell, without ledges and rocks."""
-    planes = _planes(known, x, y, z, GROUND_WINDOW, cell_m)
-    best_x, best_y = np.full(known.shape, np.nan), np.full(known.shape, np.nan)
-    best = np.full(known.shape, np.inf)
+def _footprint_slope_deg(
+    known: NDArray[np.bool_], x: Grid, y: Grid, z: Grid, cell_m: float, options: HazardOptions
+) -> Grid:
+    """Return the tilt of the plane through the footprint around each known cell; else NaN."""
+    footprint = 2 * round(0.5 * (options.footprint_m / cell_m - 1)) + 1
+    wide = _planes(known, x, y, z, max(3, footprint), cell_m)
+    slope_deg = np.degrees(np.arctan(np.hypot(wide.along_x, wide.along_y)))
+    slope_deg[~known] = np.nan
+    return slope_deg
+
+
+def _ground_slopes(planes: _Planes) -> tuple[Grid, Grid]:
+    """Return the slope along x and y of the ground around each cell, without ledges and rocks.
+
+    Args:
+        planes: Of windows of `GROUND_WINDOW` cells.
+    """
+    shape = planes.variance.shape
+    best_x, best_y, best = (
+        np.full(shape, value, planes.variance.dtype) for value in (np.nan, np.nan, np.inf)
+    )
     for distance in GROUND_DISTANCES:
-        for here, there in _shifts(known.shape, distance):
+        for here, there in _shifts(shape, distance):
             variance = planes.variance[there]
             better = variance + SMOOTH_M**2 < CLEARLY_SMOOTHER * best[here]
-            best[here] = np.where(better, variance, best[here])
-            best_x[here] = np.where(better, planes.along_x[there], best_x[here])
-            best_y[here] = np.where(better, planes.along_y[there], best_y[here])
+            np.copyto(best[here], variance, where=better)
+            np.copyto(best_x[here], planes.along_x[there], where=better)
+            np.copyto(best_y[here], planes.along_y[there], where=better)
     return best_x, best_y
 
 
@@ -275,13 +334,12 @@ def _steps(
     slope_y: Grid,
 ) -> Grid:
     """Return how far the ground of a cell and its eight neighbours departs from the slope."""
-    top, bottom = np.full(known.shape, -np.inf), np.full(known.shape, np.inf)
+    top, bottom = (np.full(known.shape, value, low.dtype) for value in (-np.inf, np.inf))
+    high, low = np.where(known, high, -np.inf), np.where(known, low, np.inf)
     for here, there in [*_shifts(known.shape, 0), *_shifts(known.shape, 1)]:
         rise = slope_x[here] * (x[there] - x[here]) + slope_y[here] * (y[there] - y[here])
-        above = np.where(known[there], high[there] - rise, -np.inf)
-        below = np.where(known[there], low[there] - rise, np.inf)
-        top[here] = np.maximum(top[here], above)
-        bottom[here] = np.minimum(bottom[here], below)
+        np.maximum(top[here], high[there] - rise, out=top[here])
+        np.minimum(bottom[here], low[there] - rise, out=bottom[here])
     return np.where(known, np.maximum(top - bottom, 0.0), np.nan)
 
 

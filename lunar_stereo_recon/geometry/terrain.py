@@ -1,0 +1,386 @@
+"""A map of the ground that goes with the rover: heights on a grid, fused over frames.
+
+The map's frame has z up. Cells stay where they are in it while the rover moves: the arrays are
+circular buffers, in which only the cells that leave the map are cleared. After Fankhauser,
+Bloesch and Hutter, "Probabilistic terrain mapping for mobile robots with uncertain localization",
+2018, whose conventions of grid_map the storage follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lunar_stereo_recon.datatypes import FloatImage
+from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.hazard import HazardOptions, hazards_of_heights
+from lunar_stereo_recon.limits import MAX_HEIGHT_M, MAX_MAP_CELLS
+
+# Confidences are cut to this range: 0 and 1 would be infinitely wrong and infinitely right.
+CONFIDENCE_RANGE = (0.05, 0.995)
+# Camera poses and calibration are never better than this, metres.
+SMALLEST_DEVIATION_M = 0.002
+# A cell that as many frames in a row contradict holds what they say: the ground, or the pose,
+# has changed.
+MOST_CONTRADICTIONS = 3
+# Share of a new frame in the running means of confidence and scatter.
+NEW_SHARE = 0.3
+
+
+def depth_deviation_m(
+    confidence: NDArray[np.floating], depth: NDArray[np.floating], focal_baseline: float
+) -> NDArray[np.floating]:
+    """Return the expected standard deviation of depths, metres, by what stereo can know.
+
+    The confidence is the probability of a disparity error below 1 px; for an error after Laplace
+    that gives a deviation in pixels, which the square of the depth turns into metres.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        depth: (N,) metres along the optical axis.
+        focal_baseline: Focal length times baseline, pixels metres.
+    """
+    sigma_px = math.sqrt(2.0) / -np.log1p(-np.clip(confidence, *CONFIDENCE_RANGE))
+    return sigma_px * depth**2 / focal_baseline
+
+
+def height_deviation_m(
+    sigma_m: NDArray[np.floating], depth: NDArray[np.floating], rise: NDArray[np.floating]
+) -> NDArray[np.floating]:
+    """Return how much of a depth's deviation is height: a point moves along its own ray.
+
+    Args:
+        sigma_m: (N,) standard deviation of the depth, metres.
+        depth: (N,) metres along the optical axis.
+        rise: (N,) height of the point above the camera, metres.
+    """
+    return np.maximum(sigma_m * np.abs(rise / depth), SMALLEST_DEVIATION_M)
+
+
+@dataclass(frozen=True)
+class TerrainOptions:
+    """Extent of a map and what its heights are trusted with.
+
+    Attributes:
+        length_m: Edge of the square map, metres.
+        cell_m: Edge of a cell, metres.
+        max_range_m: Points deeper than this are left out, metres.
+        min_confidence: Points with a lower confidence are left out.
+        gate: A height that is farther from the map's than this many standard deviations of their
+            difference is left out.
+        tilt_deg: Standard deviation of the pose's roll and pitch, degrees.
+        drift: Standard deviation of height that a metre of driving adds, metres; n metres add
+            sqrt(n) of it.
+        aging: Standard deviation of height that a second adds, metres; likewise.
+        max_deviation_m: A cell with a larger standard deviation of its height is unknown.
+        hazard: What the rover can do.
+
+    Raises:
+        InputError: A value is outside its range, or the map would have too many cells.
+    """
+
+    length_m: float = 20.0
+    cell_m: float = 0.1
+    max_range_m: float = 10.0
+    min_confidence: float = 0.5
+    gate: float = 3.0
+    tilt_deg: float = 0.1
+    drift: float = 0.005
+    aging: float = 0.0005
+    max_deviation_m: float = 0.15
+    hazard: HazardOptions = field(default_factory=HazardOptions)
+
+    def __post_init__(self) -> None:
+        for name in ('length_m', 'cell_m', 'max_range_m', 'gate', 'max_deviation_m'):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f'terrain {name} is {getattr(self, name)}; it must be positive')
+        for name in ('tilt_deg', 'drift', 'aging'):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f'terrain {name} is {getattr(self, name)}; 0 or more is needed')
+        if not 0 <= self.min_confidence <= 1:
+            raise InputError(
+                f'terrain min_confidence is {self.min_confidence}; it must be in [0, 1]'
+            )
+        cells = self.length_m / self.cell_m
+        if not 3 <= cells or cells**2 > MAX_MAP_CELLS:
+            raise InputError(
+                f'a map of {self.length_m:g} m has {cells:.0f}x{cells:.0f} cells of '
+                f'{self.cell_m:g} m; between 3x3 and {MAX_MAP_CELLS} of them are possible: take '
+                'another size of the cells or of the map'
+            )
+
+    @property
+    def side(self) -> int:
+        """Return the number of cells along an edge."""
+        return math.ceil(self.length_m / self.cell_m - 1e-9)
+
+
+@dataclass(frozen=True)
+class TerrainLayers:
+    """The map at a time. Rows run along y, columns along x; NaN where the ground is unknown.
+
+    Attributes:
+        x_m, y_m: Corner of the first cell, metres.
+        cell_m: Edge of a cell, metres.
+        height: (rows, columns) float32, metres.
+        deviation: float32, metres: expected standard deviation of the height.
+        slope: float32, degrees, over the rover's footprint.
+        step: float32, metres, largest within a cell's distance, against the ground's slope.
+        roughness: float32, metres: root mean square about the plane of the surroundings.
+        confidence: float32 in [0, 1], of the points.
+        age: float32, seconds since the cell was seen last.
+        cost: int8, 0 flat to 99 just drivable, 100 not; -1 unknown.
+    """
+
+    x_m: float
+    y_m: float
+    cell_m: float
+    height: FloatImage
+    deviation: FloatImage
+    slope: FloatImage
+    step: FloatImage
+    roughness: FloatImage
+    confidence: FloatImage
+    age: FloatImage
+    cost: NDArray[np.int8]
+
+
+class TerrainMap:
+    """Heights around the rover, fused frame by frame; see `add` and `layers`.
+
+    Each cell is a Kalman filter of one height. A frame measures it once, by the mean of its
+    points in the cell, weighted by one over their variance; they share their error, so their
+    number makes the measurement no better. Its variance is that of the points or the scatter of
+    their heights, whichever is larger, and what the tilt of the pose does at that distance.
+    Between frames the variance grows with the way and the time.
+
+    Attributes:
+        options: Extent and trust.
+    """
+
+    def __init__(self, options: TerrainOptions = TerrainOptions()) -> None:
+        self.options = options
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        side = self.options.side
+        # [column of y, row of x]: flattened, this is grid_map's order, whose indices run against
+        # x and y. The cell of x, y is at (-1 - floor(y / cell)) mod side, and likewise x.
+        self._height = np.full((side, side), np.nan, np.float32)
+        self._variance = np.full((side, side), np.nan, np.float32)
+        self._scatter = np.zeros((side, side), np.float32)
+        self._confidence = np.zeros((side, side), np.float32)
+        self._seen_s = np.zeros((side, side), np.float64)
+        self._contradicted = np.zeros((side, side), np.uint8)
+        self._corner: tuple[int, int] | None = None  # cell of smallest x and y, in cells
+        self._place: NDArray[np.float64] | None = None
+        self._time_s = 0.0
+
+    @property
+    def empty(self) -> bool:
+        """Say whether nothing was added since the start or the last reset."""
+        return self._corner is None
+
+    def add(
+        self,
+        points: NDArray[np.float32],
+        sigma_m: NDArray[np.floating],
+        confidence: NDArray[np.floating],
+        rotation: NDArray[np.float64],
+        position: NDArray[np.float64],
+        time_s: float,
+    ) -> int:
+        """Add the points of a frame; return how many cells they measured.
+
+        Args:
+            points: (N, 3) metres, optical frame of the camera; NaN is left out.
+            sigma_m: (N,) standard deviation of the depths, metres. Points whose sigma is not a
+                positive number are left out: nothing says how far they can be trusted.
+            confidence: (N,) in [0, 1].
+            rotation: (3, 3), map from optical frame; the map's z points up.
+            position: (3,) camera in the map, metres.
+            time_s: Time of the frame, seconds; not before that of the last one.
+
+        Raises:
+            InputError: The time goes back, or the pose is no finite one.
+        """
+        self._check(rotation, position, time_s)
+        self._move(position, time_s)
+        depth = points[:, 2]
+        # Comparisons with NaN are False: invalid points drop out here.
+        keep = (depth > 0) & (depth <= self.options.max_range_m)
+        keep &= (confidence >= self.options.min_confidence) & (sigma_m > 0) & (sigma_m < np.inf)
+        kept = np.flatnonzero(keep)
+        points = points.take(kept, axis=0)
+        depth = points[:, 2]
+        # Relative to the camera: far from the origin of a map float32 knows centimetres only.
+        placed = points @ rotation.T.astype(np.float32)
+        rise = placed[:, 2]
+        weight = 1.0 / np.square(height_deviation_m(sigma_m.take(kept), depth, rise))
+        cells, inside = self._cells(placed, position)
+        confidence = confidence.take(kept)
+        if not inside.all():
+            within = np.flatnonzero(inside)
+            cells, rise = cells.take(within), rise.take(within)
+            weight, confidence = weight.take(within), confidence.take(within)
+        return self._fuse(cells, rise, weight, confidence, position)
+
+    def layers(self) -> TerrainLayers:
+        """Return the map as it is now.
+
+        Raises:
+            InputError: Nothing was added yet.
+        """
+        if self._corner is None:
+            raise InputError('nothing was added to the map')
+        # Places in the buffer of cells in the order of their x and y.
+        order_x, order_y = (
+            (-1 - (corner + np.arange(self.options.side))) % self.options.side
+            for corner in self._corner
+        )
+
+        def ordered(buffer: NDArray[Any]) -> NDArray[Any]:
+            return buffer.take(order_y, axis=0).take(order_x, axis=1)
+
+        height, deviation = ordered(self._height), np.sqrt(ordered(self._variance))
+        unknown = ~(deviation <= self.options.max_deviation_m)
+        height[unknown] = np.nan
+        deviation[unknown] = np.nan
+        hazard, roughness = hazards_of_heights(
+            height, ordered(self._scatter), self.options.cell_m, self.options.hazard
+        )
+        nan = np.float32(np.nan)
+        return TerrainLayers(
+            self._corner[0] * self.options.cell_m,
+            self._corner[1] * self.options.cell_m,
+            self.options.cell_m,
+            height,
+            deviation,
+            hazard.slope_deg,
+            hazard.step_m,
+            roughness,
+            np.where(unknown, nan, ordered(self._confidence)),
+            np.where(unknown, nan, (self._time_s - ordered(self._seen_s)).astype(np.float32)),
+            hazard.hazard,
+        )
+
+    def _check(
+        self, rotation: NDArray[np.float64], position: NDArray[np.float64], time_s: float
+    ) -> None:
+        orthogonal = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4)
+        if not orthogonal or not (np.abs(position) < MAX_HEIGHT_M).all():
+            raise InputError(
+                f'the pose of the camera has the position {position.tolist()} and the rotation '
+                f'{np.round(rotation, 3).tolist()}; a rotation and metres below {MAX_HEIGHT_M:g} '
+                'are needed'
+            )
+        if not math.isfinite(time_s) or (not self.empty and time_s < self._time_s):
+            raise InputError(
+                f'time goes back from {self._time_s:.3f} s to {time_s:.3f} s; the map must be '
+                'reset first'
+            )
+
+    def _move(self, position: NDArray[np.float64], time_s: float) -> None:
+        """Bring the map over the camera and let its heights grow less certain."""
+        side = self.options.side
+        there = [math.floor(value / self.options.cell_m) - side // 2 for value in position[:2]]
+        corner = there[0], there[1]
+        if self._corner is None or self._place is None:
+            self._corner = corner
+        else:
+            way_m = float(np.linalg.norm(position - self._place))
+            waited_s = time_s - self._time_s
+            self._variance += np.float32(
+                self.options.drift**2 * way_m + self.options.aging**2 * waited_s
+            )
+        for axis, (old, new) in enumerate(zip(self._corner, corner, strict=True)):
+            # Cells that came in, at either end, stand where those stood that left.
+            first, last = (old + side, new + side) if new > old else (new, old)
+            came = np.unique((-1 - np.arange(first, min(last, first + side))) % side)
+            where = (slice(None), came) if axis == 0 else (came, slice(None))
+            self._height[where] = np.nan
+            self._variance[where] = np.nan
+            self._contradicted[where] = 0
+        self._corner, self._place, self._time_s = corner, position.copy(), time_s
+
+    def _cells(
+        self, placed: NDArray[np.float32], position: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Return the places in the flattened buffer, and which points are on the map at all."""
+        assert self._corner is not None
+        side, cell_m = self.options.side, self.options.cell_m
+        inside = np.ones(len(placed), bool)
+        places = []
+        for axis, corner in enumerate(self._corner):
+            offset = np.float32(position[axis] / cell_m - corner)
+            index = np.floor(placed[:, axis] * np.float32(1 / cell_m) + offset).astype(np.int32)
+            inside &= (index >= 0) & (index < side)
+            places.append((-1 - (index + np.int32(corner % side))) % np.int32(side))
+        return places[1] * np.int32(side) + places[0], inside
+
+    def _fuse(
+        self,
+        cells: NDArray[np.int32],
+        rise: NDArray[np.floating],
+        weight: NDArray[np.floating],
+        confidence: NDArray[np.floating],
+        position: NDArray[np.float64],
+    ) -> int:
+        """Measure each cell by the points in it and correct its height."""
+        size = self._height.size
+        count = np.bincount(cells, minlength=size)
+        measured = np.flatnonzero(count)
+        count = count.take(measured)
+
+        def summed(values: NDArray[np.floating]) -> NDArray[np.float64]:
+            return np.asarray(np.bincount(cells, values, size).take(measured), np.float64)
+
+        weighted = weight * rise
+        total = summed(weight)
+        mean = summed(weighted) / total
+        scatter = np.maximum(summed(weighted * rise) / total - mean**2, 0.0)
+        height = mean + position[2]
+        noise = count / total
+        tilt = math.radians(self.options.tilt_deg) * self._distance_m(measured, position)
+        variance = np.maximum(scatter, noise) + tilt**2
+        before, prior = self._height.flat[measured], self._variance.flat[measured]
+        new = np.isnan(before)
+        apart = np.abs(height - before)
+        contradicts = apart > self.options.gate * np.sqrt(prior + variance)
+        contradicted = np.where(contradicts, self._contradicted.flat[measured] + 1, 0)
+        new |= contradicted >= MOST_CONTRADICTIONS
+        contradicted[new] = 0
+        gain = np.where(new, 1.0, np.where(contradicts, 0.0, prior / (prior + variance)))
+        self._height.flat[measured] = np.where(new, height, before + gain * (height - before))
+        corrected = np.where(new, variance, (1 - gain) * prior)
+        self._variance.flat[measured] = np.maximum(corrected, SMALLEST_DEVIATION_M**2)
+        self._contradicted.flat[measured] = contradicted
+        used = new | ~contradicts
+        taken = measured[used]
+        share = np.where(new, 1.0, NEW_SHARE)[used]
+        own = np.maximum(scatter - noise, 0.0)  # what the points' own errors do not explain
+        for buffer, values in (
+            (self._scatter, own),
+            (self._confidence, summed(confidence) / count),
+        ):
+            buffer.flat[taken] += share * (values[used] - buffer.flat[taken])
+        self._seen_s.flat[taken] = self._time_s
+        return len(measured)
+
+    def _distance_m(
+        self, cells: NDArray[np.int64], position: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return the horizontal distance of cells, by their places in the buffer, metres."""
+        assert self._corner is not None
+        side = self.options.side
+        places = cells % side, cells // side
+        squares = np.zeros(len(cells))
+        for place, corner, here in zip(places, self._corner, position, strict=False):
+            index = corner + (-1 - place - corner) % side
+            squares += ((index + 0.5) * self.options.cell_m - here) ** 2
+        return np.sqrt(squares)
