@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
@@ -35,6 +36,7 @@ def examine(
     backend: Backend,
     known: KnownDistance | None = None,
     progress: Callable[[str], object] = lambda text: None,
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Report:
     """Return everything that is found about a rig.
 
@@ -43,13 +45,14 @@ def examine(
         backend: The matcher.
         known: A distance that somebody measured, in the first pair.
         progress: Called with what is done next.
+        turn: Entered around each pair that is matched, where others use the matcher too.
 
     Raises:
         InputError: The known distance is at a pixel outside of the image.
     """
     findings, pictures = list(subject.findings), _stamps(subject)
     if subject.pairs:
-        more, seen = _examine_pairs(subject, backend, known, progress)
+        more, seen = _examine_pairs(subject, backend, known, progress, turn)
         findings += more
         pictures = seen + pictures
     findings.sort(key=lambda finding: -finding.severity)
@@ -61,6 +64,7 @@ def _examine_pairs(
     backend: Backend,
     known: KnownDistance | None,
     progress: Callable[[str], object],
+    turn: Callable[[], AbstractContextManager[None]],
 ) -> tuple[list[Finding], list[Picture]]:
     pairs = subject.pairs
     progress('looking at the images')
@@ -70,7 +74,7 @@ def _examine_pairs(
     of_matches = check_matches(matches, pairs[0].calibration.disparity_offset_px)
     findings += of_matches
     progress('matching the pairs')
-    results = _reconstructed(pairs, backend, findings)
+    results = _reconstructed(pairs, backend, findings, turn)
     rows = measure_rows(pairs, results, matches)
     # Of views of different scenes, or swapped ones, rows and depths say nothing.
     comparable = all(
@@ -95,17 +99,25 @@ def _examine_pairs(
 
 
 def _reconstructed(
-    pairs: Sequence[StereoPair], backend: Backend, findings: list[Finding]
+    pairs: Sequence[StereoPair],
+    backend: Backend,
+    findings: list[Finding],
+    turn: Callable[[], AbstractContextManager[None]],
 ) -> list[Reconstruction]:
     """Return the dense results; none, and a finding, where the matcher refuses the pairs.
 
     The first pair is matched twice, to warm up what is lazy.
     """
     engine = StereoReconstructor(backend, ReconstructionOptions(dense=True))
+
+    def reconstructed(pair: StereoPair) -> Reconstruction:
+        with turn():
+            return engine.reconstruct(pair)
+
     try:
-        engine.reconstruct(pairs[0])
+        reconstructed(pairs[0])
         engine.reset_rows()
-        return [engine.reconstruct(pair) for pair in pairs]
+        return [reconstructed(pair) for pair in pairs]
     except ReconError as error:
         findings.append(
             Finding('matcher', Severity.FAULT, str(error), 'other images, or another --backend')

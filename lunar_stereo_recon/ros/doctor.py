@@ -5,6 +5,9 @@ The page is that of `lunar-stereo doctor`, with what only a running node knows: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import numpy as np
 
 from lunar_stereo_recon.backends.base import Backend
@@ -27,11 +30,14 @@ def examine_node(
     parameters: ReconstructionParameters,
     statistics: SyncStatistics,
     backend: Backend,
+    turn: Callable[[], AbstractContextManager[None]],
     why_no_pair: str,
     static_baseline_m: float = 0.0,
     static_baseline_text: str = '',
 ) -> Report:
     """Return everything that is found about the rig of a running node.
+
+    May be called in any thread, with copies of what the node's callbacks change.
 
     Args:
         source: Name of the node, for the title.
@@ -40,6 +46,7 @@ def examine_node(
         parameters: Of the node.
         statistics: What became of its inputs.
         backend: The matcher.
+        turn: Entered around each pair that it matches.
         why_no_pair: Serves where no pair came.
         static_baseline_m: Distance of the cameras on /tf_static, where it is used; else 0.
         static_baseline_text: What is said about it.
@@ -77,7 +84,7 @@ def examine_node(
     else:
         advice = 'see docs/ros.md, "When something is wrong"'
         subject.findings.append(Finding('pairs', Severity.FAULT, why_no_pair, advice))
-    return examine(subject, backend)
+    return examine(subject, backend, turn=turn)
 
 
 def _settings(parameters: ReconstructionParameters, topics: StereoTopics) -> BagSettings:

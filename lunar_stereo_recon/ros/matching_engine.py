@@ -6,7 +6,11 @@ provider by the CPU, then the student by semi-global matching. `~/set_model` bri
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 import dataclasses
+from dataclasses import dataclass, field
+import threading
 import time
 
 import cv2
@@ -14,6 +18,7 @@ import numpy as np
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from lunar_stereo_recon.backends import load_backend, STUDENT_BACKENDS
+from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError, ModelError
 from lunar_stereo_recon.pipeline import StereoReconstructor
@@ -25,13 +30,32 @@ CPU = 'CPUExecutionProvider'
 LAST_RESORT = 'sgbm'
 TRIAL_SIZE = (640, 480)
 TRIAL_DISPARITY_PX = 8
+# How long somebody else than the worker waits for the pair in work.
+TURN_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """A loaded matcher.
+
+    Attributes:
+        reconstructor: It, in the pipeline.
+        backend_name: As the parameter has it.
+        turn: Held by whoever matches a pair: not every runtime serves two threads at once.
+    """
+
+    reconstructor: StereoReconstructor
+    backend_name: str
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
 
 class MatchingEngine:
-    """A reconstructor that can be replaced; used by the worker, replaced by either thread.
+    """A reconstructor that can be replaced while it works; every method may be called anywhere.
+
+    Loading takes long and holds up nobody: only when a matcher is loaded and tried, it takes the
+    place of the old one, which finishes the pair in work.
 
     Attributes:
-        reconstructor: The one in use.
         fallback: Why it is not what the parameters ask for; '' where it is.
         load: How much of the work is done under pressure.
         warming_up: The pair in work is the first of its size or network width, or brought
@@ -52,10 +76,36 @@ class MatchingEngine:
         self.fallback = ''
         self.warming_up = False
         self._warm_for: tuple[object, ...] = ()
-        self._backend_name = ''
-        self.reconstructor = self._loaded(
-            parameters, parameters.backend, named(parameters.providers)
-        )
+        # Held for the moment in which the matcher or the count of its failures changes.
+        self._changing = threading.Lock()
+        self._matcher = self._loaded(parameters, parameters.backend, named(parameters.providers))
+
+    @property
+    def reconstructor(self) -> StereoReconstructor:
+        """Return the one in use."""
+        return self._matcher.reconstructor
+
+    def lend(self) -> tuple[Backend, Callable[[], AbstractContextManager[None]]]:
+        """Return the backend in use, and what is to be entered around each pair it matches.
+
+        Entering waits for the pair in work.
+
+        Raises:
+            ModelError: On entering, where that pair takes longer than `TURN_PATIENCE_S`.
+        """
+        matcher = self._matcher
+
+        @contextmanager
+        def turn() -> Iterator[None]:
+            if not matcher.turn.acquire(timeout=TURN_PATIENCE_S):
+                name = matcher.reconstructor.backend.name
+                raise ModelError(f'{name} has not returned from a pair for {TURN_PATIENCE_S:g} s')
+            try:
+                yield
+            finally:
+                matcher.turn.release()
+
+        return matcher.reconstructor.backend, turn
 
     def replace(self, parameters: ReconstructionParameters) -> None:
         """Change to what the parameters name now, once it has matched a pair of the camera's size.
@@ -65,10 +115,10 @@ class MatchingEngine:
         Raises:
             ModelError: It cannot be used; the old one stays.
         """
-        self.reconstructor = self._loaded(
-            parameters, parameters.backend, named(parameters.providers)
-        )
-        self._failures, self.fallback = 0, ''
+        loaded = self._loaded(parameters, parameters.backend, named(parameters.providers))
+        with self._changing:
+            self._matcher = loaded
+            self._failures, self.fallback = 0, ''
 
     def reconstruct(
         self, pair: StereoPair, parameters: ReconstructionParameters
@@ -80,50 +130,68 @@ class MatchingEngine:
             Exception: Whatever else the matcher raised; it counts as a failure, and enough of them
                 in a row replace the matcher for the next pair.
         """
-        reconstructor = self.reconstructor
+        matcher = self._matcher
+        reconstructor = matcher.reconstructor
         self._size = pair.calibration.width, pair.calibration.height
-        reconstructor.options = parameters.options
         self.warming_up = self._warm_for != self._compiled_for(reconstructor)
         try:
-            result = reconstructor.reconstruct(pair)
+            with matcher.turn:
+                reconstructor.options = parameters.options
+                result = reconstructor.reconstruct(pair)
         except (InputError, CalibrationError):
             raise
         except Exception as error:
-            if reconstructor is self.reconstructor:
-                self._failures += 1
-                if 0 < parameters.fallback_after <= self._failures:
-                    self.warming_up = True  # loading another one may take long, too
-                    self.fall_back(parameters, f'{self._failures} failures, the last: {error}')
+            failures = self._count_failure(matcher)
+            if 0 < parameters.fallback_after <= failures:
+                self.warming_up = True  # loading another one may take long, too
+                self.fall_back(parameters, f'{failures} failures, the last: {error}')
             raise
-        if reconstructor is self.reconstructor:
+        with self._changing:
+            if matcher is not self._matcher:
+                return result
             self._failures = 0
-            self._warm_for = self._compiled_for(reconstructor)
-            self.warming_up = False
-            self._mind_the_load(result, parameters.target_ms)
+        self._warm_for = self._compiled_for(reconstructor)
+        self.warming_up = False
+        self._mind_the_load(result, parameters.target_ms)
         return result
+
+    def _count_failure(self, matcher: Matcher) -> int:
+        """Return how often in a row the matcher has failed; 0 where it is no longer in use."""
+        with self._changing:
+            if matcher is not self._matcher:
+                return 0
+            self._failures += 1
+            return self._failures
 
     def fall_back(self, parameters: ReconstructionParameters, reason: str) -> bool:
         """Replace a matcher that does not work by a simpler one; return False where none is left.
+
+        Where it is replaced from elsewhere meanwhile, that one stays.
 
         Args:
             parameters: Of the node.
             reason: What is wrong with it, for log and diagnostics.
         """
-        self._failures = 0
-        backend = self.reconstructor.backend
+        failed = self._matcher
+        backend = failed.reconstructor.backend
         before = f'{backend.name} on {backend.provider}'
-        for name, providers in self._simpler(backend.provider):
+        for name, providers in _simpler(failed):
             try:
-                self.reconstructor = self._loaded(parameters, name, providers)
+                loaded = self._loaded(parameters, name, providers)
             except ModelError as error:
                 reason = f'{reason}; {error}'
                 continue
-            now = self.reconstructor.backend
-            self.fallback = (
+            now = loaded.reconstructor.backend
+            text = (
                 f'{now.name} on {now.provider} instead of {before} ({reason}); ~/set_model goes '
                 'back'
             )
-            self._logger.error(self.fallback)
+            with self._changing:
+                if self._matcher is not failed:
+                    return True
+                self._matcher = loaded
+                self._failures, self.fallback = 0, text
+            self._logger.error(text)
             return True
         self._logger.error(f'there is no simpler matcher than {before}: {reason}')
         return False
@@ -162,16 +230,9 @@ class MatchingEngine:
                 f'{self.load.effort} from now on'
             )
 
-    def _simpler(self, provider: str) -> list[tuple[str, list[str]]]:
-        """Return what is left to fall back to, as backend and providers."""
-        if self._backend_name not in STUDENT_BACKENDS:
-            return []
-        on_cpu = self._backend_name == 'onnx' and provider == CPU
-        return [*([] if on_cpu else [('onnx', ['cpu'])]), (LAST_RESORT, [])]
-
     def _loaded(
         self, parameters: ReconstructionParameters, name: str, providers: list[str]
-    ) -> StereoReconstructor:
+    ) -> Matcher:
         """Load a matcher and match a textured wall with it.
 
         Raises:
@@ -202,8 +263,15 @@ class MatchingEngine:
         )
         if backend.provider_fallback:
             self._logger.warning(backend.provider_fallback)
-        self._backend_name = name
-        return reconstructor
+        return Matcher(reconstructor, name)
+
+
+def _simpler(matcher: Matcher) -> list[tuple[str, list[str]]]:
+    """Return what is left to fall back to, as backend and providers."""
+    if matcher.backend_name not in STUDENT_BACKENDS:
+        return []
+    on_cpu = matcher.backend_name == 'onnx' and matcher.reconstructor.backend.provider == CPU
+    return [*([] if on_cpu else [('onnx', ['cpu'])]), (LAST_RESORT, [])]
 
 
 def trial_pair(width: int, height: int) -> StereoPair:

@@ -43,6 +43,13 @@ class RecentInputs:
         if last_ns is None or abs(messages.stamp_ns - last_ns) >= PAIRS_APART_NS:
             self.pairs.append(messages)
 
+    def copy(self) -> RecentInputs:
+        """Return what is kept now, for another thread."""
+        copy = RecentInputs()
+        copy._times = {name: times.copy() for name, times in self._times.items()}
+        copy.pairs = self.pairs.copy()
+        return copy
+
     def times_ns(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return stamps (N,) and times of arrival (N,) of one of the four topics, nanoseconds.
 

@@ -2,12 +2,13 @@
 
 A managed (lifecycle) node that starts by itself unless `autostart` is false. `configure` loads
 and warms the model, `activate` subscribes. Callbacks only collect messages; the reconstruction
-runs in a thread of its own, always on the newest pair.
+runs in a thread of its own, always on the newest pair, and so does what slow services do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+import copy
 from dataclasses import dataclass
 import functools
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import cv2
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -49,6 +51,7 @@ from lunar_stereo_recon.ros.rclpy_messages import (
 from lunar_stereo_recon.ros.recent_inputs import RecentInputs
 from lunar_stereo_recon.ros.result_outputs import LOG_THROTTLE_S, ResultOutputs
 from lunar_stereo_recon.ros.saving import save_folder
+from lunar_stereo_recon.ros.side_thread import SideThreads
 from lunar_stereo_recon.ros.stereo_inputs import PairStamps, source_names, StereoInputs
 from lunar_stereo_recon.ros.stereo_sync import StereoMessages
 
@@ -59,7 +62,6 @@ SUBSCRIPTION_CHECK_S = 0.1
 STAMPS_THROTTLE_S = 30.0
 # How long the doctor makes a node listen that nobody wants a result of.
 DOCTOR_LISTENS_S = 30.0
-WORKER_PATIENCE_S = 10.0
 # A simulator makes its world before its clock runs. Where nobody even offers images the wait ends
 # sooner: their topics may have other names.
 CLOCK_PATIENCE_S = 60.0
@@ -100,13 +102,15 @@ def transition(
     return logged
 
 
-def answered(callback: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+def answered(
+    callback: Callable[[Any, Any, Any], Coroutine[Any, Any, Any]],
+) -> Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]:
     """Answer a request whatever it raises: without an answer the caller waits without end."""
 
     @functools.wraps(callback)
-    def answering(node: Any, request: Any, response: Any) -> Any:
+    async def answering(node: Any, request: Any, response: Any) -> Any:
         try:
-            return callback(node, request, response)
+            return await callback(node, request, response)
         except Exception as error:  # noqa: BLE001 (no request may end the node)
             node.get_logger().error(f'{callback.__name__} failed:\n{traceback.format_exc()}')
             response.success = False
@@ -147,12 +151,18 @@ class ReconstructionNode(LifecycleNode):
         self._diagnostics = self.create_publisher(
             message_class('diagnostic_msgs/msg/DiagnosticArray'), '/diagnostics', 1
         )
-        self.create_service(SetBool, '~/enable', self._on_enable)
+        self._side = SideThreads(self)
+        self._serve(SetBool, '~/enable', self._on_enable)
         if self.parameters.allow_saving:
-            self.create_service(Trigger, '~/save_cloud', self._on_save_cloud)
-        self.create_service(Trigger, '~/set_model', self._on_set_model)
-        self.create_service(Trigger, '~/doctor', self._on_doctor)
+            self._serve(Trigger, '~/save_cloud', self._on_save_cloud)
+        self._serve(Trigger, '~/set_model', self._on_set_model)
+        self._serve(Trigger, '~/doctor', self._on_doctor)
         self._made = True
+
+    def _serve(self, kind: Any, name: str, callback: Callable[[Any, Any], Any]) -> None:
+        """Offer a service whose callback may wait while all else goes on."""
+        group = MutuallyExclusiveCallbackGroup()
+        self.create_service(kind, name, callback, callback_group=group)
 
     # Lifecycle
 
@@ -223,6 +233,7 @@ class ReconstructionNode(LifecycleNode):
         # Since Kilted the context destroys its nodes, also one that was refused while it was made.
         if self._made:
             self._stop()
+            self._side.wait(self.parameters.watchdog or None)
             stop_logging_core(self._core_logs)
         super().destroy_node()
 
@@ -340,7 +351,7 @@ class ReconstructionNode(LifecycleNode):
     # Services, health and parameters
 
     @answered
-    def _on_enable(self, request: Any, response: Any) -> Any:
+    async def _on_enable(self, request: Any, response: Any) -> Any:
         """Stop or resume the work; a paused node does not even receive images."""
         self._enabled = request.data
         response.success = True
@@ -348,7 +359,7 @@ class ReconstructionNode(LifecycleNode):
         return response
 
     @answered
-    def _on_save_cloud(self, request: Any, response: Any) -> Any:
+    async def _on_save_cloud(self, request: Any, response: Any) -> Any:
         """Write the newest cloud; the answer says where, or why not."""
         result = self._newest
         if result is None:
@@ -356,39 +367,47 @@ class ReconstructionNode(LifecycleNode):
             return response
         save_format = self.parameters.save_format
         name = f'cloud_{result.stamp_ns}.{save_format}'
-        try:
+
+        def write() -> str:
             path = self._save_folder() / name
             path.parent.mkdir(parents=True, exist_ok=True)
             count = CLOUD_WRITERS[save_format](path, result)
+            return f'{count} points in {path}'
+
+        try:
+            response.message = await self._side.run(write)
         except (InputError, OSError) as error:
             response.message = f'cannot write {name}: {error}'
             return response
         response.success = True
-        response.message = f'{count} points in {path}'
         return response
 
     @answered
-    def _on_set_model(self, request: Any, response: Any) -> Any:
+    async def _on_set_model(self, request: Any, response: Any) -> Any:
         """Change to the model of the parameters; the subscriptions stay, and so does a good model.
 
-        It is tried on a pair first. The pair in work is finished by the old one.
+        It is loaded and tried on a pair while the old one goes on.
         """
-        if self._engine is None:
+        engine, parameters = self._engine, self.parameters
+        if engine is None:
             response.message = 'the node is not configured; configuring loads the model'
             return response
-        before = self._engine.reconstructor.backend.name
+        before = engine.reconstructor.backend.name
         try:
-            self._engine.replace(self.parameters)
+            await self._side.run(lambda: engine.replace(parameters))
         except ReconError as error:
             response.message = f'{error}; {before} goes on'
             return response
-        backend = self._engine.reconstructor.backend
+        if engine is not self._engine:
+            response.message = 'the node was cleaned up meanwhile; configuring loads the model'
+            return response
+        backend = engine.reconstructor.backend
         response.success = True
         response.message = f'{backend.name} on {backend.provider}'
         return response
 
     @answered
-    def _on_doctor(self, request: Any, response: Any) -> Any:
+    async def _on_doctor(self, request: Any, response: Any) -> Any:
         """Say what is wrong with the rig; the answer is the page as text, and says where it is."""
         # Imported when it is asked for: a node that is well needs none of it.
         from lunar_stereo_recon.doctor.findings import Severity
@@ -405,27 +424,35 @@ class ReconstructionNode(LifecycleNode):
                 f'{DOCTOR_LISTENS_S:g} s now: call again'
             )
             return response
-        self._let_the_worker_finish()
-        sync = self._inputs.statistics
-        report = examine_node(
+        parameters, statistics = self.parameters, copy.deepcopy(self._inputs.statistics)
+        backend, turn = self._engine.lend()
+        examine = functools.partial(
+            examine_node,
             self.get_fully_qualified_name(),
-            self._recent,
+            self._recent.copy(),
             self.topics,
-            self.parameters,
-            sync,
-            self._engine.reconstructor.backend,
-            self._report.why_no_pair(sync),
+            parameters,
+            statistics,
+            backend,
+            turn,
+            self._report.why_no_pair(statistics),
             self._pairs.static_baseline_m,
             self._pairs.doubts.get('baseline', ''),
         )
+        report = await self._side.run(examine)
         response.success = report.worst is not Severity.FAULT
         response.message = as_text(report)
-        if not self.parameters.allow_saving:
+        if not parameters.allow_saving:
             return response
         name = f'doctor_{time.strftime("%Y%m%d_%H%M%S")}.html'
-        try:
+
+        def write() -> Path:
             page = self._save_folder() / name
             write_page(page, report)
+            return page
+
+        try:
+            page = await self._side.run(write)
         except (InputError, OSError) as error:
             response.message += f'\n\nWithout pictures: cannot write {name}: {error}'
         else:
@@ -434,11 +461,6 @@ class ReconstructionNode(LifecycleNode):
 
     def _save_folder(self) -> Path:
         return save_folder(self.parameters.save_root, self.parameters.save_directory)
-
-    def _let_the_worker_finish(self) -> None:
-        """Wait for the pair in work: not every matcher serves two threads at once."""
-        while self._worker is not None and 0 < self._worker.busy_s < WORKER_PATIENCE_S:
-            time.sleep(0.01)
 
     def _report_health(self) -> None:
         """Publish diagnostics, and say it in the log when nothing comes out."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -131,3 +132,61 @@ def test_slow_matcher_gets_less_to_do_and_more_again(matcher, monkeypatch):
         engine.reconstruct(PAIR, parameters)
     assert engine.reconstructor.network_width_px == 96
     assert not engine.load.reduced
+
+
+def test_slow_loading_holds_up_nobody_and_is_not_undone(matcher, monkeypatch):
+    """A pair, a fallback and a second replacement come while the first is being loaded."""
+    engine, parameters = engine_for()
+    go_on, loading = threading.Event(), threading.Event()
+    quick = backends.BACKENDS['sgbm']
+
+    def load(*arguments):
+        if threading.current_thread() is not threading.main_thread():
+            loading.set()
+            assert go_on.wait(60)
+        return quick(*arguments)
+
+    monkeypatch.setitem(backends.BACKENDS, 'sgbm', load)
+    asked = dataclasses.replace(parameters, backend='sgbm')
+    thread = threading.Thread(target=engine.replace, args=(asked,))
+    thread.start()
+    assert loading.wait(60)
+    assert engine.reconstruct(PAIR, parameters) is not None
+    assert engine.fall_back(parameters, 'it is stuck')
+    assert engine.reconstructor.backend.provider == 'CPUExecutionProvider'
+    go_on.set()
+    thread.join(60)
+    assert (engine.reconstructor.backend.name, engine.fallback) == ('sgbm', '')
+
+
+def test_fallback_does_not_undo_a_replacement(matcher, monkeypatch):
+    engine, parameters = engine_for()
+    onnx = backends.BACKENDS['onnx']
+
+    def load(path, providers, threads, *key):
+        """Load the simpler one so slowly that somebody is quicker."""
+        if providers == ['cpu']:
+            engine.replace(dataclasses.replace(parameters, backend='sgbm'))
+        return onnx(path, providers, threads, *key)
+
+    monkeypatch.setitem(backends.BACKENDS, 'onnx', load)
+    assert engine.fall_back(parameters, 'it is stuck')
+    assert (engine.reconstructor.backend.name, engine.fallback) == ('sgbm', '')
+
+
+def test_matcher_serves_one_at_a_time(matcher, monkeypatch):
+    from lunar_stereo_recon.ros import matching_engine
+
+    monkeypatch.setattr(matching_engine, 'TURN_PATIENCE_S', 0.05)
+    engine, parameters = engine_for()
+    backend, turn = engine.lend()
+    assert backend is matcher
+    thread = threading.Thread(target=engine.reconstruct, args=(PAIR, parameters))
+    with turn():
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        with pytest.raises(ModelError, match=r'student has not returned from a pair for 0\.05 s'):
+            turn().__enter__()
+    thread.join(60)
+    assert not thread.is_alive()

@@ -24,6 +24,12 @@ from lunar_stereo_recon import backends
 class Faulty:
     def __init__(self, inner):
         self._inner = inner
+        with open(os.environ['FAULT']) as file:
+            loads_slowly = file.read() == 'load slowly'
+        while loads_slowly:
+            time.sleep(0.1)
+            with open(os.environ['FAULT']) as file:
+                loads_slowly = file.read() == 'load slowly'
 
     def __getattr__(self, name):
         return getattr(self._inner, name)
@@ -262,3 +268,46 @@ def test_messages_out_of_the_ordinary_do_not_end_the_node(node, processes, camer
     cameras.received['frame_status'].clear()
     assert cameras.answer(cameras.publish()).message == 'published'
     assert node.poll() is None
+
+
+def request(cameras, name):
+    """Ask a service of the node and return the future of its answer."""
+    client = cameras.node.create_client(Trigger, f'{NODE}/{name}')
+    cameras.spin_until(client.service_is_ready)
+    return client.call_async(Trigger.Request())
+
+
+def test_pairs_and_requests_are_served_while_a_model_is_loaded(node, cameras, fault):
+    fault.write_text('load slowly')
+    answer = request(cameras, 'set_model')
+    for _ in range(5):
+        assert cameras.answer(cameras.publish()).message == 'published'
+    assert cameras.set_parameters(confidence_threshold=0.4)[0].successful
+    again = request(cameras, 'set_model')
+    assert cameras.call(Trigger, 'doctor').message
+    assert not answer.done()
+    fault.write_text('')
+    for future in (answer, again):  # one after the other
+        cameras.spin_until(future.done)
+        assert future.result().success
+    assert cameras.answer(cameras.publish()).message == 'published'
+
+
+def test_node_ends_in_order_while_a_model_is_loaded(node, processes, cameras, fault):
+    fault.write_text('load slowly')
+    request(cameras, 'set_model')
+    assert cameras.answer(cameras.publish()).message == 'published'
+    node.send_signal(signal.SIGTERM)
+    fault.write_text('')
+    assert node.wait(60) == 0
+    assert 'Traceback' not in processes.log(NODE)
+
+
+def test_doctor_waits_its_turn_and_gives_up_a_stuck_matcher(node, cameras, fault):
+    fault.write_text('hang')
+    stuck = cameras.publish()
+    answer = cameras.call(Trigger, 'doctor')
+    assert not answer.success
+    assert 'has not returned from a pair for 10 s' in ' '.join(answer.message.split())
+    fault.write_text('')
+    assert cameras.answer(stuck).message == 'published'

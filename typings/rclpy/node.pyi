@@ -1,9 +1,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ROSClock
 from rclpy.context import Context
 from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
@@ -17,6 +19,8 @@ class TopicEndpointInfo:
     def qos_profile(self) -> QoSProfile: ...
 
 class Node:
+    @property
+    def executor(self) -> SingleThreadedExecutor | None: ...
     def __init__(
         self,
         node_name: str,
@@ -55,7 +59,12 @@ class Node:
     ) -> Subscription: ...
     # Requests, responses and results of a service are its messages.
     def create_service(
-        self, srv_type: type[Any], srv_name: str, callback: Callable[[Any, Any], Any]
+        self,
+        srv_type: type[Any],
+        srv_name: str,
+        callback: Callable[[Any, Any], Any],
+        *,
+        callback_group: CallbackGroup | None = None,
     ) -> object: ...
     def create_timer(
         self, timer_period_sec: float, callback: Callable[[], None], *, clock: Clock | None = None
