@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
+from lunar_stereo_recon.encoded_image import decoded_image, image_header
 from lunar_stereo_recon.errors import CalibrationError, InputError
-from lunar_stereo_recon.files.encoded_image import decoded_image, image_header
 from lunar_stereo_recon.geometry.rectify import (
     DEFAULT_MODEL,
     fitting_coefficients,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, Region, StereoCalibration
-from lunar_stereo_recon.files.results import depth_millimetres
+from lunar_stereo_recon.geometry.disparity import depth_millimetres
 from lunar_stereo_recon.geometry.hazard import GridLayout
 from lunar_stereo_recon.geometry.voxel import voxel_means
 

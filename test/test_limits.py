@@ -13,8 +13,8 @@ import pytest
 from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
 from lunar_stereo_recon.bags.writer import make_message
 from lunar_stereo_recon.datatypes import DisparityPrediction, StereoCalibration
+from lunar_stereo_recon.encoded_image import decoded_image, image_header
 from lunar_stereo_recon.errors import CalibrationError, InputError, ModelError
-from lunar_stereo_recon.files.encoded_image import decoded_image, image_header
 from lunar_stereo_recon.geometry.confidence import (
     calibrated_confidence,
     ConfidenceCalibration,

@@ -27,7 +27,6 @@ from training.models.flight import FlightStudent
 from training.models.lunar_teacher import match_both_views, pointmaps_from_disparity
 from training.models.mast3r import Mast3r
 from training.recipe import TeacherRecipe
-from training.start.decoder_source import CalibrationTokens
 from training.students import feature_widths, grey, rgb
 
 Batch = dict[str, Tensor]
@@ -70,11 +69,10 @@ class FrozenTeacher(ABC):
         return {name: found[name].float() for name in wanted}
 
     @torch.no_grad()
-    def calibration_tokens(self, batch: Batch) -> CalibrationTokens:
-        """Return the encoder's tokens, which the start on a shared basis is fitted to."""
+    def encoder_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the encoder's tokens of both views, (B, h * w, C) in host memory."""
         found = self.lesson(batch, {'encoder1', 'encoder2'})
-        grid = batch['left'].shape[-2] // 16, batch['left'].shape[-1] // 16
-        return CalibrationTokens(found['encoder1'].cpu(), found['encoder2'].cpu(), grid)
+        return found['encoder1'].cpu(), found['encoder2'].cpu()
 
     @abstractmethod
     def _look(self, batch: Batch, wanted: Set[str]) -> Batch:
@@ -153,9 +151,9 @@ class CachedTeacher:
         start = f'{CACHE_VERSION} {teacher.amp}'
         self._network_digest = _digest(teacher.network.state_dict().values(), start)
 
-    def calibration_tokens(self, batch: Batch) -> CalibrationTokens:
+    def encoder_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the encoder's tokens, computed again."""
-        return self.teacher.calibration_tokens(batch)
+        return self.teacher.encoder_tokens(batch)
 
     def lesson(self, batch: Batch, wanted: Set[str]) -> Batch:
         """Return what the teacher says, from disk where it is there."""

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from lunar_stereo_recon.files.results import write_ply_points, write_png
 
     _check_packages()
-    from lunar_stereo_recon.files.maps import write_geotiff, write_laz
+    from lunar_stereo_recon.evaluation.map_files import write_geotiff, write_laz
 
     grid = ElevationFusion(args.cell, args.map_range)
     truth = ElevationFusion(args.cell, args.map_range)

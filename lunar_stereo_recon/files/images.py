@@ -8,9 +8,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
+from lunar_stereo_recon.encoded_image import decoded_image
 from lunar_stereo_recon.errors import CalibrationError, InputError
 from lunar_stereo_recon.files.bounded import read_bounded
-from lunar_stereo_recon.files.encoded_image import decoded_image
 from lunar_stereo_recon.limits import MAX_IMAGE_BYTES
 from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
 

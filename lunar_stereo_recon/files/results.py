@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction
 from lunar_stereo_recon.files.atomic import atomic_file, write_bytes
+from lunar_stereo_recon.geometry.disparity import depth_millimetres
 from lunar_stereo_recon.visualize import (
     ColorScale,
     CONFIDENCE_SCALE,
@@ -18,7 +19,6 @@ from lunar_stereo_recon.visualize import (
     RgbImage,
 )
 
-DEPTH_UNITS_PER_METRE = 1000.0
 CONFIDENCE_UNITS = 65535.0
 MIN_LEGEND_WIDTH = 160
 
@@ -164,12 +164,6 @@ def write_png(path: Path, image: NDArray[Any]) -> None:
     if not encoded:
         raise OSError(f'cannot encode an image of shape {image.shape} and type {image.dtype}')
     write_bytes(path, data.tobytes())
-
-
-def depth_millimetres(depth: FloatImage) -> NDArray[np.uint16]:
-    """Return (H, W) uint16 millimetres; 0 where invalid or beyond 65.5 m."""
-    millimetres = np.nan_to_num(depth * DEPTH_UNITS_PER_METRE, nan=0.0, posinf=0.0)
-    return np.where(millimetres < 65535.5, np.rint(millimetres), 0).astype(np.uint16)
 
 
 def with_legend(scale: ColorScale, values: FloatImage, no_value: str = '') -> RgbImage:

@@ -6,6 +6,7 @@ Disparity is x_left - x_right - (cx_left - cx_right), pixels, positive in front 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, StereoCalibration
 from lunar_stereo_recon.errors import InputError
@@ -87,6 +88,12 @@ def fill_from_background(disparity: FloatImage) -> FloatImage:
         source = np.abs(rows_known[None, :] - rows_empty[:, None]).argmin(axis=1)
         filled[rows_empty] = filled[rows_known[source]]
     return filled
+
+
+def depth_millimetres(depth: FloatImage) -> NDArray[np.uint16]:
+    """Return (H, W) uint16 millimetres; 0 where invalid or beyond 65.5 m."""
+    millimetres = np.nan_to_num(depth * 1000.0, nan=0.0, posinf=0.0)
+    return np.where(millimetres < 65535.5, np.rint(millimetres), 0).astype(np.uint16)
 
 
 def _check_size(name: str, image: FloatImage, calibration: StereoCalibration) -> None:

@@ -131,7 +131,7 @@ def test_a_map_of_nothing_or_of_too_much_is_refused():
 
 def test_geotiff_has_five_named_bands_at_their_place(tmp_path):
     rasterio = pytest.importorskip('rasterio')
-    from lunar_stereo_recon.files.maps import write_geotiff
+    from lunar_stereo_recon.evaluation.map_files import write_geotiff
 
     fusion = ElevationFusion(cell_m=0.2)
     fusion.add(flat(1.0), LOOKING_DOWN)
@@ -151,7 +151,7 @@ def test_geotiff_has_five_named_bands_at_their_place(tmp_path):
 def test_laz_keeps_points_colours_and_confidence(tmp_path):
     laspy = pytest.importorskip('laspy')
     pytest.importorskip('lazrs')
-    from lunar_stereo_recon.files.maps import write_laz
+    from lunar_stereo_recon.evaluation.map_files import write_laz
 
     points = np.array([[1.5, -2.25, 0.125], [1000.001, 3.0, -4.0]])
     colors = np.array([[255, 0, 128], [1, 2, 3]], np.uint8)

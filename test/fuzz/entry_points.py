@@ -29,10 +29,10 @@ from lunar_stereo_recon.backends.student_file import described
 from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.bags.writer import make_message
 from lunar_stereo_recon.datatypes import StereoCalibration
+from lunar_stereo_recon.encoded_image import decoded_image
 from lunar_stereo_recon.errors import ReconError
 from lunar_stereo_recon.files.arrays import load_arrays, mapped_array
 from lunar_stereo_recon.files.calibrations import load_calibration
-from lunar_stereo_recon.files.encoded_image import decoded_image
 from lunar_stereo_recon.files.manifests import load_manifest
 from lunar_stereo_recon.files.rigs import read_rig_frames
 from lunar_stereo_recon.geometry.camera import points_from_depth

@@ -13,6 +13,7 @@ from training.losses.distillation import FeatureProjector
 from training.models.checkpoints import load_encoder_weights
 from training.models.flight import FlightStudent
 from training.models.paper_students import PaperStudent
+from training.start.decoder_source import CalibrationTokens
 from training.start.grow import grow
 from training.start.init_plan import format_plan, LEFT_ALONE
 from training.start.new_decoder import DecoderExchange
@@ -43,7 +44,8 @@ def start_student(learner: Learner, teacher: Teacher | None, pairs: Batch | None
         raise InputError(f'start.method {start.method!r} needs a teacher')
     fitted_to = exchange = None
     if start.method == 'shared_basis' and pairs is not None:
-        fitted_to = teacher.calibration_tokens(pairs)
+        grid = pairs['left'].shape[-2] // 16, pairs['left'].shape[-1] // 16
+        fitted_to = CalibrationTokens(*teacher.encoder_tokens(pairs), grid)
         if start.grow_from and isinstance(student, FlightStudent):
             # Pairs may be on the teacher's device already, the student is not yet.
             exchange = DecoderExchange(student, {k: v.cpu() for k, v in pairs.items()})
