@@ -336,6 +336,9 @@ class Reconstruction:
         region: Where results were wanted; everything outside is invalid. None is everywhere.
         searched_px: Smallest and largest disparity that was searched, pixels; infinite where
             nothing limits it.
+        sigma_px: (H, W) float32, one standard deviation of the disparity, pixels; NaN invalid.
+            None where the model has no calibration of it, or it was not asked for.
+        depth_sigma_m: (H, W) float32, the same of depth, metres.
     """
 
     disparity: FloatImage
@@ -350,6 +353,8 @@ class Reconstruction:
     row_alignment: RowAlignment = field(default_factory=RowAlignment)
     region: Region | None = None
     searched_px: tuple[float, float] = (0.0, math.inf)
+    sigma_px: FloatImage | None = None
+    depth_sigma_m: FloatImage | None = None
 
     @property
     def valid_mask(self) -> NDArray[np.bool_]:

@@ -45,6 +45,7 @@ from lunar_stereo_recon.geometry.row_alignment import (
     RowMonitor,
     with_rows_aligned,
 )
+from lunar_stereo_recon.geometry.sigma import depth_sigma, disparity_sigma, SigmaCalibration
 from lunar_stereo_recon.limits import MAX_DEPTH_M, MIN_DISPARITY_PX
 from lunar_stereo_recon.network_width import widest_within
 from lunar_stereo_recon.preprocess import (
@@ -55,6 +56,7 @@ from lunar_stereo_recon.preprocess import (
 )
 
 ROW_CHANGE_PX = 0.1
+SIGMA_STAGE = 'sigma'
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class ReconstructionOptions:
         region: Pixels of the left image outside become NaN; None keeps all.
         target_ms: Milliseconds for a pair: on the first one the network's width is chosen so that
             it takes no longer (see `network_width`). 0 leaves the backend's own.
+        sigma: Give the standard deviations of disparity and depth, where the model can.
 
     Raises:
         InputError: A value is outside its range.
@@ -86,6 +89,7 @@ class ReconstructionOptions:
     align_rows: bool = True
     region: Region | None = None
     target_ms: float = 0.0
+    sigma: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.confidence_threshold <= 1.0:
@@ -140,6 +144,12 @@ class StereoReconstructor:
         self._calibration = (
             ConfidenceCalibration.from_metadata(stored) if stored else DEFAULT_CALIBRATION
         )
+        self._sigma = SigmaCalibration.from_metadata(stored)
+
+    @property
+    def knows_sigma(self) -> bool:
+        """Return whether the model has a calibration of sigma."""
+        return self._sigma is not None
 
     def reconstruct(self, pair: StereoPair) -> Reconstruction:
         """Return disparity, depth, confidence and points of one pair, at the pair's size.
@@ -148,8 +158,8 @@ class StereoReconstructor:
             InputError: The region of interest lies outside of the image.
         """
         self._keep_to_time(pair)
-        stages = StageTimer()
-        region = self.options.region
+        stages, options = StageTimer(), self.options
+        region = options.region
         if region is not None:
             region = region.within(pair.calibration.width, pair.calibration.height)
         matched = self.match(pair, stages)
@@ -157,19 +167,20 @@ class StereoReconstructor:
             confidence = calibrated_confidence(matched.features, self._calibration)
             confidence = confidence_where_seen(confidence, matched.disparity, pair)
         with stages('fill'):
-            dense = follow_surroundings(
-                matched.disparity,
-                confidence,
-                matched.features[FEATURES.index('outside')],
-                matched.features[FEATURES.index('dark')],
-                blindness(matched.features, pair.left),
-            )
+            dense = filled_disparity(matched, confidence, pair.left)
         with stages('geometry'):
             disparity = self._accepted(dense, confidence, pair)
             if region is not None:
                 disparity = _cut(disparity, region)
             depth = depth_from_disparity(disparity, pair.calibration)
             points = points_from_depth(depth, pair.calibration)
+        sigma_px = depth_sigma_m = None
+        if options.sigma and self._sigma is not None:
+            with stages(SIGMA_STAGE):
+                moved_px = np.abs(dense - matched.disparity)
+                sigma_px = disparity_sigma(matched.features, moved_px, self._sigma)
+                sigma_px[np.isnan(disparity)] = np.nan
+                depth_sigma_m = depth_sigma(sigma_px, depth, pair.calibration)
         return Reconstruction(
             disparity,
             depth,
@@ -183,6 +194,8 @@ class StereoReconstructor:
             self._rows.alignment,
             region,
             matched.searched_px,
+            sigma_px,
+            depth_sigma_m,
         )
 
     def match(self, pair: StereoPair, stages: StageTimer | None = None) -> Matched:
@@ -310,6 +323,23 @@ class StageTimer:
         yield
         elapsed = 1e3 * (time.perf_counter() - start)
         self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + elapsed
+
+
+def filled_disparity(matched: Matched, confidence: FloatImage, left: FloatImage) -> FloatImage:
+    """Return (H, W) pixels: the disparity, that of the surroundings where nothing is seen.
+
+    Args:
+        matched: What was found.
+        confidence: (H, W) in [0, 1].
+        left: (H, W) in [0, 1].
+    """
+    return follow_surroundings(
+        matched.disparity,
+        confidence,
+        matched.features[FEATURES.index('outside')],
+        matched.features[FEATURES.index('dark')],
+        blindness(matched.features, left),
+    )
 
 
 def _believable(prediction: DisparityPrediction, network: StereoPair) -> DisparityPrediction:

@@ -16,15 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, Region, StereoCalibration
+from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.disparity import depth_millimetres
 from lunar_stereo_recon.geometry.hazard import GridLayout
-from lunar_stereo_recon.geometry.voxel import voxel_means
+from lunar_stereo_recon.geometry.voxel import voxel_means, weights_of_sigma
 
 # x y z rgb confidence, float32 each, without padding: 20 bytes a point. PCL's 32-byte layout
 # (x y z pad rgb pad pad pad) would be 60 % larger, 9.8 instead of 6.1 MB at 640x480, which costs
 # more in transport than PCL's field-by-field copy costs on the other side.
 CLOUD_FIELDS = ('x', 'y', 'z', 'rgb', 'confidence')
 UNCOLORED_FIELDS = ('x', 'y', 'z', 'confidence')
+SIGMA_FIELD = 'sigma'
 _POINT_FIELD_FLOAT32 = 7
 # Refined disparities are continuous; this is the step below which differences mean nothing.
 DISPARITY_RESOLUTION_PX = 1.0 / 16.0
@@ -98,17 +100,20 @@ class CloudForm:
         voxel_m: Where positive, one point a voxel of this edge: the mean of those in it. Such a
             cloud is not organised.
         color: With the field `rgb`.
+        sigma: With the field `sigma`, one standard deviation of depth, metres; NaN where unknown.
     """
 
     decimation: int = 1
     organized: bool = True
     voxel_m: float = 0.0
     color: bool = True
+    sigma: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Return the names of the fields, float32 each."""
-        return CLOUD_FIELDS if self.color else UNCOLORED_FIELDS
+        fields = CLOUD_FIELDS if self.color else UNCOLORED_FIELDS
+        return (*fields, SIGMA_FIELD) if self.sigma else fields
 
 
 Allocate = Callable[[tuple[int, ...]], FloatImage]
@@ -191,15 +196,19 @@ def _organized_values(
 ) -> FloatImage:
     """Return (H, W, C) float32, the fields of each point. x, y, z are NaN where invalid."""
     out = allocate((*reconstruction.confidence.shape, len(form.fields)))
-    if not form.color:
-        sources = [reconstruction.points, reconstruction.confidence]
-        cv2.mixChannels(sources, [out], [0, 0, 1, 1, 2, 2, 3, 3])
-        return out
-    packed = cv2.cvtColor(reconstruction.color, cv2.COLOR_RGB2BGRA)
-    packed[..., 3] = 0
-    # Channels are moved as bits: no float rule touches the colours.
-    sources = [reconstruction.points, packed.view(np.float32), reconstruction.confidence]
-    cv2.mixChannels(sources, [out], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    sources = [reconstruction.points]
+    if form.color:
+        packed = cv2.cvtColor(reconstruction.color, cv2.COLOR_RGB2BGRA)
+        packed[..., 3] = 0
+        # Channels are moved as bits: no float rule touches the colours.
+        sources.append(packed.view(np.float32))
+    sources.append(reconstruction.confidence)
+    if form.sigma:
+        sigma = reconstruction.depth_sigma_m
+        unknown = np.full_like(reconstruction.confidence, np.nan)
+        sources.append(unknown if sigma is None else sigma)
+    channels = [index for channel in range(len(form.fields)) for index in (channel, channel)]
+    cv2.mixChannels(sources, [out], channels)
     return out
 
 
@@ -209,7 +218,9 @@ def _voxel_values(values: FloatImage, form: CloudForm) -> FloatImage:
     if form.color:
         channels = np.ascontiguousarray(values[:, 3]).view(np.uint8).reshape(-1, 4)
         attributes = np.hstack([channels[:, :3].astype(np.float32), values[:, 4:]])
-    points, means = voxel_means(values[:, :3], attributes, form.voxel_m)
+    # The nearer point of a voxel is the better known one.
+    weights = weights_of_sigma(values[:, -1]) if form.sigma else None
+    points, means = voxel_means(values[:, :3], attributes, form.voxel_m, weights)
     if not form.color:
         return np.hstack([points, means])
     packed = np.zeros((len(points), 4), np.uint8)
@@ -225,7 +236,8 @@ def _thinned(reconstruction: Reconstruction, step: int) -> Reconstruction:
     rows, columns = (reconstruction.region or Region(0, 0, width, height)).slices(step)
     grids: dict[str, Any] = {
         name: np.ascontiguousarray(getattr(reconstruction, name)[rows, columns])
-        for name in ('confidence', 'points', 'color')
+        for name in ('confidence', 'points', 'color', 'depth_sigma_m')
+        if getattr(reconstruction, name) is not None
     }
     return dataclasses.replace(reconstruction, **grids)
 
@@ -261,6 +273,21 @@ def depth_message(
     depth = reconstruction.depth
     values = depth if encoding == '32FC1' else depth_millimetres(depth)
     return image_message(make, values, encoding, reconstruction.stamp_ns, reconstruction.frame_id)
+
+
+def depth_sigma_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:
+    """Return one standard deviation of the depth, 32FC1, metres; NaN where invalid.
+
+    Raises:
+        InputError: The reconstruction has none.
+    """
+    sigma = reconstruction.depth_sigma_m
+    if sigma is None:
+        raise InputError(
+            'depth has no sigma: the model has no calibration of it (`python -m training '
+            'calibrate` adds it), or the matcher is a classical one'
+        )
+    return image_message(make, sigma, '32FC1', reconstruction.stamp_ns, reconstruction.frame_id)
 
 
 def left_image_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:

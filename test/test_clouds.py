@@ -15,10 +15,11 @@ from lunar_stereo_recon.geometry.rotation import (
     rotation_from_quaternion,
     rotation_from_rpy,
 )
-from lunar_stereo_recon.geometry.voxel import voxel_means
+from lunar_stereo_recon.geometry.voxel import voxel_means, weights_of_sigma
 from lunar_stereo_recon.result_messages import (
     CloudForm,
     confidence_view_message,
+    depth_sigma_message,
     disparity_message,
     moved_points,
     point_cloud_message,
@@ -73,6 +74,51 @@ def test_cloud_without_color_is_smaller(reconstruction):
     assert cloud.point_step == 16
     np.testing.assert_array_equal(values_of(cloud)[..., :3], reconstruction.points)
     np.testing.assert_array_equal(values_of(cloud)[..., 3], reconstruction.confidence)
+
+
+@pytest.mark.parametrize('color', [True, False])
+def test_cloud_with_sigma_has_it_last(reconstruction, color):
+    sigma = 0.01 * reconstruction.depth**2
+    known = dataclasses.replace(reconstruction, depth_sigma_m=sigma)
+    form = CloudForm(color=color, sigma=True)
+    cloud = point_cloud_message(make_message, known, form)
+    assert cloud.fields[-1].name == 'sigma' and cloud.fields[-1].offset == cloud.point_step - 4
+    np.testing.assert_array_equal(values_of(cloud)[..., -1], sigma)
+    np.testing.assert_array_equal(values_of(cloud)[..., -2], known.confidence)
+    # The fields stay where the model has no sigma: nothing is known of any point.
+    unknown = point_cloud_message(make_message, reconstruction, form)
+    assert unknown.point_step == cloud.point_step
+    assert np.isnan(values_of(unknown)[..., -1]).all()
+
+
+def test_sigma_is_thinned_with_the_cloud(reconstruction):
+    known = dataclasses.replace(reconstruction, depth_sigma_m=0.01 * reconstruction.depth)
+    cloud = point_cloud_message(make_message, known, CloudForm(decimation=2, sigma=True))
+    np.testing.assert_array_equal(values_of(cloud)[..., -1], known.depth_sigma_m[::2, ::2])
+
+
+def test_image_of_sigma_is_metric_and_refused_where_there_is_none(reconstruction):
+    known = dataclasses.replace(reconstruction, depth_sigma_m=0.01 * reconstruction.depth)
+    message = depth_sigma_message(make_message, known)
+    assert message.encoding == '32FC1'
+    values = message.data.view('<f4').reshape(HEIGHT, WIDTH)
+    np.testing.assert_array_equal(values, known.depth_sigma_m)
+    with pytest.raises(InputError, match='no calibration'):
+        depth_sigma_message(make_message, reconstruction)
+
+
+def test_the_better_known_point_decides_its_voxel():
+    points = np.float32([[0.2, 0.5, 0.5], [0.8, 0.5, 0.5]])
+    attributes = np.float32([[0.01], [0.02]])
+    weights = weights_of_sigma(attributes[:, 0])
+    means, _ = voxel_means(points, attributes, 1.0, weights)
+    assert means[0, 0] == pytest.approx((4 * 0.2 + 0.8) / 5)
+
+
+def test_a_sigma_of_zero_or_nan_weighs_neither_all_nor_nothing_unknown():
+    zero, smallest, unknown, some = weights_of_sigma(np.float32([0.0, 0.002, np.nan, 0.1]))
+    assert np.isfinite(zero) and zero == pytest.approx(smallest)
+    assert 0 < unknown < 1e-3 * some
 
 
 def test_cloud_that_is_not_organized_holds_the_valid_points_alone(reconstruction):

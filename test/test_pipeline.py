@@ -6,6 +6,7 @@ import pytest
 from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
 from lunar_stereo_recon.datatypes import DisparityPrediction, Region, StereoPair
 from lunar_stereo_recon.errors import InputError, ModelError
+from lunar_stereo_recon.geometry.confidence import DEFAULT_CALIBRATION
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
 
@@ -58,6 +59,24 @@ def test_slope_becomes_metric(slope_pair, slope_disparity):
     ]
     for array in (result.disparity, result.depth, result.confidence, result.points):
         assert array.dtype == np.float32
+
+
+def test_sigma_follows_from_the_model_and_is_given_where_depth_is(slope_pair, slope_disparity):
+    backend = KnownDisparity(slope_disparity)
+    assert reconstruct(backend, slope_pair).sigma_px is None
+    backend.confidence_calibration = {
+        **DEFAULT_CALIBRATION.to_metadata(),
+        'sigma': {'weights': {}, 'bias': 0.0, 'curve': [[0.0, -1.0]]},
+    }
+    result = reconstruct(backend, slope_pair)
+    valid = result.valid_mask
+    assert 0 < valid.sum() and not np.isnan(result.sigma_px[valid]).any()
+    assert np.isnan(result.sigma_px[~valid]).all() and np.isnan(result.depth_sigma_m[~valid]).all()
+    np.testing.assert_allclose(result.sigma_px[valid], 0.1, rtol=5e-3)
+    expected = result.sigma_px * result.depth**2 / (90.0 * 0.2)
+    np.testing.assert_allclose(result.depth_sigma_m, expected, rtol=1e-4)
+    assert result.depth_sigma_m.dtype == np.float32
+    assert reconstruct(backend, slope_pair, sigma=False).depth_sigma_m is None
 
 
 def test_refinement_can_be_switched_off(slope_pair, slope_disparity):

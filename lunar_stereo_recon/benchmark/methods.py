@@ -20,7 +20,11 @@ from lunar_stereo_recon.evaluation.scores import (
     score_pair,
 )
 from lunar_stereo_recon.geometry.disparity import fill_from_background
-from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
+from lunar_stereo_recon.pipeline import (
+    ReconstructionOptions,
+    SIGMA_STAGE,
+    StereoReconstructor,
+)
 
 FILL = ' + fill'
 # What runs a student; the bench may be asked for another.
@@ -58,14 +62,17 @@ class Estimate:
     Attributes:
         disparity: (H, W) pixels, NaN where there is none.
         confidence: (H, W) in [0, 1]; None where the method has none.
-        milliseconds: From images in memory to the result.
+        milliseconds: From images in memory to the result, without sigma: a node gives that only
+            where it is asked for.
         stages_ms: Of the pipeline's stages; empty for a matcher alone.
+        sigma_px: (H, W) one standard deviation of the disparity; None where the method has none.
     """
 
     disparity: FloatImage
     confidence: FloatImage | None
     milliseconds: float
     stages_ms: Mapping[str, float] = field(default_factory=dict)
+    sigma_px: FloatImage | None = None
 
 
 Estimator = Callable[[StereoPair], Estimate]
@@ -120,8 +127,10 @@ def load_estimator(
             engine.match(pair)
         start = time.perf_counter()
         result = engine.reconstruct(pair)
-        elapsed = _milliseconds_since(start)
-        return Estimate(result.disparity, result.confidence, elapsed, result.timings_ms)
+        elapsed = _milliseconds_since(start) - result.timings_ms.get(SIGMA_STAGE, 0.0)
+        return Estimate(
+            result.disparity, result.confidence, elapsed, result.timings_ms, result.sigma_px
+        )
 
     return reconstructed
 
@@ -188,6 +197,7 @@ def _score(
         DETAILED_SUBSETS,
         masks,
         calibration,
+        estimate.sigma_px,
     )
 
 

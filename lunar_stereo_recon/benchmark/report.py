@@ -105,6 +105,9 @@ class BenchmarkRun:
         if any(summary['overall']['calibration'] for summary in results.values()):
             groups_ = [(g, {m: {'overall': s[g]} for m, s in results.items()}) for g in first]
             parts += ['### Calibration of the confidence', tables.calibration_table(groups_)]
+        if any(summary['overall']['sigma'] for summary in results.values()):
+            groups_ = [(g, {m: {'overall': s[g]} for m, s in results.items()}) for g in first]
+            parts += ['### Calibration of sigma', tables.sigma_table(groups_)]
         for group in groups:
             parts += [f'## Stratum {group}', tables.subset_table(results, group, 'all')]
             if first[group]['shadow']['pixels']:

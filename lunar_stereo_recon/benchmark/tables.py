@@ -9,6 +9,7 @@ from lunar_stereo_recon.benchmark.bootstrap import paired_differences
 from lunar_stereo_recon.benchmark.methods import MethodScores
 from lunar_stereo_recon.benchmark.release import change_text, SUBSET_FIGURES, SUBSETS
 from lunar_stereo_recon.benchmark.speed import Roofline, Throughput
+from lunar_stereo_recon.geometry.sigma import WITHIN_ONE, WITHIN_TWO
 
 # Key in the figures, header, factor, decimals.
 SUBSET_COLUMNS = (
@@ -124,6 +125,31 @@ def _said_and_right(part: Mapping[str, float | None]) -> str:
     if part['said'] is None:
         return ''
     return f'{_number(part["said"], 100, 1)}/{_number(part["right"], 100, 1)}'
+
+
+def sigma_table(results_by_set: Sequence[tuple[str, Results]]) -> str:
+    """Return a line for each set, method with a sigma, and subset with enough pixels.
+
+    Largest distance of the shares within one and two sigma from those of a normal distribution
+    over ten bins of equal numbers of pixels; then the bins, smallest sigma first.
+    """
+    rows = []
+    for name, results in results_by_set:
+        for method, summary in results.items():
+            for subset, bins in (summary['overall']['sigma'] or {}).items():
+                if bins:
+                    gaps = [
+                        _number(max(abs(each[key] - share) for each in bins), 100, 1)
+                        for key, share in (('within_one', WITHIN_ONE), ('within_two', WITHIN_TWO))
+                    ]
+                    said = ' '.join(
+                        f'{each["sigma_px"]:.3f}: {_number(each["within_one"], 100, 0)}/'
+                        f'{_number(each["within_two"], 100, 0)}'
+                        for each in bins
+                    )
+                    rows.append([name, method, subset, *gaps, said])
+    headers = ['set', 'method', 'subset', 'one: largest gap', 'two: largest gap']
+    return _table([*headers, 'sigma px: within one/two %'], rows)
 
 
 def interval_table(results: Results, group: str) -> str:

@@ -33,7 +33,11 @@ from lunar_stereo_recon.benchmark.release import (
     may_be_released,
     release_line,
 )
-from lunar_stereo_recon.benchmark.tables import calibration_table, compact_table
+from lunar_stereo_recon.benchmark.tables import (
+    calibration_table,
+    compact_table,
+    sigma_table,
+)
 from lunar_stereo_recon.evaluation.scores import summarise
 from lunar_stereo_recon.files.atomic import write_json, write_text
 
@@ -181,6 +185,8 @@ def _tables(document: Mapping[str, Any]) -> str:
         summary['overall']['calibration'] for _, of_set in results for summary in of_set.values()
     ):
         parts += ['## Calibration of the confidence', calibration_table(results)]
+    if any(summary['overall']['sigma'] for _, of_set in results for summary in of_set.values()):
+        parts += ['## Calibration of sigma', sigma_table(results)]
     return '\n\n'.join(parts)
 
 

@@ -46,11 +46,11 @@ class ElevationMap:
 class ElevationFusion:
     """Merges the points of posed frames into cells.
 
-    A point's depth is uncertain by z^2 / (f b) times the deviation of its disparity. That one
-    follows from the confidence, the probability of an error below 1 px, for an error after
-    Laplace. How much of it is height depends on the direction of the ray. Points weigh one over
-    the variance. The points of a cell that one frame saw share their error, so their number makes
-    it no smaller; the number of frames does.
+    A point's depth is uncertain by its sigma. Where the reconstruction has none, by z^2 / (f b)
+    times the deviation of its disparity, which then follows from the confidence, the probability
+    of an error below 1 px, for an error after Laplace. How much of it is height depends on the
+    direction of the ray. Points weigh one over the variance. The points of a cell that one frame
+    saw share their error, so their number makes it no smaller; the number of frames does.
 
     Args:
         cell_m: Edge of a cell, metres.
@@ -72,11 +72,16 @@ class ElevationFusion:
     def add(self, result: Reconstruction, map_from_camera: NDArray[np.float64]) -> None:
         """Add the valid points of one frame."""
         keep = result.valid_mask & (result.depth <= self.max_range_m)
+        if result.depth_sigma_m is not None:
+            keep &= np.isfinite(result.depth_sigma_m)
         points = result.points[keep].astype(np.float64)
         confidence = result.confidence[keep].astype(np.float64)
         rotation, position = map_from_camera[:3, :3], map_from_camera[:3, 3]
         camera, depth = result.calibration, points[:, 2]
-        sigma_m = depth_deviation_m(confidence, depth, camera.fx * camera.baseline_m)
+        if result.depth_sigma_m is None:
+            sigma_m = depth_deviation_m(confidence, depth, camera.fx * camera.baseline_m)
+        else:
+            sigma_m = result.depth_sigma_m[keep].astype(np.float64)
         deviation_m = height_deviation_m(sigma_m, depth, points @ rotation[2])
         weight = 1.0 / deviation_m**2
         placed = points @ rotation.T + position

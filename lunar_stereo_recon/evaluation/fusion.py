@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import Reconstruction
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.voxel import weights_of_sigma
 
 # Voxel indices are packed in one 64-bit key, 21 bits an axis: 20 km a side at 1 cm.
 KEY_BITS = 21
@@ -40,8 +41,9 @@ class FusedCloud:
 class VoxelFusion:
     """Averages all points that fall into one voxel, the precise ones counting most.
 
-    The depth error of stereo grows with the square of the depth, so a point weighs its confidence
-    divided by the fourth power of its depth.
+    A point weighs one over the variance of its depth. Where that is unknown: the depth error of
+    stereo grows with the square of the depth, so the point weighs its confidence divided by the
+    fourth power of its depth.
 
     Args:
         voxel_m: Edge of a voxel, metres.
@@ -77,6 +79,9 @@ class VoxelFusion:
             reconstruction.color.reshape(-1, 3),
             reconstruction.confidence.reshape(-1),
             map_from_camera,
+            None
+            if reconstruction.depth_sigma_m is None
+            else reconstruction.depth_sigma_m.reshape(-1),
         )
 
     def add_points(
@@ -85,6 +90,7 @@ class VoxelFusion:
         colors: NDArray[np.uint8],
         confidence: NDArray[np.floating],
         map_from_camera: NDArray[np.float64],
+        sigma_m: NDArray[np.floating] | None = None,
     ) -> None:
         """Add points (N, 3) of the left optical frame; NaN points are left out.
 
@@ -93,6 +99,8 @@ class VoxelFusion:
             colors: (N, 3) uint8 RGB.
             confidence: (N,) in [0, 1].
             map_from_camera: (4, 4) rigid transform.
+            sigma_m: (N,) standard deviations of the depths, metres; points without one (NaN) are
+                left out. None where they are unknown.
 
         Raises:
             InputError: The pose is not a rigid transform.
@@ -101,8 +109,13 @@ class VoxelFusion:
         depth = points[:, 2]
         # A comparison with NaN is False, so invalid points drop out here.
         keep = (depth > 0) & (depth <= self.max_range_m) & (confidence >= self.min_confidence)
+        if sigma_m is not None:
+            keep &= np.isfinite(sigma_m)
         camera_points = points[keep].astype(np.float64)
-        weights = confidence[keep] / camera_points[:, 2] ** 4
+        if sigma_m is None:
+            weights = confidence[keep] / camera_points[:, 2] ** 4
+        else:
+            weights = weights_of_sigma(sigma_m[keep].astype(np.float64))
         map_points = camera_points @ map_from_camera[:3, :3].T + map_from_camera[:3, 3]
         keys = _voxel_keys(map_points, self.voxel_m)
         self._parts.append(

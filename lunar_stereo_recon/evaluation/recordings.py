@@ -31,7 +31,7 @@ from lunar_stereo_recon.geometry.disparity import (
     fill_from_background,
 )
 from lunar_stereo_recon.messages import stamp_ns, StereoTopics
-from lunar_stereo_recon.result_messages import CLOUD_FIELDS
+from lunar_stereo_recon.result_messages import CLOUD_FIELDS, SIGMA_FIELD
 from lunar_stereo_recon.visualize import (
     contact_sheet,
     draw_text,
@@ -185,21 +185,21 @@ def reconstruction_of_cloud(message: Any, calibration: StereoCalibration) -> Rec
     """Return the reconstruction that an organised cloud of this package shows.
 
     Args:
-        message: PointCloud2 with the float32 fields x, y, z, rgb, confidence.
+        message: PointCloud2 with the float32 fields x, y, z, rgb, confidence and, possibly, sigma.
         calibration: Of the left image that the cloud belongs to.
 
     Raises:
         InputError: The cloud has other fields or another size.
     """
     names = tuple(field.name for field in message.fields)
-    if names != CLOUD_FIELDS:
+    if names not in (CLOUD_FIELDS, (*CLOUD_FIELDS, SIGMA_FIELD)):
         raise InputError(f'cloud has the fields {names}; {CLOUD_FIELDS} are needed')
     if (message.width, message.height) != (calibration.width, calibration.height):
         raise InputError(
             f'cloud is {message.width}x{message.height} but the images are '
             f'{calibration.width}x{calibration.height}'
         )
-    shape = (message.height, message.width, len(CLOUD_FIELDS))
+    shape = (message.height, message.width, len(names))
     values = np.frombuffer(message.data, '<f4').reshape(shape)
     blue_green_red = np.ascontiguousarray(values[..., 3]).view(np.uint8).reshape(*shape[:2], 4)
     depth = np.ascontiguousarray(values[..., 2])
@@ -212,6 +212,7 @@ def reconstruction_of_cloud(message: Any, calibration: StereoCalibration) -> Rec
         calibration=calibration,
         stamp_ns=stamp_ns(message),
         frame_id=message.header.frame_id,
+        depth_sigma_m=np.ascontiguousarray(values[..., 5]) if SIGMA_FIELD in names else None,
     )
 
 

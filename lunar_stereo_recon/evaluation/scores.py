@@ -45,6 +45,11 @@ CURVE_POINTS = 101
 CONFIDENCE_BINS = 15
 # Cells of a bin in the sums of all pixels; of them bins of equal mass are made.
 CELLS_PER_BIN = 16
+# Logarithmic cells of sigma, pixels, and how many bins of equal mass are made of them.
+SIGMA_CELLS = np.geomspace(1e-3, 1e2, 501)
+SIGMA_BINS = 10
+# Fewer pixels than this say nothing about a bin's shares.
+LEAST_SIGMA_PIXELS = 1000
 SURE = 0.9
 SHOWN = 0.5
 # Slopes are compared on square patches of ground within the range that a rover drives through,
@@ -123,6 +128,7 @@ class PairScore:
             confidence: pixels, confidence, correct within 1 px. Of 'all' each bin is divided into
             `CELLS_PER_BIN`. None without confidence.
         milliseconds: Time of the pair; None where unknown.
+        sigma: For each subset the sums of `sigma_counts`; None without sigma.
     """
 
     tag: str
@@ -131,6 +137,7 @@ class PairScore:
     reliability: dict[str, NDArray[np.float64]] | None = None
     milliseconds: float | None = None
     slope: NDArray[np.float64] | None = None
+    sigma: dict[str, NDArray[np.float64]] | None = None
 
 
 def load_ground_truth(
@@ -191,6 +198,7 @@ def score_pair(
     subsets: Iterable[str] = SUBSETS,
     masks: Mapping[str, NDArray[np.bool_]] | None = None,
     calibration: StereoCalibration | None = None,
+    sigma_px: NDArray[np.floating] | None = None,
 ) -> PairScore:
     """Score one disparity map.
 
@@ -204,6 +212,8 @@ def score_pair(
         subsets: Names of `DETAILED_SUBSETS`.
         masks: Further subsets: (H, W) masks by name.
         calibration: Of the left image; gives the slope error too.
+        sigma_px: (H, W) one standard deviation of the disparity; NaN and not positive ones do
+            not count.
 
     Raises:
         InputError: A map has another size than the ground truth.
@@ -239,8 +249,15 @@ def score_pair(
     }
     slope = None if calibration is None else slope_errors(disparity, truth, calibration)
     slope_sums = None if slope is None else np.array([slope.size, slope.sum()])
+    sigmas = None
+    if sigma_px is not None:
+        sigma = np.asarray(sigma_px, np.float64)[chosen]
+        sigmas = {
+            name: sigma_counts(sigma[mask[chosen]], error[mask[chosen]])
+            for name, mask in chosen_masks.items()
+        }
     if certainty is None:
-        return PairScore(tag, sums, None, None, milliseconds, slope_sums)
+        return PairScore(tag, sums, None, None, milliseconds, slope_sums, sigmas)
     cells = {name: CELLS_PER_BIN if name == 'all' else 1 for name in chosen_masks}
     bins = {
         name: reliability(
@@ -248,7 +265,7 @@ def score_pair(
         )
         for name, mask in chosen_masks.items()
     }
-    return PairScore(tag, sums, ause(error, certainty), bins, milliseconds, slope_sums)
+    return PairScore(tag, sums, ause(error, certainty), bins, milliseconds, slope_sums, sigmas)
 
 
 def _certainty_terms(
@@ -341,8 +358,9 @@ def summarise(
     """Return the figures of each tag and 'overall'.
 
     A dict for each subset, and `ause` (mean over pairs), the `CALIBRATION_FIGURES` (see
-    `calibration_figures`), `calibration` (see `calibration_bins`), `slope_deg` (mean over
-    patches), `ms_median`, `ms_p95`, `pairs`; None where no pair has such a value.
+    `calibration_figures`), `calibration` (see `calibration_bins`), `sigma` (`sigma_bins` of each
+    subset), `slope_deg` (mean over patches), `ms_median`, `ms_p95`, `pairs`; None where no pair
+    has such a value.
 
     Args:
         scores: Of the pairs.
@@ -367,6 +385,11 @@ def _figures(scores: list[PairScore], mean_of_pairs: bool) -> dict[str, Any]:
         figures[name] = _mean([each[name] for each in pooled])
     bins = pooled_reliability(scores, 'all')
     figures['calibration'] = None if bins is None else calibration_bins(bins)
+    sigmas = [score.sigma for score in scores if score.sigma is not None]
+    figures['sigma'] = {
+        subset: sigma_bins(np.sum([each[subset] for each in sigmas], axis=0))
+        for subset in (sigmas[0] if sigmas else ())
+    } or None
     times = [score.milliseconds for score in scores if score.milliseconds is not None]
     figures['ms_median'] = float(np.median(times)) if times else None
     figures['ms_p95'] = float(np.percentile(times, 95)) if times else None
@@ -600,6 +623,50 @@ def calibration_bins(sums: NDArray[np.float64]) -> dict[str, Any]:
         'below': said_and_right((sums * below).sum(axis=1)),
         'above': said_and_right((sums * ~below).sum(axis=1)),
     }
+
+
+def sigma_counts(
+    sigma_px: NDArray[np.floating], error_px: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Return (4, cells) sums over the pixels in each of `SIGMA_CELLS`.
+
+    Pixels, those with an error within one and within two sigma, and summed sigma.
+
+    Args:
+        sigma_px: (N,) pixels; what is not positive and finite is left out.
+        error_px: (N,) absolute disparity errors, pixels.
+    """
+    known = np.isfinite(sigma_px) & (sigma_px > 0)
+    sigma, error = sigma_px[known], error_px[known]
+    cells = len(SIGMA_CELLS) - 1
+    index = np.clip(np.searchsorted(SIGMA_CELLS, sigma, 'right') - 1, 0, cells - 1)
+    terms = (None, error <= sigma, error <= 2 * sigma, sigma)
+    return np.stack([np.bincount(index, term, cells) for term in terms]).astype(np.float64)
+
+
+def sigma_bins(counts: NDArray[np.float64]) -> list[dict[str, float]]:
+    """Return what sigma said and what was true, in ten bins of equal numbers of pixels.
+
+    Each bin has `pixels`, mean `sigma_px` and the shares `within_one` and `within_two` sigma;
+    the smallest sigma comes first. No bin where there are too few pixels for ten.
+
+    Args:
+        counts: (4, cells) of `sigma_counts`, or several added.
+    """
+    if counts[0].sum() < LEAST_SIGMA_PIXELS * SIGMA_BINS:
+        return []
+    total = np.concatenate([np.zeros((4, 1)), np.cumsum(counts, axis=1)], axis=1)
+    ends = np.linspace(0, total[0, -1], SIGMA_BINS + 1)
+    bins = np.diff([np.interp(ends, total[0], row) for row in total], axis=1)
+    return [
+        {
+            'pixels': float(pixels),
+            'sigma_px': _rounded(sigma / pixels),
+            'within_one': _rounded(one / pixels),
+            'within_two': _rounded(two / pixels),
+        }
+        for pixels, one, two, sigma in bins.T
+    ]
 
 
 def _cells_below_shown(sums: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -140,10 +140,19 @@ def write_pcd(path: Path, reconstruction: Reconstruction) -> int:
 
 
 def write_arrays(path: Path, reconstruction: Reconstruction) -> None:
-    """Write disparity, depth, confidence and points as float32 and `ms`, the time it took."""
+    """Write disparity, depth, confidence and points as float32 and `ms`, the time it took.
+
+    With `sigma_px` and `depth_sigma_m` where the reconstruction has them.
+    """
+    sigma = {
+        name: values
+        for name in ('sigma_px', 'depth_sigma_m')
+        if (values := getattr(reconstruction, name)) is not None
+    }
     with atomic_file(path) as file:
         np.savez_compressed(
             file,
+            **sigma,
             disparity=reconstruction.disparity,
             depth=reconstruction.depth,
             confidence=reconstruction.confidence,

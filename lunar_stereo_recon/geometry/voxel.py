@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 # Three indices are packed in one 63-bit key: 10 km to each side with voxels of 1 cm.
 KEY_BITS = 21
 MAX_INDEX = 1 << (KEY_BITS - 1)
+# Standard deviations of depth, metres: calibration is never better, and what is unknown.
+SMALLEST_SIGMA_M, UNKNOWN_SIGMA_M = 0.002, 10.0
+
+
+def weights_of_sigma(sigma_m: NDArray[Any]) -> NDArray[Any]:
+    """Return (N,) weights: one over the variance.
+
+    Args:
+        sigma_m: (N,) standard deviations, metres. Those below `SMALLEST_SIGMA_M` count as that:
+            nothing is known better. Those that are not known (NaN) or infinite count as
+            `UNKNOWN_SIGMA_M`.
+    """
+    known = np.nan_to_num(sigma_m, nan=UNKNOWN_SIGMA_M, posinf=UNKNOWN_SIGMA_M)
+    return 1 / np.maximum(known, SMALLEST_SIGMA_M) ** 2
 
 
 def voxel_means(
-    points: NDArray[np.float32], attributes: NDArray[np.float32], voxel_m: float
+    points: NDArray[np.float32],
+    attributes: NDArray[np.float32],
+    voxel_m: float,
+    weights: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the mean point (M, 3) and mean attributes (M, C) of each voxel that has points.
 
@@ -20,13 +39,15 @@ def voxel_means(
             out: no stereo rig measures that far.
         attributes: (N, C) float32.
         voxel_m: Edge of a voxel, metres, positive.
+        weights: (N,) float32, positive, of the points in their mean; None weighs them alike.
     """
     indices = np.floor(points * np.float32(1.0 / voxel_m))
     if len(points) == 0:
         return points, attributes
     if np.abs(indices).max() >= MAX_INDEX:
         near = (np.abs(indices) < MAX_INDEX).all(axis=1)
-        return voxel_means(points[near], attributes[near], voxel_m)
+        kept = None if weights is None else weights[near]
+        return voxel_means(points[near], attributes[near], voxel_m, kept)
     # Sums of float32 would lose the millimetres far out: they are taken from the voxel's corner.
     local = points - indices * np.float32(voxel_m)
     x, y, z = (indices[:, axis].astype(np.int64) for axis in range(3))
@@ -35,7 +56,13 @@ def voxel_means(
     order = np.argsort(keys, kind='stable')
     keys = keys[order]
     starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
-    counts = np.diff(np.r_[starts, len(keys)]).astype(np.float32)[:, None]
-    means = np.add.reduceat(np.hstack([local, attributes]).take(order, axis=0), starts) / counts
+    values = np.hstack([local, attributes]).take(order, axis=0)
+    if weights is None:
+        total = np.diff(np.r_[starts, len(keys)]).astype(np.float32)[:, None]
+    else:
+        share = weights.take(order)[:, None]
+        values *= share
+        total = np.add.reduceat(share, starts)
+    means = np.add.reduceat(values, starts) / total
     corners = indices[order[starts]] * np.float32(voxel_m)
     return means[:, :3] + corners, means[:, 3:]

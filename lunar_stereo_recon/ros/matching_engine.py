@@ -121,9 +121,14 @@ class MatchingEngine:
             self._failures, self.fallback = 0, ''
 
     def reconstruct(
-        self, pair: StereoPair, parameters: ReconstructionParameters
+        self, pair: StereoPair, parameters: ReconstructionParameters, sigma: bool = False
     ) -> Reconstruction:
         """Return the result of a pair.
+
+        Args:
+            pair: The pair.
+            parameters: Of the node.
+            sigma: Give the standard deviations too, where the model can.
 
         Raises:
             InputError, CalibrationError: The pair cannot be used.
@@ -136,7 +141,7 @@ class MatchingEngine:
         self.warming_up = self._warm_for != self._compiled_for(reconstructor)
         try:
             with matcher.turn:
-                reconstructor.options = parameters.options
+                reconstructor.options = dataclasses.replace(parameters.options, sigma=sigma)
                 result = reconstructor.reconstruct(pair)
         except (InputError, CalibrationError):
             raise
@@ -263,6 +268,8 @@ class MatchingEngine:
         )
         if backend.provider_fallback:
             self._logger.warning(backend.provider_fallback)
+        if not reconstructor.knows_sigma:
+            self._logger.info(f'{backend.name} has no calibration of sigma: there is none')
         return Matcher(reconstructor, name)
 
 

@@ -301,6 +301,12 @@ class ReconstructionParameters:
     color: bool = parameter(
         True, 'Give each point of the cloud its colour, in the field `rgb`.', dynamic=True
     )
+    sigma: bool = parameter(
+        False,
+        'Give each point of the cloud one standard deviation of its depth, in metres, in the '
+        'field `sigma`. It is NaN where the model cannot tell.',
+        dynamic=True,
+    )
     cloud_frame: str = parameter(
         '',
         'Frame of the cloud, for example `base_link`; empty is the left optical frame. TF must '
@@ -517,7 +523,7 @@ class ReconstructionParameters:
     @property
     def cloud_form(self) -> CloudForm:
         """Return how the cloud is given."""
-        return CloudForm(self.decimation, self.organized, self.voxel_size, self.color)
+        return CloudForm(self.decimation, self.organized, self.voxel_size, self.color, self.sigma)
 
     @property
     def tolerance_ns(self) -> int:

@@ -302,7 +302,7 @@ class ReconstructionNode(LifecycleNode):
             pair = self._pairs.pair(messages, parameters)
             self._frames.doubts = dict(self._pairs.doubts)
             decoded = time.monotonic()
-            result = engine.reconstruct(pair, parameters)
+            result = engine.reconstruct(pair, parameters, self._outputs.wants_sigma())
         except (InputError, CalibrationError) as error:
             self._refuse(job, 'invalid', str(error))
             return

@@ -43,6 +43,7 @@ TOPIC_TYPES = {
     'disparity': 'stereo_msgs/msg/DisparityImage',
     'depth/image': 'sensor_msgs/msg/Image',
     'depth/camera_info': 'sensor_msgs/msg/CameraInfo',
+    'depth/sigma': 'sensor_msgs/msg/Image',
     STATUS: 'diagnostic_msgs/msg/DiagnosticArray',
 }
 QUEUE_DEPTH = 20

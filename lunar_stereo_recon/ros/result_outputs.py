@@ -24,6 +24,7 @@ from lunar_stereo_recon.result_messages import (
     confidence_view_message,
     depth_info_message,
     depth_message,
+    depth_sigma_message,
     disparity_message,
     left_image_message,
     moved_points,
@@ -40,6 +41,7 @@ from lunar_stereo_recon.ros.rclpy_messages import (
 )
 from lunar_stereo_recon.ros.rover_motion import RoverMotion
 
+DEPTH_SIGMA_TOPIC = 'depth/sigma'
 # Topic: message type, and the entry of the parameter `outputs` that it belongs to.
 OUTPUT_TOPICS = {
     'points2': ('sensor_msgs/msg/PointCloud2', 'points2'),
@@ -48,6 +50,7 @@ OUTPUT_TOPICS = {
     'disparity': ('stereo_msgs/msg/DisparityImage', 'disparity'),
     'depth/image': ('sensor_msgs/msg/Image', 'depth'),
     'depth/camera_info': ('sensor_msgs/msg/CameraInfo', 'depth'),
+    DEPTH_SIGMA_TOPIC: ('sensor_msgs/msg/Image', 'depth'),
     'hazard': ('nav_msgs/msg/OccupancyGrid', 'hazard'),
 }
 # Where the node rectifies, nobody else may publish the rectified image and its calibration.
@@ -138,6 +141,13 @@ class ResultOutputs:
             if self._publishers[topic].get_subscription_count() > 0
         ]
 
+    def wants_sigma(self) -> bool:
+        """Return whether a result that is going to be published shows sigma."""
+        topics = self._to_publish()
+        return DEPTH_SIGMA_TOPIC in topics or (
+            'points2' in topics and self._parameters().cloud_form.sigma
+        )
+
     def demand_settled(self, idle: bool) -> bool:
         """Say whether results are wanted, and by everybody who is going to want them at first.
 
@@ -167,6 +177,7 @@ class ResultOutputs:
             'disparity': _unparametrized(disparity_message),
             'depth/image': _depth_message,
             'depth/camera_info': _unparametrized(depth_info_message),
+            DEPTH_SIGMA_TOPIC: _unparametrized(depth_sigma_message),
             'left/image_rect': _unparametrized(left_image_message),
             'hazard': self._hazard_message,
         }
@@ -209,7 +220,11 @@ class ResultOutputs:
         return [topic for topic, (_, name) in self._topics.items() if name in selected]
 
     def _to_publish(self) -> list[str]:
-        return self.wanted() if self._parameters().lazy else self._selected()
+        wanted = self.wanted()
+        if self._parameters().lazy:
+            return wanted
+        # Not every model has a sigma, and it takes time: it is given to those who ask for it.
+        return [t for t in self._selected() if t != DEPTH_SIGMA_TOPIC or t in wanted]
 
     def _cloud_message(self, result: Reconstruction, parameters: ReconstructionParameters) -> Any:
         """Return the cloud in the frame and form that are wanted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 
@@ -83,6 +84,30 @@ def test_the_deviation_is_that_of_the_disparity_seen_from_above():
     sigma_px = np.sqrt(2) / -np.log(0.1)
     expected = sigma_px * CAMERA_HEIGHT_M**2 / (CAMERA.fx * CAMERA.baseline_m)
     np.testing.assert_allclose(np.nanmedian(fusion.map().deviation), expected, rtol=1e-3)
+
+
+def test_sigma_of_the_points_is_that_of_the_map():
+    first, second = (
+        dataclasses.replace(flat(height), depth_sigma_m=np.full((48, 64), sigma, np.float32))
+        for height, sigma in ((1.0, 0.01), (2.0, 0.02))
+    )
+    second.depth_sigma_m[:, 32:] = np.nan  # the second frame knows nothing of the east
+    fusion = ElevationFusion(cell_m=0.2)
+    fusion.add(first, LOOKING_DOWN)
+    np.testing.assert_allclose(np.nanmax(fusion.map().deviation), 0.01, rtol=1e-3)
+    fusion.add(second, LOOKING_DOWN)
+    elevation = fusion.map()
+    east = elevation.height[:, -4:]
+    np.testing.assert_allclose(east[np.isfinite(east)], 1.0, atol=1e-5)
+    assert np.nanmax(elevation.height) < 1.6  # the surer frame counts four times as much
+
+
+def test_a_sigma_of_zero_does_not_break_the_map():
+    fusion = ElevationFusion(cell_m=0.2)
+    fusion.add(
+        dataclasses.replace(flat(1.0), depth_sigma_m=np.zeros((48, 64), np.float32)), LOOKING_DOWN
+    )
+    assert np.nanmin(fusion.map().deviation) >= 0.002 - 1e-6
 
 
 def test_slopes_and_relief_of_a_ramp():

@@ -52,6 +52,17 @@ def test_near_observations_count_more_and_colours_follow():
     assert cloud.colors[0].tolist() == [round(255 * far_weight / (1 + far_weight)), 0, 0]
 
 
+def test_sigma_decides_where_it_is_known():
+    fusion = VoxelFusion(voxel_m=1.0)
+    points = np.float32([[0.2, 0.5, 1.5], [0.8, 0.5, 1.5], [0.9, 0.5, 1.5], [0.4, 0.5, 5.5]])
+    sigma = np.float32([0.01, 0.02, np.nan, 0.0])
+    fusion.add_points(points, np.repeat(GREY, 4, 0), np.ones(4, np.float32), np.eye(4), sigma)
+    cloud = fusion.cloud()
+    assert cloud.points[0, 0] == pytest.approx((4 * 0.2 + 0.8) / 5, abs=1e-6)
+    assert cloud.observations.tolist() == [2, 1]  # NaN is left out, zero is not infinitely right
+    assert np.isfinite(cloud.points).all()
+
+
 def test_unsure_invalid_and_far_points_are_left_out():
     fusion = VoxelFusion(voxel_m=0.1, min_confidence=0.8, max_range_m=10.0)
     add_one(fusion, (0.0, 0.0, 2.0), confidence=0.79)

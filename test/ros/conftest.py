@@ -105,11 +105,12 @@ class Cameras:
         'depth/image': 'sensor_msgs/msg/Image',
         'depth/camera_info': 'sensor_msgs/msg/CameraInfo',
         'frame_status': 'diagnostic_msgs/msg/DiagnosticArray',
+        'depth/sigma': 'sensor_msgs/msg/Image',
         'hazard': 'nav_msgs/msg/OccupancyGrid',
         'left/image_rect': 'sensor_msgs/msg/Image',
     }
-    # The rest wants to know gravity, or is there where the node rectifies.
-    USUAL_OUTPUTS = tuple(OUTPUTS)[:-2]
+    # The rest wants a calibration of sigma, to know gravity, or is there where the node rectifies.
+    USUAL_OUTPUTS = tuple(OUTPUTS)[:-3]
 
     views = staticmethod(views)
 

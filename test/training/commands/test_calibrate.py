@@ -7,9 +7,19 @@ import pytest
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.evaluation import scores
 from lunar_stereo_recon.geometry.confidence import DEFAULT_CALIBRATION, FEATURES
 from lunar_stereo_recon.pipeline import StereoReconstructor
-from training.commands.calibrate import chosen_pixels, fit, load_rendered_pair, score, store
+from training.commands.calibrate import (
+    chosen_pixels,
+    fit,
+    fit_sigma_on,
+    load_rendered_pair,
+    match_frames,
+    score,
+    score_sigma,
+    store,
+)
 
 SHAPE = (64, 160)
 
@@ -75,13 +85,25 @@ def test_little_sky_is_chosen():
     assert np.isnan(error.ravel()[pixels]).sum() == 100
 
 
-def test_fit_is_better_calibrated_than_the_default(frames, engine):
-    fitted = score(engine, frames[3:], fit(engine, frames[:3]))
-    default = score(engine, frames[3:], DEFAULT_CALIBRATION)
+def test_fit_is_better_calibrated_than_the_default(frames, engine, tmp_path):
+    matched = match_frames(engine, frames, tmp_path)
+    fitted = score(matched[3:], fit(matched[:3]))
+    default = score(matched[3:], DEFAULT_CALIBRATION)
     assert fitted['ece'] < 0.05 and fitted['ece'] < default['ece']
     assert fitted['ause'] < 0.5
     assert fitted['sky_confidence'] < 0.2
     assert fitted['mean_confidence'] == pytest.approx(fitted['correct'], abs=0.05)
+
+
+def test_sigma_holds_on_a_frame_that_it_was_not_fitted_on(frames, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, 'LEAST_SIGMA_PIXELS', 500)
+    matched = match_frames(engine, frames, tmp_path)
+    confidence = fit(matched[:3])
+    bins = score_sigma(matched[3:], confidence, fit_sigma_on(matched[:3], confidence))
+    assert len(bins) == 10
+    assert bins[-1]['sigma_px'] > 2 * bins[0]['sigma_px']  # without texture it is larger
+    assert np.mean([each['within_one'] for each in bins]) == pytest.approx(0.683, abs=0.1)
+    assert np.mean([each['within_two'] for each in bins]) == pytest.approx(0.954, abs=0.06)
 
 
 def test_stored_calibration_is_read_by_the_backend(tmp_path):
