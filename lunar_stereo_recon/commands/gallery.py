@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lunar_stereo_recon.simulation.dem import Dem
-    from lunar_stereo_recon.simulation.terrain import Terrain, TerrainConfig
+    from lunar_stereo_recon.simulation.terrain import Terrain
+    from lunar_stereo_recon.simulation.terrain_config import TerrainConfig
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

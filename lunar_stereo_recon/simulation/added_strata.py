@@ -26,7 +26,8 @@ from lunar_stereo_recon.simulation.scene_drawing import (
     sample_terrain_config,
     SceneConfig,
 )
-from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
+from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig
 
 # Their numbers are part of the seeds.
 STRATA = {'boulders': 1, 'rover': 2}

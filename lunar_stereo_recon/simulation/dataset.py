@@ -37,7 +37,8 @@ from lunar_stereo_recon.simulation.scene_drawing import (
     sample_terrain_config,
     STRATA,
 )
-from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
+from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig
 
 SPLITS = {'train': 1, 'calibration': 2, 'test': 3}
 # Pairs that share a terrain: making one takes longer than rendering a pair on it. All of one
@@ -60,8 +61,8 @@ class DatasetOptions:
         samples: Rays a pixel.
         form: One of FORMS.
         faults: What the cameras do wrong; raw images go into bags only.
-        rocks: One of `terrain.ROCK_FORMS`. Places, sizes and views come from the same numbers;
-            meshes are worn by chance too.
+        rocks: One of `terrain_config.ROCK_FORMS`. Places, sizes and views come from the same
+            numbers; meshes are worn by chance too.
         device: What renders, 'cpu' or 'cuda'. The pairs are the same to a rounding error.
     """
 

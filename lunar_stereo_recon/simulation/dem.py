@@ -21,14 +21,9 @@ from numpy.typing import NDArray
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.arrays import mapped_array
 from lunar_stereo_recon.limits import MAX_DEM_CELLS, MAX_HEIGHT_M
-from lunar_stereo_recon.simulation.terrain import (
-    make_terrain,
-    spline_weights,
-    Terrain,
-    TerrainConfig,
-)
-
-FloatGrid = NDArray[np.float32]
+from lunar_stereo_recon.simulation.splines import spline_weights
+from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain
+from lunar_stereo_recon.simulation.terrain_config import FloatGrid, TerrainConfig
 
 # The IAU's sphere of the Moon, for latitude and longitude.
 _MOON_RADIUS_M = 1_737_400

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.simulation.terrain import TerrainConfig
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lunar_stereo_recon.simulation.camera import Sensor
 from lunar_stereo_recon.simulation.scene import Box, Hapke, Lighting
-from lunar_stereo_recon.simulation.terrain import TerrainConfig
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig
 
 STRATA = ('nominal', 'lowsun', 'opposition', 'smooth')
 # Width and height of the whole camera frame, pixels.

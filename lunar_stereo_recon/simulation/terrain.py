@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 import math
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +18,19 @@ import torch
 import torch.nn.functional as nnf
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.simulation.craters import (
+    draw_home_craters,
+    draw_small_craters,
+    sample_craters,
+)
+from lunar_stereo_recon.simulation.fractal_ground import (
+    albedo_noise,
+    fractal_ground,
+    MICRO_TEXEL_M,
+    micro_texture,
+    tilt,
+)
+from lunar_stereo_recon.simulation.heightfield_rocks import draw_rocks, sample_rocks
 from lunar_stereo_recon.simulation.rock_mesh import (
     bank_height,
     check_tracer,
@@ -28,112 +40,11 @@ from lunar_stereo_recon.simulation.rock_mesh import (
     RockShapes,
     sample_shapes,
 )
+from lunar_stereo_recon.simulation.scatter import MIN_RADIUS_CELLS, patch_around
+from lunar_stereo_recon.simulation.terrain_config import FloatGrid, TerrainConfig
 
-FloatGrid = NDArray[np.float32]
-
-# How rocks are made: as part of the heightfield, or as meshes with overhangs.
-ROCK_FORMS = ('heightfield', 'mesh')
 # Width of the ring in which a grid passes over to the next coarser one, cells.
 _BLEND_CELLS = 24
-# A crater is drawn on the coarsest grid where its radius has this many cells; finer grids
-# inherit it by interpolation, which is far cheaper than drawing it again cell by cell.
-_HOME_RADIUS_CELLS = 20.0
-# Features below this radius (in cells of a grid) are left out there: they would only alias.
-_MIN_RADIUS_CELLS = 2.0
-# Shortest waves that a grid holds, and those that finer grids take over from it (cells).
-_SHORTEST_WAVE_CELLS = 3.0
-_INHERITED_WAVE_CELLS = 7.0
-# Wavelength above which the fractal ground grows more slowly (metres).
-_ROLL_OFF_M = 12.0
-# A larger crater would swallow the whole site.
-_LARGEST_CRATER_M = 120.0
-_MICRO_TEXELS = 1024
-_MICRO_TEXEL_M = 0.0025
-
-
-@dataclass(frozen=True)
-class TerrainConfig:
-    """What a terrain is made of.
-
-    Attributes:
-        seed: Everything random follows from it.
-        hurst: Hurst exponent of the fractal ground, 0..1; larger is smoother at small scale.
-        roughness_m: Root mean square height difference of two points 1 m apart, metres.
-        crater_density: Craters as a fraction of 0.0724 D^-1.83 larger than D metres on a square
-            metre: Hartmann's exponent (Icarus 60, 56, 1984), and within a tenth of the
-            equilibrium of metre-sized mare craters, 10^-1.1 D^-2 (Trask, JPL TR 32-800, 1966).
-        crater_depth: Depth over diameter of the freshest craters: 0.2 where they are large (Pike,
-            Geophys. Res. Lett. 1, 291, 1974), 0.1 to 0.2 below a kilometre (Sun et al., Icarus
-            309, 61, 2018).
-            By age it falls to an eighth of that, and most small craters are old. Rims are a
-            quarter of the depth of fresh ones, 0.04 diameters with the default depth, and a tenth
-            of old ones; they fade outwards as a Gaussian, within the bright ejecta of fresh
-            craters. The quarter is our choice: fresh simple craters of kilometres have 0.036
-            diameters (Pike, in Impact and Explosion Cratering, 489, 1977, as later works quote
-            it), and of craters of metres we know no such measurement.
-        rock_density: Rocks with a diameter above 0.1 m, per square metre.
-        rock_exponent: Exponent of the cumulative rock size distribution.
-        rock_max_m: Largest rock diameter, metres.
-        rock_brightness: Mean reflectance of rocks relative to the soil.
-        albedo_noise: Relative standard deviation of the soil's reflectance.
-        tilt_deg: Slope of the whole site, degrees.
-        rock_area: Fraction of the ground that rocks cover, after Golombek and Rapp (J. Geophys.
-            Res. 102, 4117, 1997): rocks larger than D cover k exp(-(1.79 + 0.152 / k) D). It
-            replaces `rock_density` and `rock_exponent`; None is the power law of these.
-        rock_wear: How far rocks are worn, 0 to 1: 0 has sharp edges and even faces; worn rocks
-            are rounder and rougher, with a bank of soil around them.
-        rock_form: One of ROCK_FORMS. Places, sizes and reflectance are the same in both; meshes
-            have overhangs and steep faces, and are rendered on CPUs only.
-        detail_below_m: Only waves and craters smaller than this are made (metres); for ground
-            whose larger shape is given.
-        cells: Cells along one side of each grid, finest first; powers of two.
-        cell_sizes_m: Cell size of each grid, finest first, metres. Each is an even multiple of
-            the one before, and each grid must fit inside the next.
-    """
-
-    seed: int
-    hurst: float = 0.8
-    roughness_m: float = 0.05
-    crater_density: float = 0.5
-    crater_depth: float = 0.16
-    rock_density: float = 0.2
-    rock_exponent: float = 2.3
-    rock_max_m: float = 1.5
-    rock_brightness: float = 1.2
-    albedo_noise: float = 0.06
-    tilt_deg: float = 2.0
-    rock_area: float | None = None
-    rock_wear: float = 0.0
-    rock_form: str = 'heightfield'
-    detail_below_m: float = math.inf
-    cells: tuple[int, ...] = (2048, 2048, 1024, 512)
-    cell_sizes_m: tuple[float, ...] = (0.01, 0.04, 0.32, 2.56)
-
-    def __post_init__(self) -> None:
-        if self.rock_form not in ROCK_FORMS:
-            raise InputError(
-                f'rock form is {self.rock_form!r}; one of {", ".join(ROCK_FORMS)} is needed'
-            )
-        if not 0 <= self.rock_wear <= 1:
-            raise InputError(f'rock wear is {self.rock_wear}; 0 to 1 is needed')
-        if self.rock_area is not None and not 0 < self.rock_area < 0.5:
-            raise InputError(f'rocks cover {self.rock_area} of the ground; 0 to 0.5 is needed')
-        if len(self.cells) != len(self.cell_sizes_m) or not self.cells:
-            raise InputError(
-                f'terrain has {len(self.cells)} grid sizes and {len(self.cell_sizes_m)} cell '
-                'sizes; one of each per grid is needed'
-            )
-        for cells in self.cells:
-            if cells < 2 or cells & (cells - 1):
-                raise InputError(f'terrain grid has {cells} cells; a power of two is needed')
-        for k in range(len(self.cells) - 1):
-            ratio = self.cell_sizes_m[k + 1] / self.cell_sizes_m[k]
-            inner = self.cells[k] / ratio
-            if abs(ratio - round(ratio)) > 1e-6 or inner % 2 or inner >= self.cells[k + 1]:
-                raise InputError(
-                    f'terrain grid {k} ({self.cells[k]} cells of {self.cell_sizes_m[k]} m) does '
-                    f'not nest in grid {k + 1} ({self.cells[k + 1]} of {self.cell_sizes_m[k + 1]})'
-                )
 
 
 @dataclass(frozen=True)
@@ -191,7 +102,7 @@ class Terrain:
 
     levels: tuple[GridLevel, ...]
     micro: torch.Tensor
-    micro_texel_m: float = _MICRO_TEXEL_M
+    micro_texel_m: float = MICRO_TEXEL_M
     rocks: RockMeshes | None = None
     on_cpu: Terrain | None = None
 
@@ -298,26 +209,26 @@ def make_terrain(
         check_tracer()
     heights: list[FloatGrid] = []
     albedo: list[FloatGrid] = []
-    craters = _sample_craters(config, rng)
-    rocks = _sample_rocks(config, rng)
+    craters = sample_craters(config, rng)
+    rocks = sample_rocks(config, rng)
     shapes = _rock_shapes(config, rocks) if config.rock_form == 'mesh' else None
     ground: FloatGrid | None = None
     bright: FloatGrid | None = None
     for k in reversed(range(len(config.cells))):
         cell = config.cell_sizes_m[k]
-        waves, detail = _fractal(config, k, rng)
+        waves, detail = fractal_ground(config, k, rng)
         ground = _inherit(ground, config, k) + waves
-        bright = _inherit(bright, config, k) + _albedo_noise(config, k, rng)
+        bright = _inherit(bright, config, k) + albedo_noise(config, k, rng)
         if k == len(config.cells) - 1:
-            ground = ground + _tilt(config, rng, ground.shape[0], cell)
-        _draw_home_craters(ground, bright, craters, config, k)
+            ground = ground + tilt(config, rng, ground.shape[0], cell)
+        draw_home_craters(ground, bright, craters, config, k)
         height = ground.copy() if detail is None else ground + detail
         if relief is not None:
             height += relief(k)
         reflectance = 1.0 + bright
-        _draw_small_craters(height, craters, config, k)
+        draw_small_craters(height, craters, config, k)
         if shapes is None:
-            _draw_rocks(height, reflectance, rocks, cell, config.rock_wear)
+            draw_rocks(height, reflectance, rocks, cell, config.rock_wear)
         else:
             _draw_banks(height, shapes, cell, config.rock_wear)
         if heights:
@@ -325,26 +236,12 @@ def make_terrain(
             _join(reflectance, albedo[0], config, k)
         heights.insert(0, height)
         albedo.insert(0, np.clip(reflectance, 0.3, 2.5).astype(np.float32))
-    terrain = terrain_from_heights(heights, list(config.cell_sizes_m), albedo, _micro(config, rng))
+    terrain = terrain_from_heights(
+        heights, list(config.cell_sizes_m), albedo, micro_texture(config, rng)
+    )
     if shapes is None:
         return terrain
     return _with_rocks(terrain, shapes, config.rock_wear, rock_edge_m)
-
-
-def spline_weights(at: NDArray[np.floating], count: int) -> NDArray[np.float64]:
-    """Return (M, N) the weights of a cubic B-spline's N coefficients at M places (0..N - 1)."""
-    weights = np.zeros((len(at), count))
-    whole = np.clip(np.floor(at).astype(int), 0, count - 1)
-    t = at - whole
-    basis = (
-        (1 - t) ** 3 / 6,
-        (3 * t**3 - 6 * t**2 + 4) / 6,
-        (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
-        t**3 / 6,
-    )
-    for offset, values in zip((-1, 0, 1, 2), basis, strict=True):
-        np.add.at(weights, (np.arange(len(at)), np.clip(whole + offset, 0, count - 1)), values)
-    return weights
 
 
 def _bilinear(level: GridLevel, x_m: torch.Tensor, y_m: torch.Tensor) -> torch.Tensor:
@@ -424,321 +321,6 @@ def _join(fine: FloatGrid, coarse: FloatGrid, config: TerrainConfig, k: int) -> 
     fine[:] = outer + weight * (fine - outer)
 
 
-def _spectrum(config: TerrainConfig, wavenumber: torch.Tensor) -> torch.Tensor:
-    """Return the power spectral density of the fractal ground, m^4 (var = double integral)."""
-    hurst = config.hurst
-    integral = 2.0 ** (-2 * hurst - 1) * math.gamma(1 - hurst) / (hurst * math.gamma(1 + hurst))
-    scale = config.roughness_m**2 / (4 * math.pi * integral)
-    corner = 2 * math.pi / _ROLL_OFF_M
-    k = wavenumber.clamp(min=1e-6)
-    steep = scale * k ** (-2 * hurst - 2)
-    # Beyond the corner wavelength real ground is flatter than the fractal law extrapolates.
-    return steep * (1 + (corner / k) ** 2) ** -(hurst - 0.15)
-
-
-def _filtered_noise(
-    side: int,
-    cell_m: float,
-    rng: np.random.Generator,
-    density: Callable[[torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
-    """Return (side, side) Gaussian noise with a given spectral density (periodic)."""
-    white = torch.from_numpy(rng.standard_normal((side, side), dtype=np.float32))
-    kx = 2 * math.pi * torch.fft.rfftfreq(side, cell_m)
-    ky = 2 * math.pi * torch.fft.fftfreq(side, cell_m)
-    k = torch.sqrt(kx[None, :] ** 2 + ky[:, None] ** 2)
-    gain = torch.sqrt(density(k)) * (2 * math.pi / cell_m)
-    gain[0, 0] = 0.0
-    return torch.fft.irfft2(torch.fft.rfft2(white) * gain, s=(side, side))
-
-
-def _band(config: TerrainConfig, k: int, cells: float, above: float) -> tuple[float, float]:
-    """Return the wavenumbers (1/m) that grid k adds: down to waves of `cells` of its cells.
-
-    Longer waves than `above` cells of the next coarser grid come from there.
-    """
-    highest = 2 * math.pi / (cells * config.cell_sizes_m[k])
-    longest = 2 * math.pi / config.detail_below_m
-    if k == len(config.cells) - 1:
-        return longest, highest
-    return max(2 * math.pi / (above * config.cell_sizes_m[k + 1]), longest), highest
-
-
-def _fractal(
-    config: TerrainConfig, k: int, rng: np.random.Generator
-) -> tuple[FloatGrid, FloatGrid | None]:
-    """Return the waves that finer grids inherit from grid k, and the shorter ones it adds itself.
-
-    Interpolation would turn waves near the grid's limit into a pattern aligned with its cells,
-    so finer grids make these anew. The finest grid has no second part.
-    """
-    shortest = _SHORTEST_WAVE_CELLS
-    low, high = _band(config, k, _INHERITED_WAVE_CELLS if k else shortest, _INHERITED_WAVE_CELLS)
-    cell = config.cell_sizes_m[k]
-    ground = _filtered_noise(config.cells[k], cell, rng, _relief_band(config, low, high))
-    if k == 0:
-        return _wrapped(ground), None
-    end = 2 * math.pi / (shortest * cell)
-    detail = _filtered_noise(config.cells[k], cell, rng, _relief_band(config, high, end))
-    return _wrapped(ground), _wrapped(detail)
-
-
-def _relief_band(
-    config: TerrainConfig, low: float, high: float
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    def density(wavenumber: torch.Tensor) -> torch.Tensor:
-        inside = (wavenumber > low) & (wavenumber <= high)
-        return _spectrum(config, wavenumber) * inside
-
-    return density
-
-
-def _wrapped(noise: torch.Tensor) -> FloatGrid:
-    """Return periodic cell values (N, N) as vertex values (N + 1, N + 1)."""
-    return nnf.pad(noise[None, None], (0, 1, 0, 1), mode='circular')[0, 0].numpy()
-
-
-def _albedo_noise(config: TerrainConfig, k: int, rng: np.random.Generator) -> FloatGrid:
-    """Return reflectance noise with equal variance per octave from 1 cm to about 20 m."""
-    shortest = _INHERITED_WAVE_CELLS if k else _SHORTEST_WAVE_CELLS
-    low, high = _band(config, k, shortest, _INHERITED_WAVE_CELLS)
-    per_octave = config.albedo_noise**2 / 11.0 / (2 * math.pi * math.log(2.0))
-
-    def density(wavenumber: torch.Tensor) -> torch.Tensor:
-        inside = (wavenumber > max(low, 0.3)) & (wavenumber <= high)
-        return per_octave * wavenumber.clamp(min=1e-6) ** -2 * inside
-
-    return _wrapped(_filtered_noise(config.cells[k], config.cell_sizes_m[k], rng, density))
-
-
-def _tilt(config: TerrainConfig, rng: np.random.Generator, side: int, cell_m: float) -> FloatGrid:
-    azimuth = rng.uniform(0, 2 * math.pi)
-    rise = math.tan(math.radians(config.tilt_deg))
-    along = (np.arange(side, dtype=np.float32) - (side - 1) / 2) * cell_m
-    return (
-        rise * (math.cos(azimuth) * along[None, :] + math.sin(azimuth) * along[:, None])
-    ).astype(np.float32)
-
-
-def _micro(config: TerrainConfig, rng: np.random.Generator) -> torch.Tensor:
-    """Return the periodic texture of slopes and albedo below the finest cell size."""
-    low = 2 * math.pi / (_SHORTEST_WAVE_CELLS * config.cell_sizes_m[0])
-    high = 2 * math.pi / (_SHORTEST_WAVE_CELLS * _MICRO_TEXEL_M)
-
-    def mottle(wavenumber: torch.Tensor) -> torch.Tensor:
-        inside = (wavenumber > 0.5 * low) & (wavenumber <= high)
-        variance = config.albedo_noise**2 / 11.0 / (2 * math.pi * math.log(2.0))
-        return variance * wavenumber.clamp(min=1e-6) ** -2 * inside
-
-    height = _filtered_noise(_MICRO_TEXELS, _MICRO_TEXEL_M, rng, _relief_band(config, low, high))
-    slope_x = (torch.roll(height, -1, 1) - torch.roll(height, 1, 1)) / (2 * _MICRO_TEXEL_M)
-    slope_y = (torch.roll(height, -1, 0) - torch.roll(height, 1, 0)) / (2 * _MICRO_TEXEL_M)
-    grain = 1.0 + _filtered_noise(_MICRO_TEXELS, _MICRO_TEXEL_M, rng, mottle)
-    return torch.stack([slope_x, slope_y, grain.clamp(0.5, 1.5)], dim=-1).contiguous()
-
-
-def _sample_sizes(
-    rng: np.random.Generator, count: int, smallest: float, largest: float, exponent: float
-) -> NDArray[np.float64]:
-    """Return sizes whose cumulative number falls as size^-exponent between two limits."""
-    u = rng.random(count)
-    low, high = smallest**-exponent, largest**-exponent
-    return (low - u * (low - high)) ** (-1.0 / exponent)
-
-
-def _sample_field(
-    config: TerrainConfig,
-    rng: np.random.Generator,
-    count_above: Callable[[float], float],
-    largest_m: float,
-    exponent: float,
-) -> NDArray[np.float64]:
-    """Return (N, 3) x, y, diameter of a power-law population, dense only where it is resolved.
-
-    Each grid's area gets the sizes that this grid resolves and the next coarser one does not.
-    """
-    fields = []
-    upper = largest_m
-    for k in reversed(range(len(config.cells))):
-        half = 0.5 * config.cells[k] * config.cell_sizes_m[k]
-        smallest = 2 * _MIN_RADIUS_CELLS * config.cell_sizes_m[k]
-        if smallest >= upper:
-            continue
-        mean = (count_above(smallest) - count_above(upper)) * (2 * half) ** 2
-        count = rng.poisson(max(mean, 0.0))
-        sizes = _sample_sizes(rng, count, smallest, upper, exponent)
-        fields.append(np.column_stack([rng.uniform(-half, half, (count, 2)), sizes]))
-        upper = smallest
-    return np.concatenate(fields) if fields else np.zeros((0, 3))
-
-
-def _sample_craters(config: TerrainConfig, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return (N, 8): x, y, radius, depth, rim height, rim width, phase, brightening."""
-
-    def count_above(diameter: float) -> float:
-        return config.crater_density * 0.0724 * diameter**-1.83
-
-    largest = min(_LARGEST_CRATER_M, config.detail_below_m)
-    field = _sample_field(config, rng, count_above, largest, 1.83)
-    count = len(field)
-    # Small craters are worn down faster than large ones are made: most are shallow.
-    freshness = rng.beta(1.0, 2.2, count)
-    radius = 0.5 * field[:, 2]
-    depth = config.crater_depth * 2 * radius * (0.12 + 0.88 * freshness)
-    # The floor's size is limited: a deep, wide pit would swallow the whole site.
-    depth = np.minimum(depth, 0.25 * radius**0.8 + 0.02)
-    rim = depth * (0.10 + 0.15 * freshness)
-    width = 0.22 + 0.25 * (1 - freshness)
-    phase = rng.uniform(0, 2 * math.pi, count)
-    bright = 0.12 * freshness**3
-    return np.column_stack([field[:, :2], radius, depth, rim, width, phase, bright])
-
-
-def _draw_home_craters(
-    ground: FloatGrid,
-    bright: FloatGrid,
-    craters: NDArray[np.float64],
-    config: TerrainConfig,
-    k: int,
-) -> None:
-    """Draw the craters whose home is grid k, in place; finer grids inherit them."""
-    cell = config.cell_sizes_m[k]
-    last = k == len(config.cells) - 1
-    low = _HOME_RADIUS_CELLS * cell if k > 0 else _MIN_RADIUS_CELLS * cell
-    high = math.inf if last else _HOME_RADIUS_CELLS * config.cell_sizes_m[k + 1]
-    radius = craters[:, 2]
-    for crater in craters[(radius >= low) & (radius < high)]:
-        _draw_crater(ground, crater, cell, bright)
-
-
-def _draw_small_craters(
-    height: FloatGrid, craters: NDArray[np.float64], config: TerrainConfig, k: int
-) -> None:
-    """Draw the craters that are resolved on grid k but belong to a finer grid, in place."""
-    if k == 0:
-        return
-    cell = config.cell_sizes_m[k]
-    radius = craters[:, 2]
-    chosen = (radius >= _MIN_RADIUS_CELLS * cell) & (radius < _HOME_RADIUS_CELLS * cell)
-    for crater in craters[chosen]:
-        _draw_crater(height, crater, cell, None)
-
-
-def _patch(side: int, cell_m: float, x: float, y: float, reach: float) -> tuple[Any, ...] | None:
-    """Return slices and coordinates relative to (x, y) of the grid part within `reach`."""
-    half = 0.5 * (side - 1) * cell_m
-    c0 = max(int(math.ceil((x - reach + half) / cell_m)), 0)
-    c1 = min(int(math.floor((x + reach + half) / cell_m)) + 1, side)
-    r0 = max(int(math.ceil((y - reach + half) / cell_m)), 0)
-    r1 = min(int(math.floor((y + reach + half) / cell_m)) + 1, side)
-    if c0 >= c1 or r0 >= r1:
-        return None
-    dx = (np.arange(c0, c1) * cell_m - half - x).astype(np.float32)
-    dy = (np.arange(r0, r1) * cell_m - half - y).astype(np.float32)
-    return slice(r0, r1), slice(c0, c1), dx[None, :], dy[:, None]
-
-
-def _draw_crater(
-    height: FloatGrid, crater: NDArray[np.float64], cell_m: float, bright: FloatGrid | None
-) -> None:
-    x, y, radius, depth, rim, width, phase, glow = crater
-    patch = _patch(height.shape[0], cell_m, x, y, 2.4 * radius)
-    if patch is None:
-        return
-    rows, columns, dx, dy = patch
-    squared = (dx * dx + dy * dy) / (radius * radius) + 1e-9
-    cos_phase, sin_phase = math.cos(phase), math.sin(phase)
-    # A lopsided rim: second harmonic of the direction, cheap without trigonometry.
-    lobe = ((dx * dx - dy * dy) * cos_phase + 2 * dx * dy * sin_phase) / (
-        radius * radius * squared
-    )
-    squared = squared * (1 + 0.16 * lobe)
-    distance = np.sqrt(squared)
-    bowl = -depth * np.clip(1 - squared, 0, None) ** 1.25
-    spread = np.where(distance < 1, 0.6 * width, 1.3 * width)
-    ring = rim * np.exp(-(((distance - 1) / spread) ** 2))
-    height[rows, columns] += (bowl + ring).astype(np.float32)
-    if bright is not None and glow > 0.01:
-        bright[rows, columns] += (glow * np.exp(-((distance / 1.2) ** 4))).astype(np.float32)
-
-
-def _sample_rocks(config: TerrainConfig, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return (N, 5): x, y, diameter, seed, brightness."""
-
-    def count_above(diameter: float) -> float:
-        return config.rock_density * (diameter / 0.1) ** -config.rock_exponent
-
-    if config.rock_area is None:
-        field = _sample_field(config, rng, count_above, config.rock_max_m, config.rock_exponent)
-    else:
-        field = _golombek_field(config, rng, config.rock_area)
-    count = len(field)
-    seeds = rng.integers(0, 2**31, count)
-    bright = config.rock_brightness * rng.lognormal(0.0, 0.12, count)
-    return np.column_stack([field, seeds, bright])
-
-
-def _golombek_field(
-    config: TerrainConfig, rng: np.random.Generator, area: float
-) -> NDArray[np.float64]:
-    """Return (N, 3) x, y, diameter of rocks that cover the ground as Golombek's law says."""
-    steepness = 1.79 + 0.152 / area
-    fields = []
-    upper = config.rock_max_m
-    for k in reversed(range(len(config.cells))):
-        half = 0.5 * config.cells[k] * config.cell_sizes_m[k]
-        smallest = 2 * _MIN_RADIUS_CELLS * config.cell_sizes_m[k]
-        if smallest >= upper:
-            continue
-        # Number per area and diameter: the covered area's density over the area of one rock.
-        edges = np.geomspace(smallest, upper, 257)
-        middle = np.sqrt(edges[1:] * edges[:-1])
-        covered = area * steepness * np.exp(-steepness * middle) * np.diff(edges)
-        counts = rng.poisson(covered / (0.25 * math.pi * middle**2) * (2 * half) ** 2)
-        sizes = np.repeat(middle, counts)
-        places = rng.uniform(-half, half, (len(sizes), 2))
-        fields.append(np.column_stack([places, sizes]))
-        upper = smallest
-    return np.concatenate(fields) if fields else np.zeros((0, 3))
-
-
-def _draw_rocks(
-    height: FloatGrid, albedo: FloatGrid, rocks: NDArray[np.float64], cell_m: float, wear: float
-) -> None:
-    """Put every rock that this grid resolves onto the surface, in place.
-
-    A rock is an ellipsoid cut by random planes and sunk into the ground; its upper surface is
-    the lowest of the planes, with a little roughness.
-    """
-    side = height.shape[0]
-    half = 0.5 * (side - 1) * cell_m
-    for x, y, diameter, seed, bright in rocks[rocks[:, 2] >= 2 * _MIN_RADIUS_CELLS * cell_m]:
-        patch = _patch(side, cell_m, x, y, 0.9 * diameter)
-        if patch is None or abs(x) > half or abs(y) > half:
-            continue
-        rows, columns, dx, dy = patch
-        rng = np.random.default_rng(int(seed))
-        base = height[round((y + half) / cell_m), round((x + half) / cell_m)]
-        ground = height[rows, columns]
-        if wear > 0:
-            top, colour = _worn_rock(rng, diameter, dx, dy, cell_m, wear)
-            top += base
-            inside = top > ground
-            bank = 0.07 * wear * diameter
-            meeting = np.clip(bank - np.abs(top - ground), 0, None)
-            ground[:] = np.maximum(top, ground) + meeting**2 / (4 * bank)
-            # Dust lies on old rocks: they differ less from the soil.
-            albedo[rows, columns][inside] = (1 + (1 - 0.5 * wear) * (bright - 1)) * colour[inside]
-            continue
-        top = np.full((dy.shape[0], dx.shape[1]), np.inf, np.float32)
-        for px, py, offset in _rock_planes(rng, diameter, (6, 10), (4, 9)):
-            np.minimum(top, offset + px * dx + py * dy, out=top)
-        top += base + _rock_roughness(rng, diameter, dx, dy)
-        inside = top > ground
-        ground[inside] = top[inside]
-        albedo[rows, columns][inside] = bright
-
-
 def _rock_shapes(config: TerrainConfig, rocks: NDArray[np.float64]) -> RockShapes:
     """Return the shapes of the rocks that are on the terrain."""
     half = 0.5 * config.cells[-1] * config.cell_sizes_m[-1]
@@ -750,9 +332,9 @@ def _rock_shapes(config: TerrainConfig, rocks: NDArray[np.float64]) -> RockShape
 
 def _draw_banks(height: FloatGrid, shapes: RockShapes, cell_m: float, wear: float) -> None:
     """Put the soil that lies against rocks which this grid resolves onto the surface, in place."""
-    for number in np.flatnonzero(shapes.place[:, 2] >= 2 * _MIN_RADIUS_CELLS * cell_m):
+    for number in np.flatnonzero(shapes.place[:, 2] >= 2 * MIN_RADIUS_CELLS * cell_m):
         x, y, diameter = shapes.place[number, :3]
-        patch = _patch(height.shape[0], cell_m, x, y, 1.1 * diameter)
+        patch = patch_around(height.shape[0], cell_m, x, y, 1.1 * diameter)
         if patch is not None:
             rows, columns, dx, dy = patch
             height[rows, columns] += shapes.bank(int(number), dx, dy, wear)
@@ -764,74 +346,3 @@ def _with_rocks(terrain: Terrain, shapes: RockShapes, wear: float, edge_m: float
     ground = terrain.ground_at(x, y).double().numpy() - bank_height(shapes.place[:, 2], wear)
     reach = terrain.levels[0].half_size_m
     return replace(terrain, rocks=make_rock_meshes(shapes, ground, wear, reach, edge_m))
-
-
-def _worn_rock(
-    rng: np.random.Generator,
-    diameter: float,
-    dx: FloatGrid,
-    dy: FloatGrid,
-    cell_m: float,
-    wear: float,
-) -> tuple[FloatGrid, FloatGrid]:
-    """Return height (metres, over the ground at its middle) and reflectance of a worn rock."""
-    planes = np.array(_rock_planes(rng, diameter, (7, 12), (9, 16)), np.float32)
-    faces = (
-        planes[:, 2, None, None] + planes[:, 0, None, None] * dx + planes[:, 1, None, None] * dy
-    )
-    # A soft minimum rounds the edges.
-    softness = np.float32(0.035 * wear * diameter)
-    lowest = faces.min(axis=0)
-    top = lowest - softness * np.log(np.exp((lowest - faces) / softness).sum(axis=0))
-    colour = np.ones_like(top)
-    # Waves from a third of the rock down to some cells, each octave lower than the one before.
-    waves, amplitude = 6, 0.06 * diameter
-    while 1.8 * diameter / waves > 2 * cell_m and waves <= 96:
-        lattice = rng.standard_normal((2, waves, waves))
-        at_x, at_y = ((v.ravel() / (1.8 * diameter) + 0.5) * (waves - 1) for v in (dx, dy))
-        across, down = spline_weights(at_x, waves), spline_weights(at_y, waves)
-        top += (amplitude * down @ lattice[0] @ across.T).astype(np.float32)
-        colour += (0.1 * down @ lattice[1] @ across.T).astype(np.float32)
-        waves, amplitude = 2 * waves, 0.6 * amplitude
-    return top, colour
-
-
-def _rock_planes(
-    rng: np.random.Generator,
-    diameter: float,
-    flank_range: tuple[int, int],
-    cap_range: tuple[int, int],
-) -> list[tuple[float, float, float]]:
-    """Return planes z = offset + px * dx + py * dy of a partly buried angular rock, metres.
-
-    No face is steeper than about 72 degrees: a heightfield would show its cells there.
-    """
-    flanks, caps = int(rng.integers(*flank_range)), int(rng.integers(*cap_range))
-    around = (np.arange(flanks) + rng.uniform(-0.4, 0.4, flanks)) * 2 * math.pi / flanks
-    azimuths = np.concatenate([around, rng.uniform(0, 2 * math.pi, caps)])
-    rises = np.radians(np.concatenate([rng.uniform(18, 45, flanks), rng.uniform(40, 88, caps)]))
-    half = 0.5 * diameter * np.array([1.0, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.05)])
-    turn = rng.uniform(0, 2 * math.pi)
-    center = half[2] * rng.uniform(-0.35, 0.45)
-    normals = np.column_stack(
-        [np.cos(rises) * np.cos(azimuths), np.cos(rises) * np.sin(azimuths), np.sin(rises)]
-    )
-    # Distance of a plane from the centre: where it would touch the ellipsoid, or a bit deeper.
-    reach = np.linalg.norm(normals * half, axis=1) * rng.uniform(0.78, 1.0, len(normals))
-    nx = normals[:, 0] * math.cos(turn) - normals[:, 1] * math.sin(turn)
-    ny = normals[:, 0] * math.sin(turn) + normals[:, 1] * math.cos(turn)
-    nz = normals[:, 2]
-    return list(zip(-nx / nz, -ny / nz, reach / nz + center, strict=True))
-
-
-def _rock_roughness(
-    rng: np.random.Generator, diameter: float, dx: FloatGrid, dy: FloatGrid
-) -> FloatGrid:
-    """Return small undulations of a rock's faces, metres."""
-    rough = np.zeros((dy.shape[0], dx.shape[1]), np.float32)
-    for scale in (0.45, 0.22, 0.12):
-        angle, phase = rng.uniform(0, 2 * math.pi, 2)
-        k = 2 * math.pi / (scale * diameter * rng.uniform(0.7, 1.3))
-        wave = np.sin(k * (math.cos(angle) * dx + math.sin(angle) * dy) + phase)
-        rough += np.float32(0.014 * scale * diameter) * wave
-    return rough

@@ -42,7 +42,8 @@ from lunar_stereo_recon.simulation.camera import (
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults
 from lunar_stereo_recon.simulation.renderer import check_camera
 from lunar_stereo_recon.simulation.scene import Box, Hapke, Lighting, Rendering, SunlitGround, View
-from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, TerrainConfig
+from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig
 
 MAP_FRAME = 'map'
 SIDES = ('left', 'right')

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from lunar_stereo_recon.simulation import camera, scene, terrain  # noqa: E402
+from lunar_stereo_recon.simulation import camera, scene, terrain, terrain_config  # noqa: E402
 
 CELLS, CELL_M = 64, 0.125
 
@@ -47,6 +47,6 @@ def small_terrain() -> terrain.Terrain:
     return terrain.make_terrain(small_config(5))
 
 
-def small_config(seed: int, **changes) -> terrain.TerrainConfig:
+def small_config(seed: int, **changes) -> terrain_config.TerrainConfig:
     values = {'cells': (256, 256, 128), 'cell_sizes_m': (0.02, 0.08, 0.64), 'rock_density': 0.4}
-    return terrain.TerrainConfig(seed, **{**values, **changes})
+    return terrain_config.TerrainConfig(seed, **{**values, **changes})

@@ -28,7 +28,8 @@ from lunar_stereo_recon.simulation.camera_faults import CameraFaults
 from lunar_stereo_recon.simulation.renderer import hidden_from, render
 from lunar_stereo_recon.simulation.scene import Box, Hapke, Lighting, View
 from lunar_stereo_recon.simulation.sunlit import sunlit_ground
-from lunar_stereo_recon.simulation.terrain import make_terrain, TerrainConfig
+from lunar_stereo_recon.simulation.terrain import make_terrain
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig
 from lunar_stereo_recon.simulation.traverse import render_frame, Rig, RoverPose, TraverseConfig
 
 GROUND = TerrainConfig(

@@ -9,7 +9,7 @@ torch = pytest.importorskip('torch')
 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation.dem import Dem, dem_terrain, read_dem  # noqa: E402
-from lunar_stereo_recon.simulation.terrain import TerrainConfig  # noqa: E402
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig  # noqa: E402
 
 CELL_M = 2.0
 GRIDS = {'cells': (256, 128, 64), 'cell_sizes_m': (0.04, 0.16, 1.28)}

@@ -12,7 +12,8 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults
 from lunar_stereo_recon.simulation.driver import Driver
 from lunar_stereo_recon.simulation.scene import Lighting
-from lunar_stereo_recon.simulation.terrain import make_terrain, TerrainConfig
+from lunar_stereo_recon.simulation.terrain import make_terrain
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig
 from lunar_stereo_recon.simulation.traverse import (
     check_pose,
     render_frame,

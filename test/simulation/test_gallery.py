@@ -12,7 +12,7 @@ torch = pytest.importorskip('torch')
 
 from lunar_stereo_recon.cli import main  # noqa: E402
 from lunar_stereo_recon.errors import InputError  # noqa: E402
-from lunar_stereo_recon.simulation import gallery, presets, terrain  # noqa: E402
+from lunar_stereo_recon.simulation import gallery, presets, terrain, terrain_config  # noqa: E402
 
 SMALL = {'cells': (256, 128, 64), 'cell_sizes_m': (0.04, 0.16, 1.28)}
 
@@ -49,12 +49,12 @@ def test_sheet_of_presets_and_suns(small_grids, tmp_path, capsys):
 def test_rocks_as_meshes_look_different(small_grids, tmp_path):
     pytest.importorskip('embreex')
     arguments = ['--presets', 'boulder_field', '--elevations', '20', '--width', '96']
-    for form in terrain.ROCK_FORMS:
+    for form in terrain_config.ROCK_FORMS:
         out = ['--out', str(tmp_path / form), '--rocks', form]
         assert main(['gallery', *out, *arguments]) == 0
     one, two = (
         cv2.imread(str(tmp_path / form / 'boulder_field_sun_20_deg.png'), cv2.IMREAD_GRAYSCALE)
-        for form in terrain.ROCK_FORMS
+        for form in terrain_config.ROCK_FORMS
     )
     apart = np.abs(one.astype(int) - two) > 8
     assert 0.01 < apart[32:].mean() < 0.6
@@ -99,7 +99,7 @@ def test_soil_is_banked_around_worn_rocks():
     ground = {'roughness_m': 1e-6, 'crater_density': 0.0, 'tilt_deg': 0.0, 'albedo_noise': 1e-6}
     banked = []
     for wear in (0.0, 1.0):
-        config = terrain.TerrainConfig(
+        config = terrain_config.TerrainConfig(
             3, rock_wear=wear, rock_density=1.0, rock_brightness=1.6, **ground, **SMALL
         )
         level = terrain.make_terrain(config).levels[0]
@@ -108,7 +108,7 @@ def test_soil_is_banked_around_worn_rocks():
         banked.append(float((level.heights[soil] > 2e-3).float().mean()))
     assert banked[0] < 1e-4 < 1e-3 < banked[1]
     with pytest.raises(InputError, match='rock wear is 2'):
-        terrain.TerrainConfig(1, rock_wear=2)
+        terrain_config.TerrainConfig(1, rock_wear=2)
 
 
 def test_labels_must_fit():

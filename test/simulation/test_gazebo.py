@@ -24,11 +24,8 @@ from lunar_stereo_recon.simulation import presets
 from lunar_stereo_recon.simulation.gazebo import export_world, find_spawn, WorldOptions
 from lunar_stereo_recon.simulation.gazebo_rover import read_rig, read_world, start_height
 from lunar_stereo_recon.simulation.presets import PRESETS, site_preset, SitePreset
-from lunar_stereo_recon.simulation.terrain import (
-    make_terrain,
-    terrain_from_heights,
-    TerrainConfig,
-)
+from lunar_stereo_recon.simulation.terrain import make_terrain, terrain_from_heights
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig
 from lunar_stereo_recon.simulation.terrain_mesh import height_differences, terrain_patches
 from lunar_stereo_recon.simulation.terrain_textures import patch_textures
 

@@ -20,12 +20,8 @@ from lunar_stereo_recon.simulation.secondary_light import (  # noqa: E402
     with_lamps,
 )
 from lunar_stereo_recon.simulation.sunlit import sunlit_ground  # noqa: E402
-from lunar_stereo_recon.simulation.terrain import (  # noqa: E402
-    make_terrain,
-    Terrain,
-    terrain_from_heights,
-    TerrainConfig,
-)
+from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain, terrain_from_heights  # noqa: E402
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig  # noqa: E402
 
 if rock_mesh.rtcore_scene is None:
     pytest.skip('embreex is not installed', allow_module_level=True)

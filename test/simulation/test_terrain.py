@@ -9,11 +9,8 @@ torch = pytest.importorskip('torch')
 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation import terrain as terrain_module  # noqa: E402
-from lunar_stereo_recon.simulation.terrain import (  # noqa: E402
-    make_terrain,
-    terrain_from_heights,
-    TerrainConfig,
-)
+from lunar_stereo_recon.simulation.terrain import make_terrain, terrain_from_heights  # noqa: E402
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig  # noqa: E402
 
 
 def config(seed: int, **changes) -> TerrainConfig:
@@ -98,17 +95,6 @@ def test_rocks_and_craters_change_the_ground():
     assert pits.min() < -0.01 and abs(pits.min()) > pits.max()
 
 
-def test_rock_sizes_follow_the_power_law():
-    made = terrain_module._sample_rocks(
-        TerrainConfig(0, rock_density=0.5), np.random.default_rng(0)
-    )
-    near = made[(np.abs(made[:, 0]) < 10.24) & (np.abs(made[:, 1]) < 10.24), 2]
-    area = 20.48**2
-    for diameter in (0.05, 0.1, 0.2):
-        expected = 0.5 * (diameter / 0.1) ** -2.3 * area
-        assert (near > diameter).sum() == pytest.approx(expected, rel=0.25)
-
-
 def test_wrong_grids_are_refused():
     with pytest.raises(InputError, match='power of two'):
         TerrainConfig(0, cells=(100,), cell_sizes_m=(0.1,))
@@ -138,76 +124,6 @@ def test_no_ripple_with_the_period_of_the_coarser_cells():
     assert ripple(smooth) < 0.1 * ripple(plain)
     exact = np.sin(2 * np.pi * (np.arange(257) - 128.0) / 4 / 9.3)
     assert np.abs(smooth[128] - exact)[8:-8].max() < 0.05
-
-
-def test_rocks_cover_the_ground_as_golombek_says():
-    area = 0.08
-    grids = {'cells': (512, 256), 'cell_sizes_m': (0.02, 0.08)}
-    fields = [
-        terrain_module._sample_rocks(
-            config(seed, rock_area=area, **grids), np.random.default_rng(seed)
-        )
-        for seed in range(20)
-    ]
-    steepness = 1.79 + 0.152 / area
-    for low, high in ((0.1, 0.3), (0.4, 1.0)):
-        # The finest grid resolves all of them, on its 10.24 m; the coarser one from 0.32 m on.
-        covered = []
-        for rocks in fields:
-            half = 5.12 if high < 0.32 else 10.24
-            inside = (np.abs(rocks[:, :2]) < half).all(1)
-            sizes = rocks[inside & (rocks[:, 2] >= low) & (rocks[:, 2] < high), 2]
-            covered.append((0.25 * np.pi * sizes**2).sum() / (2 * half) ** 2)
-        expected = area * (np.exp(-steepness * low) - np.exp(-steepness * high))
-        assert np.mean(covered) == pytest.approx(expected, rel=0.15)
-    with pytest.raises(InputError, match='rocks cover 0.7'):
-        config(1, rock_area=0.7)
-
-
-def crater_rows(**changes) -> np.ndarray:
-    wide = {'cells': (1024, 512, 256), 'cell_sizes_m': (0.02, 0.16, 1.28), **changes}
-    return terrain_module._sample_craters(config(0, **wide), np.random.default_rng(0))
-
-
-def test_craters_follow_their_size_frequency():
-    """Larger than D on a square metre: a density times 0.0724 D^-1.83."""
-    craters = crater_rows(crater_density=0.8)
-    near = craters[(np.abs(craters[:, :2]) < 10.24).all(1)]
-    for diameter in (0.1, 0.3, 0.8):
-        expected = 0.8 * 0.0724 * diameter**-1.83 * 20.48**2
-        assert (2 * near[:, 2] > diameter).sum() == pytest.approx(expected, rel=0.3)
-    assert 2 * craters[:, 2].max() <= 120
-
-
-def test_old_craters_are_shallow_and_fresh_ones_bright():
-    craters = crater_rows(crater_density=1.0, crater_depth=0.2)
-    radius, depth, rim, width, bright = craters[:, [2, 3, 4, 5, 7]].T
-    ratio = depth / (2 * radius)
-    # None deeper than fresh ones; the metre-sized of the Moon are mostly old.
-    small = radius < 2
-    assert 0.15 < ratio[small].max() <= 0.2 + 0.02 and 0.03 < np.median(ratio[small]) < 0.1
-    fresh = ratio > np.quantile(ratio[small], 0.95)
-    old = ratio < np.quantile(ratio[small], 0.3)
-    # Rims of a tenth to a quarter of the depth: sharper, higher and brighter where fresh.
-    assert (rim / depth).min() >= 0.099 and (rim / depth).max() <= 0.251
-    assert (rim / depth)[fresh & small].mean() > 1.4 * (rim / depth)[old & small].mean()
-    assert width[fresh & small].mean() < width[old & small].mean()
-    assert bright[fresh & small].mean() > 10 * bright[old & small].mean()
-
-
-def test_a_crater_has_its_depth_and_a_rim_that_fades():
-    ground = np.zeros((401, 401), np.float32)
-    bright = np.zeros_like(ground)
-    terrain_module._draw_crater(
-        ground, np.array([0.0, 0.0, 1.0, 0.4, 0.08, 0.3, 0.0, 0.1]), 0.01, bright
-    )
-    assert ground[200, 200] == pytest.approx(-0.4, abs=0.01)
-    profile = ground[200, 200:]
-    assert 0.07 < profile.max() < 0.09 and 0.8 < profile.argmax() * 0.01 < 1.2
-    # Ejecta thin out beyond the rim, and brighten the ground around.
-    assert (np.diff(profile[profile.argmax() :]) <= 1e-6).all()
-    assert abs(profile[-1]) < 0.03 * profile.max()
-    assert bright[200, 200] > 0.09 and bright[200, 320] > 0.02 > bright[200, 399]
 
 
 def test_slope_of_the_site():

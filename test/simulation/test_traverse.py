@@ -18,7 +18,8 @@ from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation import traverse  # noqa: E402
 from lunar_stereo_recon.simulation.camera import camera_rotation, Sensor  # noqa: E402
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults  # noqa: E402
-from lunar_stereo_recon.simulation.terrain import make_terrain, TerrainConfig  # noqa: E402
+from lunar_stereo_recon.simulation.terrain import make_terrain  # noqa: E402
+from lunar_stereo_recon.simulation.terrain_config import TerrainConfig  # noqa: E402
 
 CALIBRATION = StereoCalibration(70.0, 70.0, 47.5, 35.5, 47.5, 0.2, 96, 72)
 
