@@ -14,7 +14,8 @@ from torch import nn, Tensor
 from lunar_stereo_recon.errors import InputError, ModelError
 from training.checkpoint import trained_network
 from training.frozen_teacher import Batch, flight_tokens, Teacher
-from training.losses.distillation import distillation_loss, FeatureProjector, LossWeights
+from training.losses.distillation import distillation_loss, LossWeights
+from training.losses.features import FeatureProjector
 from training.losses.sparse_points import strongest_corners
 from training.losses.stereo import feature_loss, flight_losses, teacher_labels
 from training.models.flight import FlightStudent

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from training.losses.distillation import sobel
+from training.losses.pointmaps import sobel
 
 # Sides of the window that a corner is measured in, and of that in which it is the strongest.
 WINDOW, APART = 5, 3

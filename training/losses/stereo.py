@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from lunar_stereo_recon.errors import ModelError
 from training.data.batches import OUT_OF_FRAME, SEEN
-from training.losses.distillation import cosine_margin, feature_map, FeatureProjector
+from training.losses.features import cosine_margin, feature_map, FeatureProjector
 from training.models.flight import MATCH_STRIDE
 from training.recipe import LossRecipe
 

@@ -9,7 +9,7 @@ from lunar_stereo_recon.errors import InputError
 from training.checkpoint import trained_network
 from training.frozen_teacher import Batch, Teacher
 from training.learner import Learner
-from training.losses.distillation import FeatureProjector
+from training.losses.features import FeatureProjector
 from training.models.checkpoints import load_encoder_weights
 from training.models.flight import FlightStudent
 from training.models.paper_students import PaperStudent
