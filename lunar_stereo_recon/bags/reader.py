@@ -392,11 +392,6 @@ class StereoBagReader:
             for topic in (self.topics.left_image, self.topics.right_image)
         )
 
-    @property
-    def duration_s(self) -> float:
-        """Return the time between the first and the last message, seconds."""
-        return self._reader.duration * 1e-9
-
     def raw_messages(
         self, topics: list[str] | None = None
     ) -> Iterator[tuple[Connection, int, bytes]]:

@@ -14,11 +14,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import Reconstruction
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.geometry.voxel import weights_of_sigma
-
-# Voxel indices are packed in one 64-bit key, 21 bits an axis: 20 km a side at 1 cm.
-KEY_BITS = 21
-KEY_OFFSET = 1 << (KEY_BITS - 1)
+from lunar_stereo_recon.geometry.voxel import MAX_INDEX, voxel_keys, weights_of_sigma
 
 
 @dataclass(frozen=True)
@@ -191,14 +187,13 @@ def _sum_by_key(rows: _VoxelSums) -> _VoxelSums:
 
 def _voxel_keys(points: NDArray[np.float64], voxel_m: float) -> NDArray[np.int64]:
     indices = np.floor(points / voxel_m)
-    if indices.size and np.abs(indices).max() >= KEY_OFFSET:
+    if indices.size and np.abs(indices).max() >= MAX_INDEX:
         raise InputError(
             f'a point is {np.abs(points).max():.0f} m from the origin of the fixed frame; with '
-            f'voxels of {voxel_m} m the limit is {KEY_OFFSET * voxel_m:.0f} m. Move the origin '
+            f'voxels of {voxel_m} m the limit is {MAX_INDEX * voxel_m:.0f} m. Move the origin '
             'nearer or take larger voxels'
         )
-    shifted = indices.astype(np.int64) + KEY_OFFSET
-    return (shifted[:, 0] << (2 * KEY_BITS)) | (shifted[:, 1] << KEY_BITS) | shifted[:, 2]
+    return voxel_keys(indices[:, ::-1])  # x first
 
 
 def _check_rigid(transform: NDArray[np.float64]) -> None:

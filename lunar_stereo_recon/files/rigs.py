@@ -16,9 +16,12 @@ import yaml
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.yaml_files import read_yaml
-from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation, rotation_from_rpy
+from lunar_stereo_recon.geometry.rotation import (
+    BODY_FROM_OPTICAL,
+    quaternion_from_rotation,
+    rotation_from_rpy,
+)
 
-_OPTICAL_IN_BODY = rotation_from_rpy(-math.pi / 2, 0.0, -math.pi / 2)
 _NAMES = ('base_frame', 'left_optical_frame', 'right_optical_frame')
 _VECTORS = ('position', 'rotation_deg')
 
@@ -50,7 +53,7 @@ class RigFrames:
 def optical_frame(base: str, name: str, camera_in_base: NDArray[np.float64]) -> FrameTransform:
     """Return the optical frame `name` of a camera whose body has a (4, 4) pose in `base`."""
     x, y, z = (float(value) for value in camera_in_base[:3, 3])
-    quaternion = quaternion_from_rotation(camera_in_base[:3, :3] @ _OPTICAL_IN_BODY)
+    quaternion = quaternion_from_rotation(camera_in_base[:3, :3] @ BODY_FROM_OPTICAL)
     qx, qy, qz, qw = quaternion.tolist()
     return FrameTransform(base, name, (x, y, z), (qx, qy, qz, qw))
 

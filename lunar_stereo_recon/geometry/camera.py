@@ -6,7 +6,6 @@ Optical frame: x right, y down, z forward, metres. Integer coordinates are pixel
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, StereoCalibration
 from lunar_stereo_recon.errors import InputError
@@ -37,17 +36,3 @@ def points_from_depth(depth: FloatImage, calibration: StereoCalibration) -> Floa
     np.multiply(depth, rows[:, None].astype(np.float32), out=points[..., 1])
     points[..., 2] = depth
     return points
-
-
-def project_points(
-    points: NDArray[np.floating], calibration: StereoCalibration
-) -> NDArray[np.float64]:
-    """Return (..., 2) columns and rows in the left image of points (..., 3) in its frame.
-
-    NaN where a point is NaN or not in front of the camera.
-    """
-    points = np.asarray(points, np.float64)
-    z = np.where(points[..., 2] > 0, points[..., 2], np.nan)
-    u = calibration.fx * points[..., 0] / z + calibration.cx
-    v = calibration.fy * points[..., 1] / z + calibration.cy
-    return np.stack([u, v], axis=-1)

@@ -26,6 +26,16 @@ def weights_of_sigma(sigma_m: NDArray[Any]) -> NDArray[Any]:
     return 1 / np.maximum(known, SMALLEST_SIGMA_M) ** 2
 
 
+def voxel_keys(indices: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Return (N,) keys of voxels, which are ordered by the last index, then the others.
+
+    Args:
+        indices: (N, 3) whole numbers of less than `MAX_INDEX` to each side.
+    """
+    low, middle, high = (indices[:, axis].astype(np.int64) for axis in range(3))
+    return ((high << KEY_BITS) + middle << KEY_BITS) + low  # sums: negative ones differ too
+
+
 def voxel_means(
     points: NDArray[np.float32],
     attributes: NDArray[np.float32],
@@ -50,8 +60,7 @@ def voxel_means(
         return voxel_means(points[near], attributes[near], voxel_m, kept)
     # Sums of float32 would lose the millimetres far out: they are taken from the voxel's corner.
     local = points - indices * np.float32(voxel_m)
-    x, y, z = (indices[:, axis].astype(np.int64) for axis in range(3))
-    keys = ((z << KEY_BITS) + y << KEY_BITS) + x  # sums, so that negative ones differ too
+    keys = voxel_keys(indices)
     # Neighbours in the image share voxels, so the keys come in long runs, which this sort likes.
     order = np.argsort(keys, kind='stable')
     keys = keys[order]

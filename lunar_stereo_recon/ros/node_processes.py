@@ -133,10 +133,6 @@ class NodeProcesses:
         """Return the process number of a node."""
         return self._processes[name].pid
 
-    def send(self, name: str, number: signal.Signals) -> None:
-        """Send a signal to a node."""
-        self._processes[name].send_signal(number)
-
     def wait(self, name: str) -> int:
         """Return the exit status of a node that is about to end."""
         return _end(self._processes[name])

@@ -389,7 +389,7 @@ def shade_point(scene, ray, depth, level, triangle, blocked, sun, with_radiance)
 
 
 @numba.njit(cache=True, nogil=True)
-def _undistorted(u, v, bending, steps):
+def undistorted(u, v, bending, steps):
     """Return ideal normalised coordinates; `scene.undistorted` explains it."""
     k1, k2, p1, p2, k3 = bending
     x, y = u, v
@@ -422,7 +422,7 @@ def ray_through(camera, bending, undistort_steps, rotation, u, v):
     for value in bending:
         bent = bent or value != 0.0
     if bent:
-        a, b = _undistorted(a, b, bending, undistort_steps)
+        a, b = undistorted(a, b, bending, undistort_steps)
     dx = rotation[0, 0] * a + rotation[0, 1] * b + rotation[0, 2]
     dy = rotation[1, 0] * a + rotation[1, 1] * b + rotation[1, 2]
     dz = rotation[2, 0] * a + rotation[2, 1] * b + rotation[2, 2]

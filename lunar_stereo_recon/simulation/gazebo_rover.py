@@ -32,15 +32,11 @@ class RoverRig:
     Attributes:
         left, right: Optical frames of the cameras in the base frame.
         baseline_m: Distance of the optical centres, metres.
-        fx_px: Focal length that the model states for the right camera, pixels.
-        tx_px: -fx * baseline that it states, pixels.
     """
 
     left: FrameTransform
     right: FrameTransform
     baseline_m: float
-    fx_px: float
-    tx_px: float
 
 
 def read_rig(model_sdf: Path, base: str = 'base_link') -> RoverRig:
@@ -73,13 +69,12 @@ def read_rig(model_sdf: Path, base: str = 'base_link') -> RoverRig:
     from_base = np.linalg.inv(_link_pose(model_sdf, links, base)) @ _link_pose(
         model_sdf, links, left[0]
     )
+    _check_projection(model_sdf, right[1])
     offset = np.linalg.inv(_pose(left[1].find('pose'))) @ _pose(right[1].find('pose'))
     return RoverRig(
         _transform(base, left[1], from_base),
         _transform(base, right[1], from_base),
         float(np.linalg.norm(offset[:3, 3])),
-        _number(model_sdf, right[1], 'p_fx'),
-        _number(model_sdf, right[1], 'tx'),
     )
 
 
@@ -135,14 +130,13 @@ def _camera(
     raise InputError(f'{path} has no sensor {name!r} of type camera')
 
 
-def _number(path: Path, sensor: ElementTree.Element, name: str) -> float:
-    text = sensor.findtext(f'camera/lens/projection/{name}')
-    if text is None:
-        raise InputError(
-            f'{path}: sensor {sensor.get("name")!r} has no <{name}> in lens/projection; '
-            'Gazebo renders with a wrong default where one of the values is missing'
-        )
-    return float(text)
+def _check_projection(path: Path, sensor: ElementTree.Element) -> None:
+    for name in ('p_fx', 'tx'):
+        if sensor.find(f'camera/lens/projection/{name}') is None:
+            raise InputError(
+                f'{path}: sensor {sensor.get("name")!r} has no <{name}> in lens/projection; '
+                'Gazebo renders with a wrong default where one of the values is missing'
+            )
 
 
 def _transform(

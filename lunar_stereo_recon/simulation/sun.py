@@ -86,19 +86,6 @@ def parse_utc(text: str) -> datetime:
     return time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time
 
 
-def sub_solar_point(time: datetime) -> tuple[float, float]:
-    """Return latitude and east longitude (degrees, -180..180) where the sun is in the zenith.
-
-    Args:
-        time: With a time zone.
-
-    Raises:
-        InputError: The time has no zone, or lies outside 1960 to 2100.
-    """
-    x, y, z = _sun_direction(time)
-    return math.degrees(math.asin(z)), math.degrees(math.atan2(y, x))
-
-
 def sun_position(latitude_deg: float, longitude_deg: float, time: datetime) -> SunPosition:
     """Return where the sun stands over a site.
 
@@ -125,14 +112,14 @@ def sun_position(latitude_deg: float, longitude_deg: float, time: datetime) -> S
             [cos_b * cos_l, cos_b * sin_l, sin_b],
         ]
     )
-    east, north, up = axes @ _sun_direction(time)
+    east, north, up = axes @ sun_direction(time)
     return SunPosition(
         math.degrees(math.asin(min(max(up, -1.0), 1.0))),
         math.degrees(math.atan2(east, north)) % 360.0,
     )
 
 
-def _sun_direction(time: datetime) -> NDArray[np.float64]:
+def sun_direction(time: datetime) -> NDArray[np.float64]:
     """Return the unit vector from the Moon's centre to the sun in the Moon's own axes."""
     if time.tzinfo is None:
         raise InputError(f'time {time.isoformat()} has no zone; a time in UTC is needed')

@@ -339,7 +339,7 @@ def node_is_interrupted(stage: Stage) -> str:
         stage.start(backend='onnx')
         stage.play(1.0, 30.0)
         begin = time.monotonic()
-        stage.processes.send(NODE, number)
+        os.kill(stage.processes.pid(NODE), number)
         status = stage.processes.wait(NODE)
         took.append(time.monotonic() - begin)
         demand(status == 0, f'{number.name}: status {status}')
@@ -387,7 +387,7 @@ def recorder_is_ended(stage: Stage) -> str:
         bag = stage.folder / number.name
         record(stage, bag)
         stamps = stage.play(3.0, 30.0)
-        stage.processes.send('recorder_node', number)
+        os.kill(stage.processes.pid('recorder_node'), number)
         status = stage.processes.wait('recorder_node')
         wanted = -number if number == signal.SIGKILL else 0
         demand(status == wanted, f'{number.name}: status {status}')
@@ -410,7 +410,7 @@ def replay_is_ended(stage: Stage) -> str:
         stage.rig.statuses.clear()
         stage.processes.start('replay_node', {'bag': str(bag), 'loop': True})
         stage.rig.spin_until(lambda: len(stage.rig.statuses) >= 10, what='ten answers')
-        stage.processes.send('replay_node', number)
+        os.kill(stage.processes.pid('replay_node'), number)
         status = stage.processes.wait('replay_node')
         wanted = -number if number == signal.SIGKILL else 0
         demand(status == wanted, f'{number.name}: status {status} after {before} answers')
@@ -428,7 +428,7 @@ def simulator_is_ended(stage: Stage) -> str:
         stage.rig.statuses.clear()
         stage.processes.start('simulator_node', small)
         stage.rig.spin_until(lambda: len(stage.rig.statuses) >= 3, SIMULATOR_S, 'three answers')
-        stage.processes.send('simulator_node', number)
+        os.kill(stage.processes.pid('simulator_node'), number)
         status = stage.processes.wait('simulator_node')
         wanted = -number if number == signal.SIGKILL else 0
         demand(status == wanted, f'{number.name}: status {status}')

@@ -23,7 +23,13 @@ from lunar_stereo_recon.simulation.renderer import (  # noqa: E402
     rendering_device,
     trace,
 )
-from lunar_stereo_recon.simulation.scene import Box, Hapke, Lighting  # noqa: E402
+from lunar_stereo_recon.simulation.scene import (  # noqa: E402
+    Box,
+    Hapke,
+    Lighting,
+    UNDISTORT_STEPS,
+    undistorted,
+)
 
 NOON = Lighting(80.0, 40.0)
 
@@ -252,6 +258,15 @@ def test_compiled_reflectance():
     parameters = (0.3, 0.2, 0.5, 1.1, 0.05, 20.0)
     got = [compiled.hapke(*angles, parameters) for angles in zip(cos_i, cos_e, cos_g, strict=True)]
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-6)
+
+
+def test_compiled_undistortion():
+    u, v = np.random.default_rng(1).uniform(-0.6, 0.6, (2, 200))
+    bending = (-0.2, 0.06, 1e-3, -2e-3, 0.01)
+    expected = undistorted(torch.from_numpy(u), torch.from_numpy(v), bending)
+    pixels = zip(u, v, strict=True)
+    got = [compiled.undistorted(*pixel, bending, UNDISTORT_STEPS) for pixel in pixels]
+    np.testing.assert_allclose(np.transpose(got), np.stack(expected), rtol=1e-9)
 
 
 def test_impossible_views(shaped_terrain, view_from):

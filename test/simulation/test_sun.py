@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+import math
 
 import pytest
 
@@ -11,7 +12,7 @@ pytest.importorskip('erfa')
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation.sun import (  # noqa: E402
     parse_utc,
-    sub_solar_point,
+    sun_direction,
     sun_position,
 )
 
@@ -23,6 +24,12 @@ APOLLO = [
     ('1969-11-19T06:54:36', -3.1975, -23.3856, 5.19, 91.16),
     ('1969-11-20T14:25:47', -3.1975, -23.3856, 21.11, 90.33),
 ]
+
+
+def sub_solar_point(time: datetime) -> tuple[float, float]:
+    """Return latitude and east longitude (degrees, -180..180) where the sun is in the zenith."""
+    x, y, z = sun_direction(time)
+    return math.degrees(math.asin(z)), math.degrees(math.atan2(y, x))
 
 
 @pytest.mark.parametrize(('time', 'latitude', 'longitude', 'elevation', 'azimuth'), APOLLO)

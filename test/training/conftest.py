@@ -52,6 +52,12 @@ TINY_MAST3R = {
 
 
 @pytest.fixture
+def tiny_head():
+    """Return the settings of a DPT head that trains in no time."""
+    return dict(TINY_HEAD)
+
+
+@pytest.fixture
 def tiny_flight():
     """Return the settings of a flight student that trains in no time."""
     return dict(TINY_FLIGHT)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -33,28 +35,20 @@ from training.recipe import LossRecipe, StartRecipe, StudentRecipe, TEACHER_TERM
 from training.trainer import SILENT_STEPS, Trainer  # noqa: E402
 from training.validation import rendered_frames, validate_pointmaps  # noqa: E402
 
-TINY_FLIGHT = {
-    'encoder_channels': [8, 8, 16, 16],
-    'decoder_width': 16,
-    'decoder_depth': 1,
-    'decoder_heads': 2,
-    'descriptor_channels': 8,
-    'disparity_bins': 8,
-    'hourglass_channels': [8, 8, 16, 16],
-    'local_radius': 2,
-    'fine_channels': 8,
-}
-TINY_HEAD = {'descriptor_width': 4, 'level_channels': [8, 8, 8, 8], 'fusion_width': 8}
 ALL_TEACHER_LOSSES = LossRecipe(soft_bins=0.3, encoder_features=0.1, decoder_features=0.1)
 
 
-def tiny_flight(**options) -> StudentRecipe:
-    return StudentRecipe(kind='flight', model=TINY_FLIGHT, **options)
+@pytest.fixture
+def flight_student(tiny_flight) -> Callable[..., StudentRecipe]:
+    """Return a function that makes the recipe of a tiny flight student."""
+    return functools.partial(StudentRecipe, kind='flight', model=tiny_flight)
 
 
-def tiny_pointmap_student(**options) -> StudentRecipe:
-    model = {'decoder_width': 16, 'decoder_depth': 1, 'decoder_heads': 2, 'head': TINY_HEAD}
-    return StudentRecipe(kind='S4', model=model, **options)
+@pytest.fixture
+def pointmap_student(tiny_head) -> Callable[..., StudentRecipe]:
+    """Return a function that makes the recipe of a tiny S4."""
+    model = {'decoder_width': 16, 'decoder_depth': 1, 'decoder_heads': 2, 'head': tiny_head}
+    return functools.partial(StudentRecipe, kind='S4', model=model)
 
 
 def weights(trainer: Trainer, name: str) -> dict:
@@ -64,8 +58,10 @@ def weights(trainer: Trainer, name: str) -> dict:
 # --- Learning from a teacher ---------------------------------------------------------------
 
 
-def test_every_trained_parameter_gets_a_gradient(make_recipe, flight_teacher, tmp_path):
-    student = tiny_flight(target='teacher', min_confidence=0.0, losses=ALL_TEACHER_LOSSES)
+def test_every_trained_parameter_gets_a_gradient(
+    make_recipe, flight_teacher, tmp_path, flight_student
+):
+    student = flight_student(target='teacher', min_confidence=0.0, losses=ALL_TEACHER_LOSSES)
     trainer = Trainer(make_recipe({'flight': student}, flight_teacher), tmp_path)
     member = trainer.students['flight']
     batch = trainer.data[0]
@@ -85,14 +81,16 @@ def test_every_trained_parameter_gets_a_gradient(make_recipe, flight_teacher, tm
     assert not any(p.requires_grad for p in trainer.teacher.network.parameters())
 
 
-def test_each_loss_of_a_flight_student_acts_alone(make_recipe, flight_teacher, tmp_path):
-    trainer = Trainer(make_recipe({'flight': tiny_flight()}, flight_teacher), tmp_path)
+def test_each_loss_of_a_flight_student_acts_alone(
+    make_recipe, flight_teacher, tmp_path, flight_student
+):
+    trainer = Trainer(make_recipe({'flight': flight_student()}, flight_teacher), tmp_path)
     batch, teacher = trainer.data[0], trainer.teacher
     lesson = teacher.lesson(batch, teacher.offers - {'pointmap1', 'pointmap2', 'conf1', 'conf2'})
     nothing = dict.fromkeys(FLIGHT_TERMS, 0.0)
     for name in FLIGHT_TERMS:
         losses = LossRecipe(**{**nothing, name: 1.0})
-        learner = build_learner(tiny_flight(losses=losses), teacher)
+        learner = build_learner(flight_student(losses=losses), teacher)
         loss, terms = learner(batch, {key: lesson[key] for key in learner.wanted})
         assert {term for term in terms if '/' not in term} == {name} and loss.item() > 0
         loss.backward()
@@ -100,18 +98,20 @@ def test_each_loss_of_a_flight_student_acts_alone(make_recipe, flight_teacher, t
         assert any(gradient.any() for gradient in reached), name
         if name in TEACHER_TERMS:
             with pytest.raises(ModelError, match='need logits|no teacher'):
-                build_learner(tiny_flight(losses=losses), None)
+                build_learner(flight_student(losses=losses), None)
             with pytest.raises((ModelError, KeyError)):
                 learner(batch, {})
     for weights in (nothing, {**nothing, 'disparity': -1.0}):
         with pytest.raises(InputError, match='none below 0, one above is needed'):
-            build_learner(tiny_flight(losses=LossRecipe(**weights)), teacher)
+            build_learner(flight_student(losses=LossRecipe(**weights)), teacher)
 
 
-def test_students_share_one_look_of_the_teacher(make_recipe, flight_teacher, tmp_path):
+def test_students_share_one_look_of_the_teacher(
+    make_recipe, flight_teacher, tmp_path, flight_student
+):
     students = {
-        'a': tiny_flight(target='teacher'),
-        'b': tiny_flight(losses=LossRecipe(soft_bins=1.0)),
+        'a': flight_student(target='teacher'),
+        'b': flight_student(losses=LossRecipe(soft_bins=1.0)),
     }
     trainer = Trainer(make_recipe(students, flight_teacher), tmp_path)
     looks = []
@@ -134,9 +134,9 @@ def test_students_share_one_look_of_the_teacher(make_recipe, flight_teacher, tmp
 
 
 def test_pointmap_student_learns_from_a_row_matching_teacher(
-    make_recipe, flight_teacher, tmp_path
+    make_recipe, flight_teacher, tmp_path, pointmap_student
 ):
-    student = tiny_pointmap_student(
+    student = pointmap_student(
         target='teacher',
         distillation={
             'decoder_features': 0.1,
@@ -153,20 +153,24 @@ def test_pointmap_student_learns_from_a_row_matching_teacher(
     assert terms['grad_norm'] > 0
 
 
-def test_flight_student_aligns_with_tokens_of_a_mast3r(make_recipe, mast3r_teacher, tmp_path):
+def test_flight_student_aligns_with_tokens_of_a_mast3r(
+    make_recipe, mast3r_teacher, tmp_path, flight_student
+):
     losses = LossRecipe(encoder_features=0.1, decoder_features=0.1)
-    recipe = make_recipe({'flight': tiny_flight(losses=losses)}, mast3r_teacher)
+    recipe = make_recipe({'flight': flight_student(losses=losses)}, mast3r_teacher)
     trainer = Trainer(recipe, tmp_path)
     terms = trainer.train_step([trainer.data[0]])
     assert terms['encoder_features'] > 0 and terms['decoder_features'] > 0
     assert 0 < terms['decoder_features/below_margin'] <= 1
 
 
-def test_term_that_stays_at_zero_is_reported(make_recipe, flight_teacher, tmp_path, caplog):
+def test_term_that_stays_at_zero_is_reported(
+    make_recipe, flight_teacher, tmp_path, caplog, flight_student
+):
     # No cosine is below a margin of -1: the term is on and cannot act.
     losses = LossRecipe(decoder_features=0.1, feature_margin=-1.0)
     trainer = Trainer(
-        make_recipe({'flight': tiny_flight(losses=losses)}, flight_teacher), tmp_path
+        make_recipe({'flight': flight_student(losses=losses)}, flight_teacher), tmp_path
     )
     batch = [trainer.data[0]]
     for _ in range(SILENT_STEPS - 1):
@@ -177,24 +181,30 @@ def test_term_that_stays_at_zero_is_reported(make_recipe, flight_teacher, tmp_pa
     assert caplog.text.count('decoder_features of flight has been 0 for 50 steps') == 1
 
 
-def test_loss_that_its_teacher_cannot_serve_is_refused(make_recipe, mast3r_teacher, tmp_path):
-    recipe = make_recipe({'flight': tiny_flight(losses=LossRecipe(soft_bins=1))}, mast3r_teacher)
+def test_loss_that_its_teacher_cannot_serve_is_refused(
+    make_recipe, mast3r_teacher, tmp_path, flight_student, pointmap_student
+):
+    recipe = make_recipe(
+        {'flight': flight_student(losses=LossRecipe(soft_bins=1))}, mast3r_teacher
+    )
     with pytest.raises(ModelError, match='logits.*Mast3r does not give'):
         Trainer(recipe, tmp_path)
-    recipe = make_recipe({'S4': tiny_pointmap_student(distillation={'relational': 1.0})})
+    recipe = make_recipe({'S4': pointmap_student(distillation={'relational': 1.0})})
     with pytest.raises(ModelError, match='encoder_features is enabled but there is no teacher'):
         Trainer(recipe, tmp_path)
-    recipe = make_recipe({'S4': tiny_pointmap_student(distillation={'pointmaps': 1.0})})
+    recipe = make_recipe({'S4': pointmap_student(distillation={'pointmaps': 1.0})})
     with pytest.raises(InputError, match='pointmaps'):
         Trainer(recipe, tmp_path)
 
 
-def test_losses_of_the_other_kind_of_student_are_refused(make_recipe, tmp_path):
+def test_losses_of_the_other_kind_of_student_are_refused(
+    make_recipe, tmp_path, flight_student, pointmap_student
+):
     with pytest.raises(InputError, match='flight has losses'):
-        Trainer(make_recipe({'a': tiny_flight(distillation={'gradient': 1.0})}), tmp_path)
+        Trainer(make_recipe({'a': flight_student(distillation={'gradient': 1.0})}), tmp_path)
     with pytest.raises(InputError, match='this one has distillation'):
         losses = LossRecipe(disparity=2.0)
-        Trainer(make_recipe({'a': tiny_pointmap_student(losses=losses)}), tmp_path)
+        Trainer(make_recipe({'a': pointmap_student(losses=losses)}), tmp_path)
 
 
 def test_bins_of_different_number_are_refused():
@@ -251,8 +261,8 @@ def test_pointmaps_of_both_views_are_one_surface():
 # --- Cache ---------------------------------------------------------------------------------
 
 
-def test_cached_lessons_equal_computed_ones(make_recipe, flight_teacher, tmp_path):
-    student = tiny_flight(target='teacher', losses=ALL_TEACHER_LOSSES)
+def test_cached_lessons_equal_computed_ones(make_recipe, flight_teacher, tmp_path, flight_student):
+    student = flight_student(target='teacher', losses=ALL_TEACHER_LOSSES)
     recipe = make_recipe({'flight': student}, flight_teacher, fixed_crops=1)
     recipe.teacher.cache = str(tmp_path / 'cache')
     trainer = Trainer(recipe, tmp_path)
@@ -274,8 +284,10 @@ def test_cached_lessons_equal_computed_ones(make_recipe, flight_teacher, tmp_pat
     assert again.misses == 2
 
 
-def test_damaged_cache_entry_is_named(make_recipe, flight_teacher, tmp_path):
-    recipe = make_recipe({'flight': tiny_flight(target='teacher')}, flight_teacher, fixed_crops=1)
+def test_damaged_cache_entry_is_named(make_recipe, flight_teacher, tmp_path, flight_student):
+    recipe = make_recipe(
+        {'flight': flight_student(target='teacher')}, flight_teacher, fixed_crops=1
+    )
     recipe.teacher.cache = str(tmp_path / 'cache')
     trainer = Trainer(recipe, tmp_path)
     trainer.train_step([trainer.data[0]])
@@ -289,11 +301,13 @@ def test_damaged_cache_entry_is_named(make_recipe, flight_teacher, tmp_path):
 
 
 @pytest.mark.parametrize('method', ['shared_basis', 'truncate', 'direct'])
-def test_student_starts_from_its_teacher(method, make_recipe, flight_teacher, tmp_path, capsys):
-    at_random = Trainer(make_recipe({'flight': tiny_flight()}, flight_teacher), tmp_path)
+def test_student_starts_from_its_teacher(
+    method, make_recipe, flight_teacher, tmp_path, capsys, flight_student
+):
+    at_random = Trainer(make_recipe({'flight': flight_student()}, flight_teacher), tmp_path)
     start = StartRecipe(method=method, pairs=1)
     losses = LossRecipe(encoder_features=0.1, decoder_features=0.1)
-    recipe = make_recipe({'flight': tiny_flight(start=start, losses=losses)}, flight_teacher)
+    recipe = make_recipe({'flight': flight_student(start=start, losses=losses)}, flight_teacher)
     trainer = Trainer(recipe, tmp_path)
     plan = capsys.readouterr().out
     assert 'flight starts from its teacher' in plan and 'decoder.dec_blocks.0.attn.qkv' in plan
@@ -306,10 +320,10 @@ def test_student_starts_from_its_teacher(method, make_recipe, flight_teacher, tm
 
 @pytest.mark.parametrize('method', ['shared_basis', 'truncate'])
 def test_student_of_the_paper_starts_with_its_heads(
-    method, make_recipe, mast3r_teacher, tmp_path, capsys
+    method, make_recipe, mast3r_teacher, tmp_path, capsys, pointmap_student
 ):
     start = StartRecipe(method=method, pairs=1, mapping='last_k')
-    student = tiny_pointmap_student(target='teacher', start=start)
+    student = pointmap_student(target='teacher', start=start)
     trainer = Trainer(make_recipe({'S4': student}, mast3r_teacher, matches=16), tmp_path)
     plan = capsys.readouterr().out
     # One block of the teacher's two: the last.
@@ -322,15 +336,17 @@ def test_student_of_the_paper_starts_with_its_heads(
     assert math.isfinite(trainer.train_step([trainer.data[0]])['loss'])
 
 
-def test_wider_student_than_teacher_is_a_clear_error(make_recipe, flight_teacher, tmp_path):
-    student = tiny_flight(start=StartRecipe(method='shared_basis', pairs=1))
-    student.model = {**TINY_FLIGHT, 'decoder_width': 64}
+def test_wider_student_than_teacher_is_a_clear_error(
+    make_recipe, flight_teacher, tmp_path, flight_student, tiny_flight
+):
+    student = flight_student(start=StartRecipe(method='shared_basis', pairs=1))
+    student.model = {**tiny_flight, 'decoder_width': 64}
     with pytest.raises(ModelError, match='student decoder width is 64, teacher 32'):
         Trainer(make_recipe({'flight': student}, flight_teacher), tmp_path)
 
 
-def test_going_on_from_a_trained_student(make_recipe, tmp_path):
-    trainer = Trainer(make_recipe({'flight': tiny_flight()}), tmp_path / 'first')
+def test_going_on_from_a_trained_student(make_recipe, tmp_path, flight_student):
+    trainer = Trainer(make_recipe({'flight': flight_student()}), tmp_path / 'first')
     trainer.train_step([trainer.data[0]])
     trainer.save()
     write_safetensors(trainer.path, tmp_path / 'flight.safetensors')
@@ -341,8 +357,8 @@ def test_going_on_from_a_trained_student(make_recipe, tmp_path):
         torch.testing.assert_close(started.state_dict(), wanted, rtol=0, atol=0)
 
 
-def test_frozen_encoder_keeps_weights_and_statistics(make_recipe, tmp_path):
-    recipe = make_recipe({'flight': tiny_flight(freeze_encoder=True)})
+def test_frozen_encoder_keeps_weights_and_statistics(make_recipe, tmp_path, flight_student):
+    recipe = make_recipe({'flight': flight_student(freeze_encoder=True)})
     trainer = Trainer(recipe, tmp_path)
     before = weights(trainer, 'flight')
     trainer.train_step([trainer.data[0]])
@@ -355,9 +371,9 @@ def test_frozen_encoder_keeps_weights_and_statistics(make_recipe, tmp_path):
     )
 
 
-def test_pointmap_student_round_trip_through_safetensors(make_recipe, tmp_path):
+def test_pointmap_student_round_trip_through_safetensors(make_recipe, tmp_path, pointmap_student):
     recipe = make_recipe(
-        {'S4': tiny_pointmap_student(distillation={'encoder_features': 0.0, 'gradient': 0.0})}
+        {'S4': pointmap_student(distillation={'encoder_features': 0.0, 'gradient': 0.0})}
     )
     trainer = Trainer(recipe, tmp_path)
     trainer.save()
@@ -372,8 +388,10 @@ def test_pointmap_student_round_trip_through_safetensors(make_recipe, tmp_path):
 # --- The loop ------------------------------------------------------------------------------
 
 
-def test_resumed_distillation_equals_an_uninterrupted_one(make_recipe, flight_teacher, tmp_path):
-    student = tiny_flight(target='teacher', losses=ALL_TEACHER_LOSSES)
+def test_resumed_distillation_equals_an_uninterrupted_one(
+    make_recipe, flight_teacher, tmp_path, flight_student
+):
+    student = flight_student(target='teacher', losses=ALL_TEACHER_LOSSES)
     recipe = make_recipe({'flight': student}, flight_teacher)
     whole = Trainer(recipe, tmp_path / 'whole')
     whole.run()
@@ -384,13 +402,13 @@ def test_resumed_distillation_equals_an_uninterrupted_one(make_recipe, flight_te
     second.run()
     ours, theirs = (t.students['flight'].learner.state_dict() for t in (second, whole))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    other = Trainer(make_recipe({'other': tiny_flight()}), tmp_path / 'parts')
+    other = Trainer(make_recipe({'other': flight_student()}), tmp_path / 'parts')
     with pytest.raises(ModelError, match='holds students flight; the recipe has other'):
         other.resume()
 
 
-def test_two_equal_batches_accumulate_to_one(make_recipe, tmp_path):
-    one, two = (Trainer(make_recipe({'flight': tiny_flight()}), tmp_path) for _ in range(2))
+def test_two_equal_batches_accumulate_to_one(make_recipe, tmp_path, flight_student):
+    one, two = (Trainer(make_recipe({'flight': flight_student()}), tmp_path) for _ in range(2))
     batch = one.data[0]
     terms = one.train_step([batch]), two.train_step([batch, batch])
     assert terms[0]['loss'] == pytest.approx(terms[1]['loss'], rel=1e-5)
@@ -400,8 +418,8 @@ def test_two_equal_batches_accumulate_to_one(make_recipe, tmp_path):
         assert (value - other).abs().median() < 1e-6, name
 
 
-def test_bf16_agrees_with_full_precision(make_recipe, flight_teacher, tmp_path):
-    student = tiny_flight(target='teacher', losses=ALL_TEACHER_LOSSES)
+def test_bf16_agrees_with_full_precision(make_recipe, flight_teacher, tmp_path, flight_student):
+    student = flight_student(target='teacher', losses=ALL_TEACHER_LOSSES)
     recipe = make_recipe({'flight': student}, flight_teacher)
     half = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, amp='bf16'))
     losses = []
@@ -412,11 +430,13 @@ def test_bf16_agrees_with_full_precision(make_recipe, flight_teacher, tmp_path):
     assert losses[1] != losses[0]
 
 
-def test_figures_go_to_metrics_events_and_curves(make_recipe, plane_pairs, tmp_path, capsys):
+def test_figures_go_to_metrics_events_and_curves(
+    make_recipe, plane_pairs, tmp_path, capsys, flight_student
+):
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    recipe = make_recipe({'flight': tiny_flight()})
+    recipe = make_recipe({'flight': flight_student()})
     recipe.optimizer.total_steps = 10
     recipe.data.validation = str(plane_pairs)
     assert Trainer(recipe, tmp_path).run()

@@ -31,22 +31,6 @@ def infonce(descriptors1: Tensor, descriptors2: Tensor, temperature: float = 0.0
     return -torch.maximum(rows, floor) - torch.maximum(columns, floor)
 
 
-def matching(
-    descriptors: Pair, correspondences: Pair, valid: Tensor, temperature: float = 0.05
-) -> tuple[Tensor, Monitors]:
-    """Return the InfoNCE loss of descriptors at corresponding pixels.
-
-    Args:
-        descriptors: Two (B, H, W, D), unit length.
-        correspondences: Two (B, N, 2) int64 pixels, x then y.
-        valid: (B, N) bool, False for pixels that serve only as negatives.
-        temperature: Similarities are divided by it.
-    """
-    losses = _match_losses(descriptors, correspondences, temperature)
-    loss = masked_mean(losses, valid)
-    return loss, {'matching': loss.detach()}
-
-
 def confidence_weighted_matching(
     descriptors: Pair,
     descriptor_confidence: Pair,

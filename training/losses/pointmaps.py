@@ -10,12 +10,6 @@ from lunar_stereo_recon.errors import InputError
 from training.losses.terms import masked_mean, MIN_DISTANCE, Monitors, Pair
 
 
-def points_in_camera(points: Tensor, camera_to_world: Tensor) -> Tensor:
-    """Return world points (B, H, W, 3) in the frame of cameras with poses (B, 4, 4)."""
-    rotation, centre = camera_to_world[:, :3, :3], camera_to_world[:, None, None, :3, 3]
-    return torch.einsum('bhwi,bij->bhwj', points - centre, rotation)
-
-
 def average_distance(points: Pair, masks: Pair) -> Tensor:
     """Return (B,) mean distance to the origin over the valid points of both views.
 
@@ -88,15 +82,6 @@ def pointmap_errors(
         errors.append(error)
         counted.append(count)
     return (errors[0], errors[1]), (counted[0], counted[1])
-
-
-def pointmap_regression(
-    pred: Pair, target: Pair, masks: Pair, metric: bool | Tensor = False
-) -> tuple[Tensor, Monitors]:
-    """Return the mean point error of each view, summed; arguments as in `pointmap_errors`."""
-    errors, counted = pointmap_errors(pred, target, masks, metric)
-    means = [masked_mean(*view) for view in zip(errors, counted, strict=True)]
-    return means[0] + means[1], _pointmap_monitors(errors, counted)
 
 
 def confidence_weighted_regression(

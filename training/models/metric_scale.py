@@ -60,19 +60,6 @@ def relative_baseline(
     return _weighted_median(offsets[usable], weights[usable])
 
 
-def disparity_from_pointmaps(
-    pointmap_left_relative: FloatImage,
-    pointmap_right_relative: FloatImage,
-    calibration: StereoCalibration,
-    confidence_right: FloatImage | None = None,
-) -> FloatImage:
-    """Return (H, W) float32 disparity, pixels, of a relative pointmap pair in the left frame."""
-    scale = scale_from_baseline(pointmap_right_relative, calibration, confidence_right)
-    depth = np.asarray(pointmap_left_relative[..., 2] * scale, np.float32)
-    positive = np.where(depth > 0, depth, np.float32(np.nan))
-    return np.float32(calibration.fx * calibration.baseline_m) / positive
-
-
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     order = np.argsort(values)
     cumulative = np.cumsum(weights[order], dtype=np.float64)
