@@ -73,7 +73,7 @@ def generate_launch_description() -> LaunchDescription:
             ),
             argument('namespace', 'Namespace of the nodes and their topics'),
             argument('fixed_frame', 'Frame to show results in', 'map'),
-            # First: what is wrong with its arguments is said before the world is made.
+            # First, so that wrong arguments are reported before the world is made.
             included('rover.launch.py', use_sim_time='true'),
             OpaqueFunction(function=_with_world),
         ]

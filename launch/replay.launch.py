@@ -86,7 +86,7 @@ def generate_launch_description() -> LaunchDescription:
             argument('camera_namespace', "Namespace of the preset's topics, in place of its own"),
             argument('namespace', 'Namespace of the node and its topics, not of the recording'),
             OpaqueFunction(function=_look_into, args=[found]),
-            # Before the player: what is wrong with its arguments is said before anything starts.
+            # Before the player, so that wrong arguments are reported before anything starts.
             included('rover.launch.py', use_sim_time='true'),
             OpaqueFunction(function=_play, args=[found]),
         ]

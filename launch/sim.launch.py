@@ -36,7 +36,7 @@ def generate_launch_description() -> LaunchDescription:
             argument('namespace', 'Namespace of the nodes and their topics'),
             argument('fixed_frame', 'Frame to show results in', 'map'),
             argument('hazard_frame', 'Frame of the hazard grid, z up', 'map'),
-            # First: what is wrong with its arguments is said before the simulator starts.
+            # First, so that wrong arguments are reported before the simulator starts.
             included('rover.launch.py', use_sim_time='true'),
             OpaqueFunction(function=_simulator),
         ]

@@ -294,7 +294,7 @@ class RowAlignment:
         )
 
     def poor(self, width: int) -> bool:
-        """Say whether the rig wants recalibrating."""
+        """Say whether the rig needs calibrating again."""
         return self.known and self.largest_px(width) >= self.WARNING_PX
 
     def describe(self, width: int) -> str:

@@ -19,7 +19,7 @@ RgbImage = NDArray[np.uint8]
 NO_VALUE_COLOR = (70, 70, 74)
 PAPER_COLOR = (250, 250, 250)
 INK_COLOR = (25, 25, 28)
-# Not black, so that black shadows on the ground are told from holes in the cloud.
+# Not black, so that black shadows on the ground differ from holes in the cloud.
 SPACE_COLOR = (24, 30, 44)
 FONT = cv2.FONT_HERSHEY_DUPLEX
 # Steps of a scale that people count in.

@@ -24,10 +24,10 @@ from training.models.lunar_teacher import match_both_views
 from training.trainer import Trainer
 from training.validation import spread
 
-# Of the labelled frames the last ones, of the replayed pairs every eighth are kept back.
+# Kept back: the last of the labelled frames, and every eighth of the replayed pairs.
 HELD_BACK_SHARE = 0.2
 HELD_BACK_EVERY = 8
-# Frames of each kind that are looked at, at the most.
+# At most this many frames of each kind are looked at.
 FRAMES = 24
 # Disparities of both views that differ by more contradict each other.
 CONTRADICTION_PX = 1.0
@@ -37,7 +37,7 @@ Figures = dict[str, float]
 
 
 class AdaptationRefusedError(ReconError):
-    """No student was found that is better than the one that it began as."""
+    """No student was better than it had been at the start."""
 
 
 @dataclass(frozen=True)

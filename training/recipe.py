@@ -39,22 +39,22 @@ class DataRecipe:
             while training goes on, never twice) or 'stereolunar' (folders of `.jpg`, `.exr`,
             `.npz`).
         train: Folders; none where pairs are rendered on the fly.
-        max_pairs: Of the pairs in those folders only so many, drawn by the run's seed: fewer are
-            part of more; 0: all.
-        replay: Rendered: folders of pairs that a student knows already and is not to forget.
-        replay_share: Of the items, that come from those folders.
+        max_pairs: Take only this many of the pairs in those folders, drawn by the run's seed; a
+            smaller number takes a part of what a larger one takes. 0: all.
+        replay: Rendered: folders of pairs that a student knows already and should not forget.
+        replay_share: Share of the items that come from those folders.
         validation: Folder of full frames of this kind, never trained on; '' for none.
         crop_height, crop_width: Random crop, pixels; multiples of 32. StereoLunar views are
             scaled to cover it and cut about the centre.
-        fixed_crops: Each pair is cut in so many ways and no more, and its light is not varied,
+        fixed_crops: Each pair is cut in only this many ways, and its light is not varied,
             so that a cache of teacher outputs serves every epoch; 0: a new crop each time.
         photometric: Vary the light and what cameras do to it on top of the rendered camera.
         max_vertical_offset_px: Largest random shift of the right rows, pixels.
         max_roll_deg: Largest random roll of the right view, degrees.
         max_row_bend_px: Some pairs' right rows bend by up to this instead; 0 for none.
-        flipped_share: Of the pairs, that are turned upside down (lunar ones less often).
-        mirrored_share: Of those with a right disparity, that are seen in a mirror.
-        zoomed_share: Of the pairs, that are scaled by 0.7 to 1.6, as far as the crop fits.
+        flipped_share: Share of the pairs that are turned upside down (lunar ones less often).
+        mirrored_share: Share of the pairs with a right disparity that are mirrored.
+        zoomed_share: Share of the pairs that are scaled by 0.7 to 1.6, as far as the crop fits.
         matches: Correspondences drawn a pair, for the matching loss; 0 for none.
         min_overlap: StereoLunar: pairs are left out where a smaller share of the left view is
             seen in the right one.
@@ -178,7 +178,7 @@ class StudentRecipe:
             distance from them, over their own squared length.
         start: Weights before the first step.
         target: 'ground_truth' or 'teacher': whose disparities or pointmaps are learnt.
-        ground_truth_points: Of the ground truth only so many pixels of each view count, the
+        ground_truth_points: Only this many pixels of each view's ground truth count: the
             strongest corners, as in a set of triangulated points; 0: all.
         min_confidence: Flight: the teacher's disparity counts where its confidence, in [0, 1],
             is at least this.

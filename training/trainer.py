@@ -32,9 +32,9 @@ from training.students import config_values
 from training.validation import check_frames, validate_student
 
 LOG = logging.getLogger(__name__)
-# Steps with a loss that is not finite are skipped; so many in a row mean a broken run.
+# Steps with a loss that is not finite are skipped; this many in a row mean a broken run.
 MAX_BAD_STEPS = 20
-# A term that is exactly 0 for so many steps in a row teaches nothing.
+# A term that is exactly 0 for this many steps in a row teaches nothing.
 SILENT_STEPS = 50
 NOT_TERMS = ('loss', 'grad_norm')
 # Unreadable pairs that are named at the end of a run.

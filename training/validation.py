@@ -18,7 +18,7 @@ from training.models.mast3r import Mast3r
 from training.recipe import DataRecipe
 from training.students import rgb
 
-# Frames that are looked at, at the most.
+# At most this many frames are looked at.
 FRAMES = 24
 
 
@@ -55,7 +55,7 @@ def validate(
         student: Any network with the output of `FlightStudent`.
         folder: Full frames; sizes are multiples of 32.
         device: Where to run.
-        limit: Frames at the most, evenly spread over the folder.
+        limit: Largest number of frames, evenly spread over the folder.
     """
     student.eval()
     paths = spread_samples(folder, limit)

@@ -14,7 +14,7 @@ from lunar_stereo_recon.errors import ModelError
 
 KEY = 'self_test_px'
 HEIGHT, WIDTH, SHIFT_PX = 96, 160, 12
-# Where the answer is kept: every so many pixels, away from what only the left camera sees.
+# Pixels whose answer is kept: on a coarse grid, away from what only the left camera sees.
 _ROWS, _COLUMNS = slice(16, None, 24), slice(48, None, 24)
 # Between runtimes and precisions, of which int8 is the coarsest (0.15 px in the median).
 TOLERANCE_PX = 0.3

@@ -193,13 +193,13 @@ class BagFrame:
 
 @dataclass(frozen=True)
 class FrameDoubts:
-    """What was taken for granted about a frame, or is hardly meant; empty texts are no doubt.
+    """What was assumed about a frame, and what is probably wrong; empty texts are no doubt.
 
     Attributes:
-        raw: The images are rectified without being told.
+        raw: The images look raw and are rectified, although nobody asked for it.
         static_baseline: The baseline is that of /tf_static.
-        baseline: It is hardly that of a rig.
-        white_level: 16-bit images of fewer bits.
+        baseline: It is hardly the baseline of a rig.
+        white_level: The 16-bit images seem to hold fewer bits.
     """
 
     raw: str = ''

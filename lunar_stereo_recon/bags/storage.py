@@ -96,7 +96,7 @@ class Recording:
         """Open the files.
 
         Raises:
-            InputError: Nothing is there, or nothing of it can be read.
+            InputError: The path does not exist, or no part of it can be read.
         """
         self.path = path
         self.losses: list[str] = []
@@ -192,7 +192,7 @@ class Recording:
         wanted = [c for c in storage.connections if (c.topic, c.msgtype) in whole]
         if wanted:
             for connection, time_ns, data in storage.messages(wanted, start_ns, stop_ns):
-                # CDR begins with 0, so that a compressed message tells itself.
+                # CDR begins with 0, so a compressed message is recognised by its first bytes.
                 if data[:4] == _ZSTD_MAGIC:
                     try:
                         data = unpacked_message(data)

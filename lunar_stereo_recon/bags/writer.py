@@ -144,7 +144,7 @@ class BagWriter:
             overwrite: Replace a bag that is there. Only a bag is ever deleted.
 
         Raises:
-            InputError: The path exists and is not to be overwritten, or is not a bag.
+            InputError: The path exists and must not be overwritten, or is not a bag.
         """
         self.path = Path(path)
         if self.path.exists():

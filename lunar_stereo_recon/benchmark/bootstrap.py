@@ -31,8 +31,8 @@ def intervals(
     """Return 95 % intervals of the figures that `scores.summarise` gives for one group.
 
     As there, a dict for each subset (only subsets with pixels), and `ause`, `ece`, `slope_deg`
-    and the like; each figure a pair (low, high). Empty for fewer than two pairs, which say
-    nothing of spread.
+    and so on; each figure a pair (low, high). Empty for fewer than two pairs, which have no
+    spread.
     """
     if len(scores) < 2:
         return {}

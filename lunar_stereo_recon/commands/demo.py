@@ -37,13 +37,13 @@ STALL_LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class DemoRig:
-    """The rig of a recording, and what the nodes must be told about it.
+    """The rig of a recording, and what the nodes need to know about it.
 
     Attributes:
         topics: Its topics in the bag.
         count: Stereo frames.
         compressed: The images are CompressedImages.
-        raw: They are to be rectified.
+        raw: The images must be rectified.
         baseline_m: Overrides that of the camera_infos where positive, metres.
     """
 
@@ -200,7 +200,7 @@ def run_nodes(args: argparse.Namespace, rig: DemoRig) -> None:
                 'overwrite': True,
                 'summary': str(args.out / 'recording.json'),
             },
-            # When a left image was published is told by the one that the node takes.
+            # The left image that the node takes tells the recorder when it was published.
             {'left/image_rect': LEFT_RAW} if rig.raw else None,
         )
         _wait_for_recorder(nodes, args.out / 'result')

@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     if with_truth:
         try:
             summary['height_error'] = height_errors(elevation, truth.map())
-        except InputError as error:  # the map is good without: what hinders is said in its place
+        except InputError as error:  # the map is good without; the reason takes its place
             summary['height_error'] = str(error)
     text = json.dumps(summary, indent=2)
     write_text(args.out / 'map.json', text + '\n')

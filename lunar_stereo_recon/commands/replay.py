@@ -239,7 +239,7 @@ def pair_options(args: argparse.Namespace) -> PairOptions:
 
 
 def print_doubts(frame: BagFrame, pair: StereoPair, args: argparse.Namespace) -> None:
-    """Say what was taken for granted about a frame, or is hardly meant."""
+    """Say what was assumed about a frame, and what is probably wrong with it."""
     from lunar_stereo_recon.bags.reader import frame_doubts
 
     doubts = frame_doubts(

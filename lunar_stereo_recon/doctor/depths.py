@@ -20,7 +20,7 @@ LOW_CONFIDENCE = 0.3
 # Relative errors of depth at the known distance.
 SCALE_SHARE, SCALE_FAULT = 0.05, 0.2
 PATCH_PX = 3
-# Depths that are so many times wrong are in another unit.
+# Depths that are wrong by this factor or more are in another unit.
 LARGE_FACTOR = 30
 # Depths of a rover's surroundings, metres.
 NEAREST_M, FARTHEST_M = 0.05, 500.0

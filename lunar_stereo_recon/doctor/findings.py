@@ -40,7 +40,7 @@ class Picture:
 
     Attributes:
         title: A few words.
-        caption: What is to be seen in it.
+        caption: What it shows.
         image: (H, W, 3) uint8 RGB.
     """
 

@@ -31,7 +31,7 @@ AGREEMENT_PX = 12.0
 # Share of the matches that agree in a pair of one scene.
 SAME_SCENE_SHARE = 0.6
 SAMPLES = 300
-# Right brightness over the left one, and the same for sharpness, that a pair may have.
+# Ranges of a good pair: brightness and sharpness of the right view over those of the left.
 GAIN_RANGE = (0.7, 1.4)
 SHARPNESS_RANGE = (0.6, 1.65)
 PATCH_PX = 5

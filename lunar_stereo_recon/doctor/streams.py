@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.doctor.findings import Finding, Severity
 
-# A distance of stamps above so many usual ones is a gap; below this share of them it is chance.
+# Stamps further apart than this many usual distances have a gap between them; up to this
+# share of lost messages may be chance.
 GAP_PERIODS = 1.8
 GAP_SHARE = 0.02
 # Share of images that may be missing on one side.

@@ -488,7 +488,7 @@ def format_table(
             if figures['pixels'] == 0:
                 continue
             first = subset == 'all'
-            # Without an estimate there is no error of it: 0 would read as perfect.
+            # Without any estimate there is no error: 0 would look perfect.
             estimated = figures['density'] > 0
             cells = [
                 tag if first else '',

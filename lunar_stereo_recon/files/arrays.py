@@ -121,7 +121,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     with archive.open(member) as file:
         shape, fortran, dtype = _header(file)
         start, expected = file.tell(), math.prod(shape) * dtype.itemsize
-        # Exactly so many: only at the end of a member is its checksum compared.
+        # Exactly this many: the checksum of a member is compared only at its end.
         if start + expected != member.file_size:
             raise ValueError(
                 f'{member.filename} has {member.file_size - start} bytes of data; its header '

@@ -11,7 +11,7 @@ from lunar_stereo_recon.limits import MAX_JSON_BYTES
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Return what is in a file of at most so many bytes; a pipe or a device has no size to ask.
+    """Return the content of a file of at most `most` bytes; pipes and devices have no size to ask.
 
     Raises:
         OSError: The file cannot be read.

@@ -21,7 +21,7 @@ class FrameTree:
         """Add the pose of a child frame in its parent frame.
 
         Args:
-            parent, child: Names; a leading slash is no part of them.
+            parent, child: Names, without a leading slash.
             xyz_m: (3,) origin of the child, metres.
             xyzw: (4,) quaternion x, y, z, w.
 

@@ -180,7 +180,7 @@ def occluded_in_right(
 def photometric_match(
     left: FloatImage, warped: FloatImage, seen: FloatImage
 ) -> tuple[FloatImage, FloatImage]:
-    """Return gain and bias, slowly varying, that give the right view the left one's brightness."""
+    """Return slowly varying gain and bias that match the right view's brightness to the left."""
     window = (BRIGHTNESS_WINDOW_PX // REDUCTION | 1,) * 2
 
     def mean(image: FloatImage) -> FloatImage:

@@ -63,7 +63,7 @@ class RowMonitor:
 
     @property
     def settled(self) -> bool:
-        """Say whether enough frames agree on the rig that small changes are to be expected."""
+        """Say whether enough frames agree on the rig that only small changes are expected."""
         return len(self._frames) == FRAMES
 
     @property

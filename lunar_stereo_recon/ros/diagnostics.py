@@ -43,9 +43,9 @@ class FrameStatistics:
         latencies_ms: Last times from the pair being complete to its results being published.
         mean_confidence: Of the newest reconstruction; NaN before the first.
         rows: How the rows are aligned, in words; '' before the first reconstruction.
-        rows_poor: Whether the rig wants recalibrating.
+        rows_poor: Whether the rig needs calibrating again.
         calibration: Of the newest reconstruction; None before the first.
-        doubts: What is probably not as it was meant about the newest pair, by kind.
+        doubts: What is probably wrong with the newest pair, by kind.
         withheld: Why a result of the newest pair was not published, by topic.
     """
 

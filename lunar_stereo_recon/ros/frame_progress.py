@@ -71,7 +71,7 @@ class FrameProgress:
         return True
 
     def wait(self, timeout_s: float) -> int:
-        """Return how many frames were answered since the last call; wait for one at most so long.
+        """Return how many frames were answered since the last call; wait a limited time for one.
 
         Args:
             timeout_s: Seconds.

@@ -1,6 +1,6 @@
 """What the launch files start beside the nodes of this package: static transforms and views.
 
-`check_needs` comes first in every launch file: what is missing is said before anything starts.
+`check_needs` comes first in every launch file and reports what is missing before anything starts.
 """
 
 from __future__ import annotations

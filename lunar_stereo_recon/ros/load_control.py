@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from lunar_stereo_recon.network_width import NETWORK_WIDTHS
 
-# So many pairs in a row over the target are a step down ...
+# The work is reduced by a step after this many pairs in a row over the target ...
 SLOW_PAIRS = 5
-# ... and so many in a row that would keep to this share of it one step up are a step up. The two
-# are far apart, so that no load sends it up and down.
+# ... and raised by one after this many in a row that would take less than this share of the
+# target with the step undone. The two are far apart, so that no load makes it alternate.
 QUICK_PAIRS = 30
 HEADROOM = 0.85
 SHARES = (2, 4, 8)
@@ -26,7 +26,7 @@ class Effort:
 
     Attributes:
         width_px: Of the network; None where the matcher takes any size.
-        one_in: One pair in so many is reconstructed.
+        one_in: One of this many pairs is reconstructed.
     """
 
     width_px: int | None
@@ -59,7 +59,7 @@ class LoadControl:
 
     @property
     def effort(self) -> Effort:
-        """Return what is to be done now."""
+        """Return the effort from now on."""
         return self._efforts[self._step]
 
     @property

@@ -26,7 +26,7 @@ class PairMaker:
     """Makes pairs in the worker's thread; `refresh` is called where the node is spun.
 
     Attributes:
-        doubts: What is probably not as it was meant, by kind, of the newest pair.
+        doubts: What is probably wrong with the newest pair, by kind.
         static_baseline_m: Baseline of the newest pair where it comes from /tf_static, metres;
             else 0.
     """

@@ -47,7 +47,7 @@ TOPIC_TYPES = {
     STATUS: 'diagnostic_msgs/msg/DiagnosticArray',
 }
 QUEUE_DEPTH = 20
-# Waiting to be written; beyond it messages are dropped, and that is said.
+# Limit of what waits to be written; beyond it messages are dropped with a log line.
 MAX_QUEUED_BYTES = 256 * 2**20
 
 

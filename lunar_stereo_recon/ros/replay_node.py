@@ -195,7 +195,7 @@ class ReplayNode(Node):
         return True
 
     def _subscribed(self, needed: dict[str, int], limit_s: float) -> bool:
-        """Wait until topics have so many subscribers; return False when time is up."""
+        """Wait until topics have enough subscribers; return False when time is up."""
         deadline = time.monotonic() + limit_s
         while any(
             self._outputs[topic].get_subscription_count() < count

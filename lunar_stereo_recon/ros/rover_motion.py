@@ -15,7 +15,7 @@ from lunar_stereo_recon.ros.transforms import TransformListener
 
 
 class RoverMotion:
-    """Listens to TF and an Imu. Looked up in another thread than the one that spins the node.
+    """Listens to TF and an Imu. It is asked by another thread than the one that spins the node.
 
     Attributes:
         attitudes: Of the Imu.

@@ -26,7 +26,7 @@ from lunar_stereo_recon.ros.stereo_sync import (
 # Images that DDS keeps until the node has time; while it is busy with its own thread, or tries a
 # model, more than `queue_size` come.
 RECEIVE_DEPTH = 50
-# Images wait so long for their partner after the last one came, or twice that.
+# Images wait this long for their partner after the last one came, or up to twice as long.
 SETTLE_S = 5.0
 
 

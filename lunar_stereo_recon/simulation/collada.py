@@ -1,8 +1,8 @@
 """Triangle meshes as COLLADA files, in the form that Gazebo's own loader reads.
 
-Of Gazebo's mesh formats this is the one that keeps shared vertices and whose axes no loader
-turns: glTF is y-up and has changed its turn between versions of gz-common, Wavefront and STL give
-every triangle vertices of its own.
+Of Gazebo's mesh formats only this one keeps shared vertices and has axes that no loader turns.
+glTF is y-up, and versions of gz-common turn it differently; in Wavefront and STL every triangle
+has its own vertices.
 """
 
 from __future__ import annotations

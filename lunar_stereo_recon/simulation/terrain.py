@@ -199,8 +199,8 @@ def make_terrain(
 
     Args:
         config: What is random.
-        relief: Gives the vertex heights (N + 1, N + 1) of grid k, metres, that all of it is put
-            on; None is flat.
+        relief: Gives the vertex heights (N + 1, N + 1) of grid k, metres, on which everything
+            else is put; None is flat.
         rock_edge_m: Length of the edges of rocks' triangles near the rover, metres; coarser
             meshes are for tools that cannot bear as many triangles.
     """

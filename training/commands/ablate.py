@@ -79,7 +79,7 @@ def curves_of(
 
     Args:
         folders: Of the runs.
-        student: Whose.
+        student: Name of the student.
         figure: Of the validation (`epe`) or a logged loss (`loss`, `pointmap/error1`).
 
     Raises:

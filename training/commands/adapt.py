@@ -3,7 +3,7 @@
 A teacher labels frames of the recording, and what it is sure of becomes ground truth in the form
 of rendered pairs. The student then goes on training on those and on pairs with exact truth, with
 the recipe `adapt`. The last frames and some of the exact pairs are kept back: a student is written
-only where it is better there than the one that it began as, and it stops where it gets no better.
+only if it is better on these than at the start, and training stops when it gets no better.
 """
 
 from __future__ import annotations

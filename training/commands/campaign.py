@@ -11,7 +11,7 @@ A step is a command line, or a mapping of
 * `share`: its part of the time that no step has in `minutes`, relative to the other shares. The
   step ends with it: a data set is then as large as it got, and the learning rate of a training
   comes to its end just then. Without a time budget it runs to its own end;
-* `minutes`: what it takes at the most; kept free for it while the steps before have shares;
+* `minutes`: the most that it takes; kept free for it while the steps before have shares;
 * `makes`: a file or folder without which the step is not done, whatever is remembered: what it
   made may have been left on another machine.
 

@@ -395,7 +395,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--also', nargs='*', default=[], metavar='CHECKPOINT', help='more columns of the tables'
     )
-    parser.add_argument('--limit', type=int, help='pairs at the most, evenly spread')
+    parser.add_argument('--limit', type=int, help='largest number of pairs, evenly spread')
     parser.add_argument('--size', type=int, default=LONG_SIDE, help='long side, pixels')
     parser.add_argument(
         '--percentile',

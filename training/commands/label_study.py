@@ -130,7 +130,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def table(found: Results, figure: str, teacher: float) -> str:
     """Return Markdown: figures, and each unlabelled student against each that has labels.
 
-    A difference is told from noise where its interval does not contain 0.
+    A difference is more than noise where its interval does not contain 0.
     """
     seeds = len(next(iter(found.values())))
     lines = [
@@ -155,7 +155,7 @@ def table(found: Results, figure: str, teacher: float) -> str:
             if other_part == UNLABELLED:
                 continue
             mean, half = interval([a - b for a, b in zip(values, others, strict=True)])
-            told = ('better' if mean < 0 else 'worse') if abs(mean) > half else 'not told apart'
+            told = ('better' if mean < 0 else 'worse') if abs(mean) > half else 'no clear difference'
             lines.append(
                 f'| {student} | {other_part}, {other} | {mean:+.3g} ± {half:.2g} | {told} |'
             )

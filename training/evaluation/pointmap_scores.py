@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 Scores = dict[str, float]
 
 MIN_POINTS = 10
-# Points that lie further off than so many medians have no say in the alignment.
+# Points that are off by more than this many medians do not count in the alignment.
 OUTLIER_MEDIANS = 3.0
 ALIGNMENT_ROUNDS = 5
 # Points of a cloud that are compared, drawn with a fixed seed.

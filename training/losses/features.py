@@ -11,8 +11,7 @@ from training.losses.terms import MIN_DISTANCE, Monitors, Pair
 
 # Steps over which the mean of features runs.
 MEAN_STEPS = 100
-# Of the typical length of a feature: what is left of one without its mean counts as so long at
-# the least.
+# A feature without its mean counts as at least this share of a typical feature's length.
 SHORTEST_FEATURE = 0.01
 
 

@@ -31,7 +31,7 @@ CONTRAST_FLOOR = 1.0 / 255.0
 LOG_SCALE_RANGE = (-4.0, 4.0)
 # onnxruntime has its fast convolutions for inputs of a multiple of 4 channels only.
 CHANNEL_MULTIPLE = 4
-# Beyond this a neighbour's weight is as good as nothing or all.
+# Beyond this a neighbour's weight is practically 0 or 1.
 LARGEST_WEIGHT_LOGIT = 20.0
 
 

@@ -25,7 +25,7 @@ MATCHED_ROW_STEP = 4
 MIN_MATCHES = 200
 # Matches are whole columns; below this disparity rounding alone is a tenth of the scale.
 MIN_MATCHED_DISPARITY_PX = 5.0
-# Every so-many-th point tells where the right camera is; a pose needs so many.
+# The right camera is found from one point of POSE_STEP, and from MIN_POSE_POINTS at least.
 POSE_STEP, MIN_POSE_POINTS = 37, 6
 
 

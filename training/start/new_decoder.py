@@ -3,8 +3,8 @@
 A start on a shared basis assumes an encoder whose channels are the teacher's on the basis, and
 says nothing of the layers that read the tokens. Trained convolutions have channels of their own
 and read another decoder's tokens. Both ends are linear, so both are fitted on the calibration
-pairs by ridge regression: what the decoder is given to what the start assumes, and what its
-readers say to what they said of the old tokens.
+pairs by ridge regression: the decoder's input is fitted to what the start assumes, and the
+outputs of the readers to their outputs on the old tokens.
 """
 
 from __future__ import annotations
