@@ -155,7 +155,7 @@ def table(found: Results, figure: str, teacher: float) -> str:
             if other_part == UNLABELLED:
                 continue
             mean, half = interval([a - b for a, b in zip(values, others, strict=True)])
-            told = ('better' if mean < 0 else 'worse') if abs(mean) > half else 'no clear difference'
+            told = ('better' if mean < 0 else 'worse') if abs(mean) > half else 'not clear'
             lines.append(
                 f'| {student} | {other_part}, {other} | {mean:+.3g} ± {half:.2g} | {told} |'
             )

@@ -137,7 +137,7 @@ def cosine_margin(
     # A token that hardly leaves the mean has no direction yet: bounded below, its gradient stays
     # finite and pulls it away from there.
     length = torch.maximum(torch.linalg.vector_norm(student, dim=1), shortest)
-    cosine = (student * F.normalize(teacher, dim=1)).sum(dim=1) / length
+    cosine = (student * F.normalize(teacher, dim=1)).sum(dim=1) / length  # (B, h, w)
     below = cosine < margin
     count = below.sum()
     mean_below = cosine.masked_fill(~below, 0.0).sum() / count.clamp(min=1)
@@ -174,6 +174,7 @@ def relational(
         )
     if centre:
         student, teacher = _without_mean(student), _without_mean(teacher)
+    # (B, N, N): of each position of view 1, over those of view 2.
     student_log = _relations(student, positions, temperature).log_softmax(dim=-1)
     teacher_log = _relations(teacher, positions, temperature).detach().log_softmax(dim=-1)
     divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1)
@@ -200,6 +201,7 @@ def _relations(features: Pair, positions: Tensor | None, temperature: float) -> 
     for maps in features:
         tokens = F.normalize(maps.float().flatten(2), dim=1)  # (B, C, h * w)
         if positions is not None:
+            # (B, C, N)
             tokens = tokens.gather(2, positions[:, None].expand(-1, tokens.shape[1], -1))
         views.append(tokens)
     return torch.einsum('bcn,bcm->bnm', views[0], views[1]) / temperature

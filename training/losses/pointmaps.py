@@ -177,9 +177,9 @@ def pointmap_gradient(
 def sobel(maps: Tensor) -> Tensor:
     """Return gradients (B, 2, H, W, C), along x then y, of maps (B, H, W, C); units per pixel."""
     kernel = maps.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 4.0
-    weight = torch.stack([kernel, kernel.T])[:, None]
+    weight = torch.stack([kernel, kernel.T])[:, None]  # (2, 1, 3, 3)
     batch, height, width, channels = maps.shape
-    planes = maps.permute(0, 3, 1, 2).reshape(-1, 1, height, width)
+    planes = maps.permute(0, 3, 1, 2).reshape(-1, 1, height, width)  # (B * C, 1, H, W)
     padded = F.pad(planes, (1, 1, 1, 1), mode='replicate')
     gradients = F.conv2d(padded, weight).reshape(batch, channels, 2, height, width)
     return gradients.permute(0, 2, 3, 4, 1)

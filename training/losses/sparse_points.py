@@ -23,8 +23,8 @@ def corner_strength(images: Tensor) -> Tensor:
         images: (B, C, H, W) in [0, 1].
     """
     grey = images.float().mean(dim=1)
-    x, y = sobel(grey[..., None])[..., 0].unbind(dim=1)
-    products = torch.stack([x * x, y * y, x * y], dim=1)
+    x, y = sobel(grey[..., None])[..., 0].unbind(dim=1)  # (B, H, W) each
+    products = torch.stack([x * x, y * y, x * y], dim=1)  # (B, 3, H, W)
     xx, yy, xy = F.avg_pool2d(products, WINDOW, 1, WINDOW // 2).unbind(dim=1)
     return (xx + yy) / 2 - (((xx - yy) / 2).square() + xy.square()).sqrt()
 

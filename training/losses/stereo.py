@@ -48,7 +48,7 @@ def edge_weights(disparity: Tensor, extra: float) -> Tensor:
     """Return (B, H, W): 1, and `1 + extra` near a jump of the disparity (B, H, W)."""
     known = disparity.nan_to_num(0.0)[:, None]
     side = 2 * EDGE_REACH_PX + 1
-    most = F.max_pool2d(known, side, 1, EDGE_REACH_PX)
+    most = F.max_pool2d(known, side, 1, EDGE_REACH_PX)  # (B, 1, H, W)
     least = -F.max_pool2d(-known, side, 1, EDGE_REACH_PX)
     return 1 + extra * (most - least > EDGE_JUMP_PX)[:, 0].to(known.dtype)
 
@@ -63,7 +63,7 @@ def cell_median(disparity: Tensor, stride: int) -> Tensor:
 
     The mean of two surfaces lies on neither.
     """
-    pixels = cells(disparity, stride)
+    pixels = cells(disparity, stride)  # (B, pixels, h, w)
     middle = pixels.nanmedian(dim=1).values
     return middle.masked_fill(pixels.isnan().any(dim=1), torch.nan)
 
@@ -79,7 +79,7 @@ def bin_histogram_entropy(logits: Tensor, positions: Tensor) -> Tensor:
     bins = logits.shape[1]
     mask = (positions >= 0) & (positions <= bins - 1)
     positions = positions.nan_to_num(0.0).clamp(0, bins - 1)
-    lower = positions.floor().long().clamp_max(bins - 2)
+    lower = positions.floor().long().clamp_max(bins - 2)  # (B, pixels, H, W)
     upper_weight = positions - lower
     log_probability = logits.float().log_softmax(dim=1)
     at_lower, at_upper = (log_probability.gather(1, index) for index in (lower, lower + 1))
@@ -104,7 +104,7 @@ def bin_cross_entropy(logits: Tensor, position: Tensor, mask: Tensor) -> Tensor:
     mask = mask & (position >= 0) & (position <= bins - 1)  # False where NaN
     position = position.nan_to_num(0.0).clamp(0, bins - 1)
     lower = position.floor().long().clamp_max(bins - 2)
-    upper_weight = (position - lower)[:, None]
+    upper_weight = (position - lower)[:, None]  # (B, 1, H, W)
     log_probability = logits.float().log_softmax(dim=1)
     at_lower = log_probability.gather(1, lower[:, None])
     at_upper = log_probability.gather(1, lower[:, None] + 1)
@@ -238,11 +238,11 @@ def flight_losses(
         ModelError: An enabled loss lacks what it needs; says what.
     """
     target = batch['disparity']
-    coarse, fine = cell_median(target, 4), cell_median(target, 2)
+    coarse, fine = cell_median(target, 4), cell_median(target, 2)  # (B, H/4, W/4), (B, H/2, W/2)
     near_edges = edge_weights(target, weights.edge_weight)
     near_edges2, near_edges4 = (F.avg_pool2d(near_edges[:, None], n)[:, 0] for n in (2, 4))
     seen4, seen2 = all_seen(batch['occlusion'], 4), all_seen(batch['occlusion'], 2)
-    upsampled = output['disparity_upsampled'][:, 0]
+    upsampled = output['disparity_upsampled'][:, 0]  # (B, H/2, W/2)
     # The matcher at stride 2 sees offsets of 2 px around where the coarse estimate put it.
     offset = (fine - upsampled.detach()) / 2 + output['match'].shape[1] // 2
     lesson = lesson or {}

@@ -87,6 +87,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         """Return attended tokens (B, N, C)."""
+        # (B, heads, N, C / heads) each.
         q, k, v = (_split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         out = _attention(rotate(q, tables), rotate(k, tables), v)
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -111,6 +112,7 @@ class CrossAttention(nn.Module):
         memory_tables: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Return (B, N, C): tokens x (B, N, C) attending to memory (B, M, C)."""
+        # q (B, heads, N, C / heads); k and v (B, heads, M, C / heads).
         q = rotate(_split_heads(self.projq(x), self.heads), tables)
         k = rotate(_split_heads(self.projk(memory), self.heads), memory_tables)
         v = _split_heads(self.projv(memory), self.heads)

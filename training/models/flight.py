@@ -158,10 +158,10 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return features at strides 2, 4, 8 and 16 of a grey image (B, 1, H, W) in [0, 1]."""
-        f2 = self.stem(normalise_contrast(image))
-        f4 = self.stage4(f2)
-        f8 = self.stage8(f4)
-        return f2, f4, f8, self.stage16(f8)
+        f2 = self.stem(normalise_contrast(image))  # (B, c2, H/2, W/2)
+        f4 = self.stage4(f2)  # (B, c4, H/4, W/4)
+        f8 = self.stage8(f4)  # (B, c8, H/8, W/8)
+        return f2, f4, f8, self.stage16(f8)  # (B, c16, H/16, W/16)
 
 
 class CrossViewDecoder(nn.Module):
@@ -191,14 +191,15 @@ class CrossViewDecoder(nn.Module):
         """
         views, _, height, width = features.shape
         rows = self.band_rows or height
+        # Bands of rows attend within: (2B * bands, N, C), N = rows * w.
         tokens = features.permute(0, 2, 3, 1).reshape(views * (height // rows), rows * width, -1)
-        tokens = self.decoder_embed(tokens)
+        tokens = self.decoder_embed(tokens)  # (2B * bands, N, width)
         tables = rotary_tables(
             grid_positions(rows, width, features.device), tokens.shape[-1] // self.heads
         )
         levels = []
         for block in self.dec_blocks:
-            left, right = tokens.chunk(2)
+            left, right = tokens.chunk(2)  # (B * bands, N, width) each
             tokens = block(tokens, torch.cat([right, left]), tables, tables)
             levels.append(tokens)
         tokens = self.dec_norm(tokens)
@@ -219,8 +220,8 @@ class DescriptorHead(nn.Module):
 
     def forward(self, f4: Tensor, f8: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return descriptors (B, D, H/4, W/4) and the features that they were made from."""
-        x = self.merge8(f8 + upsample2(self.from_tokens(tokens)))
-        x = self.merge4(f4 + upsample2(self.from8(x)))
+        x = self.merge8(f8 + upsample2(self.from_tokens(tokens)))  # (B, c8, H/8, W/8)
+        x = self.merge4(f4 + upsample2(self.from8(x)))  # (B, c4, H/4, W/4)
         return F.normalize(self.out(x), dim=1, eps=1e-4), x
 
 
@@ -242,7 +243,7 @@ def row_correlation(left: Tensor, right: Tensor, bins: int) -> Tensor:
     batch, _, height, width = left.shape
     rows_left = left.permute(0, 2, 3, 1)  # (B, H, W, D)
     mirrored = F.pad(right, (bins - 1, 0)).flip(-1).permute(0, 2, 1, 3)  # (B, H, D, span)
-    products = in_float32(torch.matmul, rows_left, mirrored)
+    products = in_float32(torch.matmul, rows_left, mirrored)  # (B, H, W, span)
     # Entry (x, width - 1 - x + d) of each matrix is wanted. In rows one shorter than the matrix
     # is wide, each next x ends one column earlier, so the diagonal band is a block.
     span = width + bins - 1
@@ -278,10 +279,10 @@ class Aggregation(nn.Module):
 
     def forward(self, correlation: Tensor, f4: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, bins, H/4, W/4) and context (B, h4, H/4, W/4)."""
-        volume = torch.cat([correlation, f4], dim=1)
-        x8 = self.mix8(self.down8(volume) + upsample2(self.tokens8(tokens)))
-        x16 = self.mix16(self.down16(x8) + self.tokens16(tokens))
-        x32 = self.mix32(x16)
+        volume = torch.cat([correlation, f4], dim=1)  # (B, bins + c4, H/4, W/4)
+        x8 = self.mix8(self.down8(volume) + upsample2(self.tokens8(tokens)))  # (B, h8, H/8, W/8)
+        x16 = self.mix16(self.down16(x8) + self.tokens16(tokens))  # (B, h16, H/16, W/16)
+        x32 = self.mix32(x16)  # (B, h32, H/32, W/32)
         x16 = self.out16(x16 + upsample2(self.up16(x32)))
         x8 = self.out8(x8 + upsample2(self.up8(x16)))
         context = self.out4(self.skip4(volume) + upsample2(self.up4(x8)))
@@ -304,7 +305,7 @@ def peak_expectation(logits: Tensor, radius: int = 2) -> tuple[Tensor, Tensor]:
     """
     peak = logits.argmax(dim=1, keepdim=True)
     offsets = torch.arange(-radius, radius + 1, device=logits.device).view(1, -1, 1, 1)
-    index = peak + offsets
+    index = peak + offsets  # (B, 2 * radius + 1, H, W)
     inside = index.clamp(0, logits.shape[1] - 1)
     nearby = logits.gather(1, inside)
     weights = (nearby - nearby[:, radius : radius + 1]).exp() * (index == inside)
@@ -341,9 +342,10 @@ class CoarseRefinement(nn.Module):
         self, correlation: Tensor, logits: Tensor, context: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return first and corrected disparity (px), features and weights of the upsampling."""
-        first, peak = peak_expectation(logits)
+        first, peak = peak_expectation(logits)  # (B, 1, H/4, W/4) each
         nearest = first.detach().round()
         offsets = torch.arange(-self.radius, self.radius + 1, device=logits.device)
+        # (B, 2 * radius + 1, H/4, W/4): the bins around the estimate.
         index = nearest.long() + offsets.view(1, -1, 1, 1)
         index = index.clamp(0, logits.shape[1] - 1)
         log_probability = logits.gather(1, index) - logits.gather(1, peak)
@@ -356,7 +358,7 @@ class CoarseRefinement(nn.Module):
             ],
             dim=1,
         )
-        x = self.mix(_padded(x))
+        x = self.mix(_padded(x))  # (B, h4, H/4, W/4)
         refined = F.relu(first.detach() + self.residual(x))
         return first * MATCH_STRIDE, refined * MATCH_STRIDE, x, self.weights(x)
 
@@ -399,7 +401,7 @@ class FineRefinement(nn.Module):
         )
         warped = warp_row(right, disparity.detach() / 2)
         match = self.log_temperature.exp() * self._shifted_products(left, warped)
-        x = self._match_features(match, f2_left)
+        x = self._match_features(match, f2_left)  # (B, fine_channels, H/2, W/2)
         x = self.mix(x + upsample2(self.from_context(context)))
         residual, log_scale, weights = self.out(x).split([1, 1, 9 * 4], dim=1)
         log_scale = log_scale.clamp(*LOG_SCALE_RANGE)
@@ -472,6 +474,7 @@ def convex_upsample2(x: Tensor, weights: Tensor) -> Tensor:
     padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
     # Summed one after another: a softmax, or any reduction over channels, is slow in runtimes.
     shares = [weights[:, k : k + 4] for k in range(0, 9 * 4, 4)]
+    # Nine (B, 4, H, W), times as many (B, 1, H, W): the four fine pixels of each coarse one.
     neighbours = (padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3))
     values = reduce(torch.add, (a * b for a, b in zip(shares, neighbours, strict=True)))
     return F.pixel_shuffle(values / reduce(torch.add, shares), 2)
@@ -537,8 +540,8 @@ class FlightStudent(nn.Module):
             (B, D, H/4, W/4), `encoder_features` (2B, C, H/16, W/16) and `decoder_levels`.
         """
         batch = left.shape[0]
-        f2, f4, f8, f16 = self.encoder(torch.cat([left, right]))
-        tokens, levels = self.decoder(f16)
+        f2, f4, f8, f16 = self.encoder(torch.cat([left, right]))  # 2B: left views, then right
+        tokens, levels = self.decoder(f16)  # (2B, width, H/16, W/16)
         descriptors, f4 = self.descriptors(f4, f8, tokens)
         left_descriptors, right_descriptors = descriptors.chunk(2)
         correlation = row_correlation(
@@ -548,9 +551,9 @@ class FlightStudent(nn.Module):
         )
         logits, context = self.aggregation(correlation, f4[:batch], tokens[:batch])
         first, coarse, context, weights = self.coarse(correlation, logits, context)
-        upsampled = convex_upsample2(coarse, weights)
+        upsampled = convex_upsample2(coarse, weights)  # (B, 1, H/2, W/2)
         fine, log_scale, weights, match = self.fine(upsampled, f2[:batch], f2[batch:], context)
-        log_scale = self.enlarge(log_scale)[:, 0]
+        log_scale = self.enlarge(log_scale)[:, 0]  # (B, H, W)
         return {
             'disparity': convex_upsample2(fine, weights)[:, 0],
             'confidence_logit': confidence_logit(log_scale),

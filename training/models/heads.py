@@ -131,7 +131,8 @@ class DptHead(nn.Module):
 
     def forward(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Return (B, 4, 16 h, 16 w) from four token sets (B, h * w, C) of grid (h, w)."""
-        maps = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in levels]
+        maps = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in levels]  # (B, C, h, w)
+        # (B, c1, 4 h, 4 w), (B, c2, 2 h, 2 w), (B, c3, h, w), (B, c4, h / 2, w / 2).
         maps = [stage(x) for stage, x in zip(self.act_postprocess, maps, strict=True)]
         return self.head(self.scratch(maps))
 
@@ -146,7 +147,7 @@ class LocalFeatures(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return (B, channels, 16 h, 16 w) from tokens (B, h * w, C) of grid (h, w)."""
-        x = self.fc2(F.gelu(self.fc1(tokens)))
+        x = self.fc2(F.gelu(self.fc1(tokens)))  # (B, h * w, channels * 256)
         return F.pixel_shuffle(x.transpose(1, 2).unflatten(2, grid), PATCH_SIZE)
 
 
@@ -184,7 +185,8 @@ class DenseHead(nn.Module):
         # The exponentials below overflow in half precision.
         with torch.autocast(levels[0].device.type, enabled=False):
             levels = [level.float() for level in levels]
-            geometry = self.dpt([levels[hook] for hook in self.hooks], grid)
+            geometry = self.dpt([levels[hook] for hook in self.hooks], grid)  # (B, 4, H, W)
+            # (B, D + 1, H, W): descriptors and their confidence.
             local = self.head_local_features(torch.cat([levels[0], levels[-1]], dim=-1), grid)
             return self._read_out(geometry.movedim(1, -1), local.movedim(1, -1))
 

@@ -49,8 +49,8 @@ class Stream:
             # Of the teacher's length sqrt(n), the part on the basis; the student's is sqrt(s).
             factor = math.sqrt(full * self.kept / width)
             return Read(factor * self.basis, zeros, torch.ones(width, dtype=torch.float64))
-        large = torch.cat([part.flatten(0, 1) for part in teacher])
-        small = torch.cat([part.flatten(0, 1) for part in student])
+        large = torch.cat([part.flatten(0, 1) for part in teacher])  # (B * N, S)
+        small = torch.cat([part.flatten(0, 1) for part in student])  # (B * N, s)
         energy = small.square().sum().clamp(min=1e-30)
         matrix = ((large @ self.basis) * small).sum() / energy * self.basis
         change, offset = ridge_correction(small, large - small @ matrix.T, self.ridge)
@@ -123,6 +123,7 @@ class BlockStart:
         read = self.stream.read(
             [norm_tokens(t.x) for t in self.traces], [norm_tokens(z) for z in self.tokens]
         )
+        # (3 S, s) and (3 S,): S channels of the teacher, s of the student.
         weight, bias = _fold(self.teacher.norm1, teacher.qkv.weight, teacher.qkv.bias, read)
         large = Attention(
             *_thirds((weight, bias)),

@@ -93,7 +93,7 @@ class DecoderStart:
         full = self.teacher.encoder_width or 0
         width = self.student.encoder_width or full
         if self.views:
-            tokens = torch.cat([view.encoder.flatten(0, 1) for view in self.views])
+            tokens = torch.cat([view.encoder.flatten(0, 1) for view in self.views])  # (2 B N, E)
             basis = principal_directions(tokens.T @ tokens, width)
             offset = tokens.mean(dim=0) - basis @ (basis.T @ tokens.mean(dim=0))
         else:

@@ -162,7 +162,7 @@ def ridge_correction(features: Tensor, residual: Tensor, strength: float) -> Lin
         return residual.new_zeros(outputs, inputs), residual.new_zeros(outputs)
     feature_mean, residual_mean = features.mean(dim=0), residual.mean(dim=0)
     centred = features - feature_mean
-    gram = centred.T @ centred
+    gram = centred.T @ centred  # (p, p)
     floor = strength * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
     gram.diagonal().add_(floor)
     matrix = torch.linalg.solve(gram, centred.T @ (residual - residual_mean)).T
@@ -295,6 +295,7 @@ def _reduce_logits(
     step_t, step_s = len(query[0]) // 4, width // 4
     one = torch.ones(1, dtype=torch.float64)
     scale_q, scale_k = (torch.cat([read.scale, one]).clamp(min=1e-6) for read in reads)
+    # (d, s + 1): a row of weights with its bias.
     rows_q, rows_k = (torch.cat([w, b[:, None]], dim=1) for w, b in (query, key))
     new_q = torch.zeros(width, rows_q.shape[1], dtype=torch.float64)
     new_k = torch.cat([start[0], start[1][:, None]], dim=1)
@@ -339,9 +340,9 @@ def _reduce_values(
     scale = scale.clamp(min=1e-6)
     q_o, r_o = torch.linalg.qr(output)
     q_v, r_v = torch.linalg.qr((weight * scale).T)
-    left, strength, right = torch.linalg.svd(r_o @ r_v.T)
+    left, strength, right = torch.linalg.svd(r_o @ r_v.T)  # (d, d), (d,), (d, d)
     part = slice(slot.copy * narrow, (slot.copy + 1) * narrow)
-    left, right = q_o @ left[:, part], right[part] @ q_v.T
+    left, right = q_o @ left[:, part], right[part] @ q_v.T  # (s, d'), (d', s)
     size = strength.mean().sqrt().clamp(min=1e-12)
     missing = narrow - left.shape[1]  # copies may outnumber the directions there are
     new_weight = F.pad(right * size / scale, (0, 0, 0, missing))
@@ -364,6 +365,7 @@ def head_importance(teacher: Attention, features: Sequence[Tensor], heads: int) 
         values = teacher.value[0].unflatten(0, (heads, width))
         return (columns @ values).square().sum(dim=(1, 2))
     tokens = torch.cat([part.flatten(0, 1) for part in features])
+    # (H, B * N, d)
     tokens = (tokens - tokens.mean(dim=0)).unflatten(1, (heads, width)).transpose(0, 1)
     return (tokens @ columns.transpose(1, 2)).square().sum(dim=(1, 2)) / tokens.shape[1]
 
