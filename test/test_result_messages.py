@@ -1,7 +1,6 @@
 """Forms of the cloud: thinned, cut, without padding, in voxels, moved."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -10,12 +9,6 @@ from lunar_stereo_recon.bags.writer import make_message
 from lunar_stereo_recon.datatypes import Reconstruction, Region, StereoCalibration
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.results import write_pcd
-from lunar_stereo_recon.geometry.rotation import (
-    quaternion_from_rotation,
-    rotation_from_quaternion,
-    rotation_from_rpy,
-)
-from lunar_stereo_recon.geometry.voxel import voxel_means, weights_of_sigma
 from lunar_stereo_recon.result_messages import (
     CloudForm,
     confidence_view_message,
@@ -107,20 +100,6 @@ def test_image_of_sigma_is_metric_and_refused_where_there_is_none(reconstruction
         depth_sigma_message(make_message, reconstruction)
 
 
-def test_the_better_known_point_decides_its_voxel():
-    points = np.float32([[0.2, 0.5, 0.5], [0.8, 0.5, 0.5]])
-    attributes = np.float32([[0.01], [0.02]])
-    weights = weights_of_sigma(attributes[:, 0])
-    means, _ = voxel_means(points, attributes, 1.0, weights)
-    assert means[0, 0] == pytest.approx((4 * 0.2 + 0.8) / 5)
-
-
-def test_a_sigma_of_zero_or_nan_weighs_neither_all_nor_nothing_unknown():
-    zero, smallest, unknown, some = weights_of_sigma(np.float32([0.0, 0.002, np.nan, 0.1]))
-    assert np.isfinite(zero) and zero == pytest.approx(smallest)
-    assert 0 < unknown < 1e-3 * some
-
-
 def test_cloud_that_is_not_organized_holds_the_valid_points_alone(reconstruction):
     cloud = point_cloud_message(make_message, reconstruction, CloudForm(organized=False))
     assert (cloud.height, cloud.width) == (1, WIDTH * HEIGHT - 3)
@@ -161,35 +140,6 @@ def test_region_is_cut_at_the_border_and_must_meet_the_image():
         Region(0, 0, 0, 10)
 
 
-def test_voxels_hold_the_mean_of_their_points():
-    points = np.array(
-        [[0.1, 0.1, 5.1], [0.3, 0.5, 5.3], [-0.1, 0.1, 5.1], [0.1, 0.1, 6.1]], np.float32
-    )
-    attributes = np.array([[1.0], [2.0], [4.0], [8.0]], np.float32)
-    means, means_of_attributes = voxel_means(points, attributes, 1.0)
-    order = np.argsort(means_of_attributes[:, 0])
-    np.testing.assert_allclose(
-        means[order], [[0.2, 0.3, 5.2], [-0.1, 0.1, 5.1], [0.1, 0.1, 6.1]], rtol=1e-6
-    )
-    np.testing.assert_allclose(means_of_attributes[order, 0], [1.5, 4.0, 8.0])
-
-
-def test_voxels_far_out_keep_their_millimetres():
-    rng = np.random.default_rng(0)
-    offsets = rng.uniform(0.0, 0.05, (20_000, 3))
-    points = (offsets + [0.0, 0.0, 900.0]).astype(np.float32)
-    mean, _ = voxel_means(points, np.zeros((20_000, 1), np.float32), 0.05)
-    assert len(mean) <= 8  # float32 may put points at the very border next door
-    largest = mean[np.argmin(np.abs(mean - [0.025, 0.025, 900.025]).sum(axis=1))]
-    np.testing.assert_allclose(largest, [0.025, 0.025, 900.025], atol=1e-3)
-
-
-def test_points_beyond_the_keys_are_left_out():
-    points = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 1e5]], np.float32)
-    means, _ = voxel_means(points, np.zeros((2, 1), np.float32), 0.01)
-    assert len(means) == 1
-
-
 def test_voxel_cloud_has_mean_colors_and_fewer_points(reconstruction):
     wide = CloudForm(voxel_m=10.0)
     # All points lie within one octant of the voxels at the origin, or its neighbours.
@@ -224,15 +174,6 @@ def test_confidence_view_is_for_eyes(reconstruction):
     view = confidence_view_message(make_message, reconstruction)
     assert view.encoding == 'mono8'
     np.testing.assert_array_equal(view.data[:3], [0, 128, 255])
-
-
-def test_quaternions_and_rotations_are_inverses():
-    for angles in ((0.1, -0.4, 2.0), (3.0, 0.2, -1.0), (0.0, math.pi / 2, 0.0)):
-        rotation = rotation_from_rpy(*angles)
-        quaternion = quaternion_from_rotation(rotation)
-        np.testing.assert_allclose(rotation_from_quaternion(3 * quaternion), rotation, atol=1e-12)
-    with pytest.raises(InputError, match='quaternion is'):
-        rotation_from_quaternion(np.zeros(4))
 
 
 def test_pcd_file_holds_the_valid_points(reconstruction, tmp_path):
