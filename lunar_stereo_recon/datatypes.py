@@ -301,7 +301,7 @@ class RowAlignment:
         """Return a sentence for people who look after the rig.
 
         Args:
-            width: Of the image, pixels.
+            width: Width of the image, pixels.
         """
         if not self.known:
             return 'row alignment not known yet'

@@ -54,7 +54,7 @@ def white_level_doubt(image: Any, pair: StereoPair, white_level: float | None, t
         image: The left Image or CompressedImage.
         pair: What became of it.
         white_level: As it was given; None where it was not.
-        topic: Of the image.
+        topic: Topic of the image.
     """
     if white_level or not _has_16_bits(image):
         return ''
@@ -67,7 +67,7 @@ def few_bits_doubt(values: NDArray[Any], white_level: float | None, name: str) -
     Args:
         values: (H, W) or (H, W, 3), as the file has them.
         white_level: As it was given; None where it was not.
-        name: Of the file.
+        name: Name of the file.
     """
     if white_level or values.dtype != np.uint16:
         return ''

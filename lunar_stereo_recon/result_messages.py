@@ -346,7 +346,7 @@ def occupancy_grid_message(
         make: Message factory.
         hazard: (rows, columns) int8.
         layout: Its grid.
-        position: Of the grid's first corner in the frame, metres.
+        position: Position of the grid's first corner in the frame, metres.
         quaternion: x, y, z, w of the grid's axes in the frame.
         stamp_ns: Time of the image.
         frame_id: The frame.

@@ -154,7 +154,7 @@ class Adaptation:
 
     Attributes:
         start: Figures of the student that it began as.
-        best: Of the best student that is worse nowhere; the start's until there is one.
+        best: Figures of the best student that is worse nowhere; the start's until there is one.
         best_step: Its step; 0: none yet.
         waited: Judgements since.
         reasons: What was worse at the last judgement.

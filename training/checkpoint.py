@@ -37,7 +37,7 @@ FORMAT_VERSION = 3
 INDEX = 'index.json'
 # Largest shard: files of 16 MiB pass where large ones do not.
 SHARD_BYTES = 15 * 2**20
-# Of a tensor's entry in the header of a shard, besides its name.
+# Bytes of a tensor's entry in the header of a shard, besides its name.
 _ENTRY_BYTES = 128
 # What stands in the index for a tensor: its shape, and in how many pieces it is.
 _SHAPE, _PIECES = '$shape', '$pieces'
@@ -65,7 +65,7 @@ def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint; the old one stays whole until the new one is on the disk.
 
     Args:
-        folder: Of the checkpoint, made if it is not there; nothing else belongs in it.
+        folder: Folder of the checkpoint, made if it is not there; nothing else belongs in it.
         content: Dicts with text keys, lists, tensors, numbers, texts.
 
     Raises:

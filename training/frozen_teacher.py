@@ -84,7 +84,7 @@ LARGEST_LOGIT = 5.0
 
 
 class RowMatchingTeacher(FrozenTeacher):
-    """A flight network, as a rule the lunar teacher."""
+    """A flight network, usually the lunar teacher."""
 
     offers = TOKENS | POINTMAPS | DISPARITIES
     network: FlightStudent

@@ -144,7 +144,7 @@ class StartRecipe:
     """What a student's weights are before the first step.
 
     Attributes:
-        method: Of the decoder and the heads: 'random', or from the teacher by 'shared_basis',
+        method: How decoder and heads start: 'random', or from the teacher by 'shared_basis',
             'truncate' or 'direct' (see `training.start.svd_init`).
         mapping: Teacher blocks of the student's: 'uniform', 'last_k' or 'first_k'.
         ridge: Strength of the refit of 'shared_basis'.
@@ -182,8 +182,8 @@ class StudentRecipe:
             strongest corners, as in a set of triangulated points; 0: all.
         min_confidence: Flight: the teacher's disparity counts where its confidence, in [0, 1],
             is at least this.
-        losses: Of a flight student.
-        distillation: Of the others: overrides of `training.losses.distillation.LossWeights`.
+        losses: Losses of a flight student.
+        distillation: Losses of others: overrides of `training.losses.distillation.LossWeights`.
     """
 
     kind: str = 'flight'
@@ -204,14 +204,14 @@ class OptimizerRecipe:
 
     Attributes:
         learning_rate: At the top of the schedule.
-        final_fraction: Of the learning rate, at the last step.
+        final_fraction: Fraction of the learning rate, at the last step.
         beta2: Decay of the second moment.
         weight_decay: On matrices and kernels; norms, biases, scalars and projectors have none.
         warmup_steps, total_steps: Optimiser steps.
         batch_size: Pairs a step, over all processes.
         accumulate: Backward passes a step.
         clip_norm: Largest norm of the gradient.
-        ema_decay: Of the averaged weights that are validated and exported.
+        ema_decay: Decay of the averaged weights that are validated and exported.
         amp: 'none' or 'bf16': mixed precision.
     """
 

@@ -62,8 +62,8 @@ def learning_rate(step: int, recipe: OptimizerRecipe, progress: float = 0.0) -> 
 
     Args:
         step: Counted from 0.
-        recipe: Of the schedule.
-        progress: Of the decay, in [0, 1], that time alone has brought; what the steps have
+        recipe: Recipe of the schedule.
+        progress: Part of the decay, in [0, 1], that time alone has brought; what the steps have
             brought counts where it is more.
     """
     if step < recipe.warmup_steps:
@@ -146,7 +146,7 @@ class StudentInTraining:
         """Take an optimiser step on the gradients gathered; return the terms.
 
         Args:
-            number: Of the step.
+            number: Number of the step.
             progress: See `learning_rate`.
 
         Raises:
@@ -269,7 +269,7 @@ class Trainer:
 
         Args:
             recipe: The run.
-            folder: Of checkpoint and log.
+            folder: Folder of checkpoint and log.
             device: Torch device.
             resume: Go on from the folder's checkpoint if there is one.
             accept_changes: Go on though that one was trained with another recipe; optimiser

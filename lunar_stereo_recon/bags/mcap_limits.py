@@ -18,7 +18,7 @@ else:
 
 _MAGIC = b'\x89MCAP0\r\n'
 _CHUNK = 6
-# Of a zstd frame's header, which says what the frame unpacks to.
+# Size of a zstd frame's header, which says what the frame unpacks to.
 _FRAME_HEADER_BYTES = 18
 _SMALL_BYTES = 2**20
 _SMALL_FILE_BYTES = 2**28

@@ -75,7 +75,7 @@ def drawn_figures(
     """Return the figures of each draw by subset and name, (draws,) each, NaN where it has none.
 
     Args:
-        scores: Of N pairs.
+        scores: Scores of N pairs.
         weights: (draws, N), how often each pair is in each draw.
         mean_of_pairs: As for `scores.summarise`.
     """

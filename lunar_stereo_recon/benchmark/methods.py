@@ -100,7 +100,7 @@ def load_estimator(
     Args:
         name: Which.
         model: The student's file; None is the shipped one.
-        threads: Of the matcher.
+        threads: Threads of the matcher.
         student: Backend that runs the student.
 
     Raises:

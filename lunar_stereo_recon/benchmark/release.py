@@ -56,7 +56,7 @@ class Change:
 
     Attributes:
         set_name, subset, figure: What is compared; subset '' for figures of a whole group.
-        before, after: Of the older and of the newer model.
+        before, after: Scores of the older and of the newer model.
         change: After minus before, from unrounded sums.
         interval: Its 95 % interval over pairs; None for a single pair.
         verdict: 'better' or 'worse' where the whole interval says so and the change is not below

@@ -12,7 +12,7 @@ import textwrap
 from typing import Any
 
 LINE_WIDTH, NAME_WIDTH = 100, 24
-# Of a model; too long to read here.
+# Entries of a model; too long to read here.
 ONLY_JSON = ('recipe', 'config', 'confidence_calibration', 'float32_nodes', 'self_test_px')
 PLAIN_NAMES = ('lunar_stereo_recon',)
 

@@ -27,7 +27,7 @@ POINTS, POINTS_A_TILE = 100, 10
 # A part counts where the images know it to this, pixels.
 TILE_DEVIATION_PX = 0.1
 SURE = 0.5
-# Departure of a part from offset and roll: from here on the rig wants a new calibration.
+# Departure of a part from offset and roll: from here on the rig needs a new calibration.
 BEND_PX, BEND_FAULT_PX = 0.5, 1.5
 
 

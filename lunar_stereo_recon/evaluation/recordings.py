@@ -340,7 +340,7 @@ def cloud_picture(
     """
     pose = map_from_camera
     up = np.array([0.0, 0.0, 1.0]) if z_up else np.array([0.0, -1.0, 0.0])
-    # Of a camera that looks straight up or down, the top of its image is ahead.
+    # If the camera looks straight up or down, the top of its image is ahead.
     axis = pose[:3, 2] if abs(pose[:3, 2] @ up) < 0.999 else -pose[:3, 1]
     forward = axis - up * (axis @ up)
     forward /= np.linalg.norm(forward)

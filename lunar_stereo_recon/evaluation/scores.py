@@ -150,7 +150,7 @@ def load_ground_truth(
 
     Args:
         path: The file.
-        height, width: Of the left image.
+        height, width: Height and width of the left image.
         focal_times_baseline: fx * baseline, pixel metres; gives the depth where it is not stored.
 
     Raises:
@@ -317,7 +317,7 @@ def slope_errors(
     Args:
         disparity: (H, W) pixels; NaN or not positive is missing.
         truth: Ground truth of the pair.
-        calibration: Of the left image.
+        calibration: Calibration of the left image.
     """
     weight = truth.valid & np.isfinite(disparity) & (disparity > 0)
     true_disparity = np.where(weight, truth.disparity, 0).astype(np.float64)
@@ -363,7 +363,7 @@ def summarise(
     has such a value.
 
     Args:
-        scores: Of the pairs.
+        scores: Scores of the pairs.
         mean_of_pairs: Figures of each pair are averaged, every pair counting alike. Otherwise
             pixels are pooled.
     """

@@ -15,7 +15,7 @@ from lunar_stereo_recon.errors import CalibrationError
 from lunar_stereo_recon.files.yaml_files import read_yaml
 from lunar_stereo_recon.messages import calibration_from_camera_infos, StereoTopics
 
-# Of a calibration in plain numbers. Anything else, such as distortion, would be ignored.
+# Entries of a calibration in plain numbers. Anything else, such as distortion, would be ignored.
 PLAIN_ENTRIES = (
     *('fx', 'fy', 'cx', 'cy', 'cx_right', 'baseline', 'baseline_m'),
     *('width', 'height', 'image_width', 'image_height'),

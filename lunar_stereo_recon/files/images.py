@@ -53,7 +53,7 @@ def pair_from_images(
 
     Args:
         left, right: (H, W) or (H, W, 3) RGB; uint8, uint16, or floating point in [0, 1].
-        calibration: Of images of this size.
+        calibration: Calibration of images of this size.
         white_level: Value that becomes 1.0; the type's maximum where None.
         names: What the two are called in error messages, such as their paths.
 

@@ -31,7 +31,7 @@ from lunar_stereo_recon.geometry.refine import (
 
 # Half size is enough for hundredths of a pixel over a whole image, and sees twice as far.
 REDUCTION = 2
-# Of the halved image, with one error of the disparity each.
+# In the halved image, with one error of the disparity each.
 WINDOW_PX = 8
 # Blurred first, for the reach; standard deviations of each step, pixels of the halved image.
 BLURS_PX = (2.0, 1.0, 0.0)

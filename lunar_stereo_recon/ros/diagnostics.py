@@ -41,10 +41,10 @@ class FrameStatistics:
         drops: Pairs not reconstructed, by reason.
         last_error: Text of the newest pair that was invalid or failed; '' where there was none.
         latencies_ms: Last times from the pair being complete to its results being published.
-        mean_confidence: Of the newest reconstruction; NaN before the first.
+        mean_confidence: Mean confidence of the newest reconstruction; NaN before the first.
         rows: How the rows are aligned, in words; '' before the first reconstruction.
         rows_poor: Whether the rig needs calibrating again.
-        calibration: Of the newest reconstruction; None before the first.
+        calibration: Calibration of the newest reconstruction; None before the first.
         doubts: What is probably wrong with the newest pair, by kind.
         withheld: Why a result of the newest pair was not published, by topic.
     """

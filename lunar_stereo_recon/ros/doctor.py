@@ -43,7 +43,7 @@ def examine_node(
         source: Name of the node, for the title.
         recent: What it received last.
         topics: Where that came from.
-        parameters: Of the node.
+        parameters: Parameters of the node.
         statistics: What became of its inputs.
         backend: The matcher.
         turn: Entered around each pair that it matches.

@@ -114,7 +114,7 @@ def frame_of_attitude(
 
     Args:
         level_from_body: (3, 3) to axes with z up from the body's (x forward, y left, z up).
-        camera_pitch_deg: Of the camera in the body; negative looks down.
+        camera_pitch_deg: Pitch of the camera in the body; negative looks down.
         optical_frame: Frame of the message; the grid lies in it with its own axes.
         range_m: How far the grid reaches ahead, and to the left and right, metres.
         cell_m: Edge of a cell, metres.

@@ -27,7 +27,7 @@ def check_needs(context: LaunchContext, *packages: str) -> list[LaunchDescriptio
     """Refuse arguments whose package or file is missing; nothing is started by it.
 
     Args:
-        context: Of the launch; arguments of files that are included later may not be there yet.
+        context: Context of the launch; it may lack arguments of files that are included later.
         packages: What the launch file needs whatever its arguments are.
 
     Raises:
@@ -86,7 +86,7 @@ def views(
         fixed_frame: Frame with z up to show the results in; empty where none is known.
         optical_frame: Frame to show them in then; empty leaves it to the view.
         use_sim_time: Whether the time comes from /clock.
-        remappings: Of the inputs, so that RViz shows the images that the node takes.
+        remappings: Remappings of the inputs, so that RViz shows the images that the node takes.
     """
     actions: list[LaunchDescriptionEntity] = []
     if flag(context, 'rviz'):

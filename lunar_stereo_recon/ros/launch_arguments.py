@@ -63,7 +63,7 @@ def given_parameters(
     """Return the parameters of a node, all or the named ones, whose arguments were given.
 
     Args:
-        context: Of the launch.
+        context: Context of the launch.
         kind, names, prefix: See `parameter_arguments`.
     """
     values = {}

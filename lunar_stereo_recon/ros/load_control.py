@@ -25,7 +25,7 @@ class Effort:
     """How much is done.
 
     Attributes:
-        width_px: Of the network; None where the matcher takes any size.
+        width_px: Width of the network; None where the matcher takes any size.
         one_in: One of this many pairs is reconstructed.
     """
 
@@ -47,7 +47,7 @@ class LoadControl:
         """Begin with all that is wanted.
 
         Args:
-            width_px: Of the network, as it was chosen for the target; None for a matcher without.
+            width_px: Width of the network that was chosen for the target; None without one.
         """
         narrower = [w for w in NETWORK_WIDTHS if width_px is not None and w < width_px]
         widths = [width_px, *sorted(narrower, reverse=True)]

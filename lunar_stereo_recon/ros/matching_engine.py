@@ -174,7 +174,7 @@ class MatchingEngine:
         Where it is replaced from elsewhere meanwhile, that one stays.
 
         Args:
-            parameters: Of the node.
+            parameters: Parameters of the node.
             reason: What is wrong with it, for log and diagnostics.
         """
         failed = self._matcher
@@ -285,7 +285,7 @@ def trial_pair(width: int, height: int) -> StereoPair:
     """Return views of a textured wall of `TRIAL_DISPARITY_PX`.
 
     Args:
-        width, height: Of the images, pixels.
+        width, height: Width and height of the images, pixels.
     """
     noise = np.random.default_rng(0).standard_normal((height, width + TRIAL_DISPARITY_PX))
     texture = 0.5 + 0.5 * cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 1.5)

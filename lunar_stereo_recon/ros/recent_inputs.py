@@ -30,7 +30,7 @@ class RecentInputs:
         """Keep the stamp of a message.
 
         Args:
-            side: Of the rig.
+            side: Side of the rig.
             kind: 'image' or 'info'.
             message: With a header.
         """

@@ -60,7 +60,7 @@ CLOUD_WRITERS = {'ply': write_ply, 'pcd': write_pcd}
 DIAGNOSTICS_PERIOD_S = 1.0
 SUBSCRIPTION_CHECK_S = 0.1
 STAMPS_THROTTLE_S = 30.0
-# How long the doctor makes a node listen that nobody wants a result of.
+# How long the doctor makes a node listen while nobody wants its results.
 DOCTOR_LISTENS_S = 30.0
 # A simulator makes its world before its clock runs. Where nobody even offers images the wait ends
 # sooner: their topics may have other names.

@@ -205,8 +205,8 @@ class ResultOutputs:
         """Say on frame_status what became of a pair, under its stamp.
 
         Args:
-            stamp_ns: Of the left image, nanoseconds.
-            frame_id: Of the left image; '' where it never came.
+            stamp_ns: Stamp of the left image, nanoseconds.
+            frame_id: Frame of the left image; '' where it never came.
             level: OK, WARN or ERROR.
             text: 'published', or the reason why not.
             values: Milliseconds by stage and more.

@@ -18,7 +18,7 @@ class RoverMotion:
     """Listens to TF and an Imu. It is asked by another thread than the one that spins the node.
 
     Attributes:
-        attitudes: Of the Imu.
+        attitudes: Attitudes of the Imu.
     """
 
     def __init__(self, node: Node) -> None:

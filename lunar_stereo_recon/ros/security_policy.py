@@ -82,7 +82,7 @@ def policy(namespace: str = '', remappings: Mapping[str, str] | None = None) -> 
     """Return the policies of all nodes as an XML document.
 
     Args:
-        namespace: Of the nodes, such as '/rover'.
+        namespace: Namespace of the nodes, such as '/rover'.
         remappings: Names of topics and services as the nodes know them, to those on the wire.
     """
     root = ElementTree.Element('policy', version=VERSION)

@@ -287,7 +287,7 @@ def told(logger: Any, what: str, interrupted: threading.Event) -> Iterator[None]
     use then, and it cannot be stopped otherwise.
 
     Args:
-        logger: Of the node.
+        logger: Logger of the node.
         what: 'making the ground'.
         interrupted: Set to end.
     """

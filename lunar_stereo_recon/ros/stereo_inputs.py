@@ -178,7 +178,7 @@ class PairStamps:
         """Say whether a pair comes faster than a rate; half a period of jitter is kept.
 
         Args:
-            stamp_ns: Of the pair, nanoseconds.
+            stamp_ns: Stamp of the pair, nanoseconds.
             rate_hz: Pairs per second of stamps at most; 0 is no limit.
         """
         last = self._last_ns

@@ -340,7 +340,7 @@ def shade_point(scene, ray, depth, level, triangle, blocked, sun, with_radiance)
         ray: See `first_hit`; from the camera to the point.
         depth: Ray parameter of the point.
         level: Grid of the point; not looked at where it belongs to a rock.
-        triangle: Of a rock; -1 for the ground.
+        triangle: Triangle of a rock; -1 for the ground.
         blocked: Rocks are between the point and the sun.
         sun: Direction to the sun.
         with_radiance: Whether light is asked for; without it is 0.

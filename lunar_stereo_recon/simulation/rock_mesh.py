@@ -68,7 +68,7 @@ class RockShapes:
         """Return the height of the soil that has gathered at a rock, metres.
 
         Args:
-            number: Of the rock.
+            number: Number of the rock.
             dx, dy: (1, W), (H, 1) places relative to its middle, metres.
             wear: See `TerrainConfig`.
         """

@@ -96,8 +96,8 @@ class Terrain:
         micro: (T, T, 3) periodic texture of dz/dx, dz/dy and relative albedo; it only shades.
         micro_texel_m: Texel size of `micro`, metres.
         rocks: Rocks that are meshes; None where there are none.
-        on_cpu: Of a terrain on another device, the same one on the CPU, which knows heights
-            without work for the device.
+        on_cpu: The same terrain on the CPU, where this one is on another device: heights are
+            looked up there without work for the device.
     """
 
     levels: tuple[GridLevel, ...]

@@ -291,8 +291,8 @@ def render_frame(
         config: Rig, light, rover, sensor, samples and faults; of the drive, speed and turn.
         terrain: The ground; rendered on its device.
         pose: Where the rover is.
-        gain: Of the sensor; 0 is automatic.
-        number: Of the frame; the noise follows from it.
+        gain: Gain of the sensor; 0 is automatic.
+        number: Number of the frame; the noise follows from it.
         sunlit: See `renderer.render`.
 
     Raises:
@@ -433,7 +433,7 @@ def write_frame(
     Args:
         bag: The bag.
         frame: Images and truth.
-        calibration: Of the rectified images.
+        calibration: Calibration of the rectified images.
         with_depth: Write the depth too.
         depth_bits: See `write_bag`.
         encoding: ROS's name of the images' encoding.

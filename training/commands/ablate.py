@@ -43,7 +43,7 @@ def train_seeds(
 
     Args:
         recipe: Its seed is the first.
-        folder: Of the runs' folders.
+        folder: Folder of the runs' folders.
         seeds: How many.
         device: Torch device.
         minutes: For all seeds together; None: to the end.
@@ -78,9 +78,9 @@ def curves_of(
     """Return steps (N,) and a figure at them by run (runs, N).
 
     Args:
-        folders: Of the runs.
+        folders: Folders of the runs.
         student: Name of the student.
-        figure: Of the validation (`epe`) or a logged loss (`loss`, `pointmap/error1`).
+        figure: Figure of the validation (`epe`) or a logged loss (`loss`, `pointmap/error1`).
 
     Raises:
         InputError: A run has no such figure, or the runs logged it at different steps.

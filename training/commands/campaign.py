@@ -53,7 +53,7 @@ class Step:
         text: As in the file; it is remembered by it.
         args: Parsed; `work` of them, where a command has it, takes a time budget in `minutes`
             and returns whether it came to its end.
-        share: Of the time, relative to other steps'; 0 for a step that runs to its end.
+        share: Share of the time, relative to other steps'; 0 for a step that runs to its end.
         minutes: Kept free for it.
         makes: Without which it is not done; None: what is remembered counts.
     """

@@ -149,7 +149,7 @@ def fit(
         better: (N,) bool, the found disparity is nearer the truth.
         worth: (N,) what the choice is worth, not negative.
         seed: Of start and batches.
-        steps: Of the optimiser.
+        steps: Steps of the optimiser.
     """
     mean = features.mean(axis=1)
     scale = features.std(axis=1) + np.float32(1e-3)

@@ -1,6 +1,6 @@
 """`python -m training label-study`: what a teacher is worth where labels are few.
 
-Of a recipe's students those that learn from ground truth get N labelled pairs, for several N; the
+The students of a recipe that learn from ground truth get N labelled pairs, for several N; the
 others get the teacher's word on every pair and no label. All of a seed start from the same random
 numbers and the labelled pairs of a small N are among those of a larger one, so that students are
 compared seed by seed: the table holds means, and differences with their intervals.
@@ -34,7 +34,7 @@ UNLABELLED = 'unlabelled'
 # Two-sided 95 % points of Student's distribution by degrees of freedom; beyond, the normal one's.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NORMAL_95 = 1.96
-# Of a student's figure by (part, student): one value a seed.
+# A student's figure by (part, student): one value a seed.
 Results = dict[tuple[str, str], list[float]]
 
 
@@ -73,7 +73,7 @@ def train_all(
 
     Args:
         recipe: Its seed is the first.
-        folder: Of the runs' folders.
+        folder: Folder of the runs' folders.
         seeds: How many.
         counts: Labelled pairs of the students that learn from ground truth.
         device: Torch device.

@@ -59,8 +59,8 @@ def measure_teacher(
     """Time a teacher against a model file.
 
     Args:
-        model: Of the student; the shipped one where None.
-        threads: Of both.
+        model: Model file of the student; the shipped one where None.
+        threads: Threads of both.
         backend: What runs the student.
         size: Width and height of the images, pixels.
         config: Sizes of the teacher; the official ones where None.

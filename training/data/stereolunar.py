@@ -106,7 +106,7 @@ def list_view_pairs(
     """Return pairs of view stems (path without suffix), in both orders and a fixed order.
 
     Args:
-        folders: Of loose views, with a pair index, or split files of the published form
+        folders: Folders of loose views, with a pair index, or split files of the published form
             (`.npz` with `scenes`, `images` and `pairs` of scene, view, view), whose pairs come in
             the order that they have there only.
         max_distance: Of loose views, further apart in the sequence, make no pair.

@@ -47,7 +47,7 @@ def regolith_texture(
     Args:
         rng: Draws it.
         height, width: Pixels.
-        scale: Of the spots.
+        scale: Scale of the spots.
     """
     relief = spectral_noise(rng, height, width, rng.uniform(1.2, 2.0))
     contrast = rng.uniform(0.3, 3)

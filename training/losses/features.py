@@ -62,7 +62,7 @@ class FeatureProjector(nn.Module):
     Trained by the student's optimiser, dropped after training.
 
     Attributes:
-        means: Of the projected and of the teacher's features.
+        means: Means of the projected and of the teacher's features.
     """
 
     def __init__(self, student_width: int, teacher_width: int) -> None:

@@ -254,7 +254,7 @@ class MobileNetV3(nn.Module):
         """Build it with random weights.
 
         Args:
-            factor: Of all widths; 1 is the published network.
+            factor: Factor of all widths; 1 is the published network.
         """
         super().__init__()
 

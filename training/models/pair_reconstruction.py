@@ -130,7 +130,7 @@ def reconstruct_pair(
         calibration: For this image size; the result is metric. Where None, the result is in the
             prediction's own unit and camera.
         confidence_threshold: In [0, 1); points below become NaN.
-        long_side: Of the network's input, pixels.
+        long_side: Longer side of the network's input, pixels.
         white_level: Pixel value of white; the type's maximum where None.
 
     Raises:

@@ -18,7 +18,7 @@ class ForwardTime:
 
     Attributes:
         parameters: Number of weights.
-        width, height: Of each image, pixels.
+        width, height: Width and height of each image, pixels.
         milliseconds: The best of several runs, after one that does not count.
     """
 
@@ -34,8 +34,8 @@ def teacher_time(
     """Time a MASt3R teacher on the CPU; at full size it takes 3 GB of memory.
 
     Args:
-        width, height: Of each image, multiples of 16.
-        threads: Of torch, for this measurement.
+        width, height: Width and height of each image, multiples of 16.
+        threads: Threads of torch, for this measurement.
         config: Sizes; the official ones where None.
 
     Raises:
