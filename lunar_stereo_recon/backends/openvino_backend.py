@@ -141,7 +141,7 @@ def round_layers(model: openvino.Model, kept: Collection[str]) -> None:
     """Let a model's layers compute in bfloat16, and what only passes their results on.
 
     Args:
-        model: Model file of static shape; changed in place.
+        model: A model of static shape; changed in place.
         kept: Names of layers that stay in float32.
     """
     folding = Manager()
