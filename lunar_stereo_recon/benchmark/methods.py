@@ -64,7 +64,7 @@ class Estimate:
         confidence: (H, W) in [0, 1]; None where the method has none.
         milliseconds: From images in memory to the result, without sigma: a node gives that only
             where it is asked for.
-        stages_ms: Of the pipeline's stages; empty for a matcher alone.
+        stages_ms: Times of the pipeline's stages; empty for a matcher alone.
         sigma_px: (H, W) one standard deviation of the disparity; None where the method has none.
     """
 

@@ -186,7 +186,7 @@ def reconstruction_of_cloud(message: Any, calibration: StereoCalibration) -> Rec
 
     Args:
         message: PointCloud2 with the float32 fields x, y, z, rgb, confidence and, possibly, sigma.
-        calibration: Of the left image that the cloud belongs to.
+        calibration: Calibration of the left image that the cloud belongs to.
 
     Raises:
         InputError: The cloud has other fields or another size.

@@ -211,7 +211,7 @@ def score_pair(
         milliseconds: Time of the pair.
         subsets: Names of `DETAILED_SUBSETS`.
         masks: Further subsets: (H, W) masks by name.
-        calibration: Of the left image; gives the slope error too.
+        calibration: Calibration of the left image; gives the slope error too.
         sigma_px: (H, W) one standard deviation of the disparity; NaN and not positive ones do
             not count.
 

@@ -118,7 +118,7 @@ def disparity_sigma(
     Args:
         features: (K, *S), the `FEATURES` of the confidence.
         filled_px: S, how far the fill moved the disparity, pixels; NaN counts as far.
-        calibration: Of the model.
+        calibration: Calibration of the model.
     """
     linear = _linear(features, filled_px, calibration)
     knots = np.array(calibration.curve)
@@ -161,7 +161,7 @@ def depth_sigma(
     Args:
         sigma_px: (H, W) pixels.
         depth: (H, W) metres.
-        calibration: Of the pair.
+        calibration: Calibration of the pair.
     """
     factor = np.float32(1 / (calibration.fx * calibration.baseline_m))
     return np.asarray(sigma_px * (depth * depth * factor), np.float32)

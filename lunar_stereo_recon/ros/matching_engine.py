@@ -127,7 +127,7 @@ class MatchingEngine:
 
         Args:
             pair: The pair.
-            parameters: Of the node.
+            parameters: Parameters of the node.
             sigma: Give the standard deviations too, where the model can.
 
         Raises:
