@@ -169,6 +169,7 @@ setup(
             'replay_node = lunar_stereo_recon.ros.replay_node:main',
             'recorder_node = lunar_stereo_recon.ros.recorder_node:main',
             'simulator_node = lunar_stereo_recon.ros.simulator_main:main',
+            'terrain_node = lunar_stereo_recon.ros.terrain_node:main',
             'security_policy = lunar_stereo_recon.ros.security_policy:main',
             'camera_info_relay = lunar_stereo_recon.ros.camera_info_relay:main',
         ],

@@ -103,15 +103,19 @@ def _look_into(
         rig = reader.topics
         connection, _, raw = next(reader.raw_messages([rig.left_image]))
         frame = reader.deserialize(raw, connection.msgtype).header.frame_id
+        pose_topic = reader.pose_topic
         raw_images = bool(rig.left_info and rig.right_info) and any(
             first.looks_raw for first in itertools.islice(reader.frames(), 1)
         )
     actions: list[LaunchDescriptionEntity] = []
     found = {**dataclasses.asdict(rig), 'optical_frame': frame}
+    # Arguments of rover.launch.py, which are not there yet where nobody gave them.
+    given = context.launch_configurations
+    if pose_topic and not (given.get('terrain_pose') or given.get('terrain_pose_source')):
+        found |= {'terrain_pose': pose_topic, 'terrain_pose_source': 'pose'}
     if recorded[rig.left_image] == COMPRESSED_IMAGE:
         found['input_transport'] = 'compressed'
-    # An argument of rover.launch.py, which is not there yet where nobody gave it.
-    if raw_images and not context.launch_configurations.get('rectify'):
+    if raw_images and not given.get('rectify'):
         found['rectify'] = 'true'
         said = (
             f'{rig.left_image} has raw images (D is not 0): rectify:=true; rectify:=false if not'

@@ -3,6 +3,7 @@
 With it, where asked for: static transforms of the rig, RViz, a bridge to Foxglove.
 """
 
+import dataclasses
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -29,7 +30,14 @@ from lunar_stereo_recon.ros.launch_arguments import (
     value,
 )
 from lunar_stereo_recon.ros.node_processes import large_message_environment
-from lunar_stereo_recon.ros.parameters import ReconstructionParameters
+from lunar_stereo_recon.ros.parameters import ReconstructionParameters, TerrainParameters
+
+# What both nodes have means the same for both; the other parameters of the map have the prefix.
+PREFIX = 'terrain_'
+RECONSTRUCTION = {item.name for item in dataclasses.fields(ReconstructionParameters)}
+TERRAIN = [item.name for item in dataclasses.fields(TerrainParameters)]
+OWN = [name for name in TERRAIN if name not in {*RECONSTRUCTION, 'rig'}]
+SHARED = [name for name in TERRAIN if name in RECONSTRUCTION]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -95,7 +103,14 @@ def generate_launch_description() -> LaunchDescription:
                 'SROS 2 enclave below which each node has its own, such as '
                 '/lunar_stereo_recon; used if ROS_SECURITY_ENABLE is true',
             ),
+            argument('terrain', 'Start the node that maps the ground around it', 'false', FLAG),
+            argument(
+                'terrain_pose',
+                'Topic of the poses for that map: Odometry, or PoseStamped if '
+                'terrain_pose_source is pose',
+            ),
             *parameter_arguments(ReconstructionParameters),
+            *parameter_arguments(TerrainParameters, *OWN, prefix=PREFIX),
             OpaqueFunction(function=check_needs),
             OpaqueFunction(function=_nodes),
         ]
@@ -123,7 +138,12 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         additional_env=large_message_environment(),
         # The last one wins.
         parameters=[
-            {**preset.parameters, 'use_sim_time': preset.use_sim_time},
+            {
+                # What the map trusts the points with, unless somebody says otherwise.
+                **({'sigma': True} if flag(context, 'terrain') else {}),
+                **preset.parameters,
+                'use_sim_time': preset.use_sim_time,
+            },
             *([params_file] if params_file else []),
             *([given] if given else []),
         ],
@@ -141,9 +161,47 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     optical_frame = value(context, 'optical_frame') or preset.optical_frame
     return [
         node,
+        *([_terrain_node(context, use_sim_time)] if flag(context, 'terrain') else []),
         *(static_transform(frame, use_sim_time) for frame in frames),
         *views(context, fixed_frame, optical_frame, use_sim_time, remappings),
     ]
+
+
+def _terrain_node(context: LaunchContext, use_sim_time: bool) -> Node:
+    given = {
+        'use_sim_time': use_sim_time,
+        'rig': value(context, 'rig'),
+        **given_parameters(context, TerrainParameters, *SHARED),
+        **given_parameters(context, TerrainParameters, *OWN, prefix=PREFIX),
+    }
+    params_file = value(context, 'params_file')
+    pose = value(context, 'terrain_pose')
+    return Node(
+        package=PACKAGE,
+        executable='terrain_node',
+        name='terrain_node',
+        namespace=value(context, 'namespace'),
+        output='screen',
+        additional_env=large_message_environment(),
+        parameters=[*([params_file] if params_file else []), given],
+        remappings=[
+            ('right/camera_info', _right_info(context)),
+            *([('odom', pose), ('pose', pose)] if pose else []),
+        ],
+        arguments=[
+            *('--ros-args', '--log-level', value(context, 'log_level')),
+            *enclave_of(context, 'terrain_node'),
+        ],
+        respawn=flag(context, 'respawn'),
+        respawn_delay=RESPAWN_DELAY_S,
+    )
+
+
+def _right_info(context: LaunchContext) -> str:
+    """Return the topic of the right camera_info, as the reconstruction has it."""
+    preset = cameras(context)
+    names = dict(preset.remappings(rectifies(context, preset)))
+    return names.get('right/camera_info', 'right/camera_info')
 
 
 def _rig_frames(context: LaunchContext) -> list[FrameTransform]:

@@ -36,6 +36,8 @@ def generate_launch_description() -> LaunchDescription:
             argument('namespace', 'Namespace of the nodes and their topics'),
             argument('fixed_frame', 'Frame to show results in', 'map'),
             argument('hazard_frame', 'Frame of the hazard grid, z up', 'map'),
+            argument('terrain_pose', 'Topic of the poses for the map', 'ground_truth/pose'),
+            argument('terrain_pose_source', 'Kind of those poses', 'pose'),
             # First, so that wrong arguments are reported before the simulator starts.
             included('rover.launch.py', use_sim_time='true'),
             OpaqueFunction(function=_simulator),

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, Region, StereoCalibration
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.disparity import depth_millimetres
-from lunar_stereo_recon.geometry.hazard import GridLayout
 from lunar_stereo_recon.geometry.voxel import voxel_means, weights_of_sigma
 
 # x y z rgb confidence, float32 each, without padding: 20 bytes a point. PCL's 32-byte layout
@@ -334,7 +333,7 @@ def disparity_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:
 def occupancy_grid_message(
     make: MakeMessage,
     hazard: NDArray[np.int8],
-    layout: GridLayout,
+    cell_m: float,
     position: Sequence[float],
     quaternion: Sequence[float],
     stamp_ns: int,
@@ -345,7 +344,7 @@ def occupancy_grid_message(
     Args:
         make: Message factory.
         hazard: (rows, columns) int8.
-        layout: Its grid.
+        cell_m: Edge of a cell, metres.
         position: Position of the grid's first corner in the frame, metres.
         quaternion: x, y, z, w of the grid's axes in the frame.
         stamp_ns: Time of the image.
@@ -365,9 +364,9 @@ def occupancy_grid_message(
         info=make(
             'nav_msgs/msg/MapMetaData',
             map_load_time=stamped.stamp,
-            resolution=float(layout.cell_m),
-            width=layout.columns,
-            height=layout.rows,
+            resolution=float(cell_m),
+            width=hazard.shape[1],
+            height=hazard.shape[0],
             origin=origin,
         ),
         data=hazard.reshape(-1),

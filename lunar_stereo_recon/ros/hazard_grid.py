@@ -73,7 +73,7 @@ class GridFrame:
         return occupancy_grid_message(
             make,
             found.hazard,
-            self.layout,
+            self.layout.cell_m,
             corner.tolist(),
             quaternion_from_rotation(axes).tolist(),
             result.stamp_ns,

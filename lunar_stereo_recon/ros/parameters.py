@@ -16,12 +16,14 @@ from typing import Any
 from lunar_stereo_recon.datatypes import Region
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.hazard import GridLayout, HazardOptions
+from lunar_stereo_recon.geometry.terrain import TerrainOptions
 from lunar_stereo_recon.pipeline import ReconstructionOptions
 from lunar_stereo_recon.result_messages import CloudForm
 
 OUTPUTS = ('points2', 'confidence', 'disparity', 'depth', 'hazard', 'image')
 SAVE_FORMATS = ('ply', 'pcd')
 GRAVITIES = ('tf', 'imu', 'fixed')
+POSE_SOURCES = ('odometry', 'pose', 'tf')
 RELIABILITIES = ('auto', 'reliable', 'best_effort')
 DEPTH_ENCODINGS = ('32FC1', '16UC1')
 TRANSPORTS = ('raw', 'compressed')
@@ -814,3 +816,176 @@ class CameraInfoRelayParameters:
         minimum=-1.0,
         maximum=1.0,
     )
+
+
+@dataclass(frozen=True)
+class TerrainParameters:
+    """Parameters of the terrain node. Those that begin with `hazard_` are the reconstruction's."""
+
+    autostart: bool = parameter(
+        True,
+        'Configure and activate the node at start. If false, the node waits for a lifecycle '
+        'manager.',
+    )
+    pose_source: str = parameter(
+        'odometry',
+        'Source of the poses: `odometry` uses the topic `odom` (Odometry); `pose` uses the topic '
+        '`pose` (PoseStamped); `tf` uses TF and needs tf2_ros. The z axis of their frame must '
+        'point up.',
+        choices=POSE_SOURCES,
+    )
+    map_frame: str = parameter('odom', 'Frame of the map if `pose_source` is `tf`.')
+    pose_child_frame: str = parameter(
+        '',
+        'Frame whose pose the topic `pose` gives. Empty is the frame of the cloud, the left '
+        'camera.',
+    )
+    rig: str = parameter(
+        '',
+        'YAML file of where the cameras are on the rover, as the launch argument `rig`. Empty '
+        'takes it from `/tf_static` where the pose is not that of the camera.',
+    )
+    pose_patience: float = parameter(
+        0.5,
+        'Time that a cloud waits for the pose of its stamp.',
+        unit='s',
+        minimum=0.0,
+        maximum=10.0,
+    )
+    pose_gap: float = parameter(
+        1.0,
+        'Largest time between two poses between which a pose is interpolated.',
+        unit='s',
+        minimum=0.001,
+        maximum=60.0,
+    )
+    max_speed: float = parameter(
+        3.0,
+        'Speed that the rover never reaches. A pose that moves faster has jumped, and the map is '
+        'cleared.',
+        unit='m/s',
+        minimum=0.01,
+        maximum=100.0,
+    )
+    focal_baseline: float = parameter(
+        0.0,
+        'Focal length times baseline, from which the error of a depth follows where the cloud '
+        'has no field `sigma`. 0 takes it from `P[3]` of `right/camera_info`.',
+        unit='px m',
+        minimum=0.0,
+        maximum=1e7,
+    )
+    length: float = parameter(
+        20.0, 'Edge of the square map around the rover.', unit='m', minimum=1.0, maximum=1000.0
+    )
+    cell: float = parameter(
+        0.1, 'Edge of one cell of the map.', unit='m', minimum=0.01, maximum=10.0
+    )
+    range: float = parameter(
+        10.0,
+        'Points that are farther away are left out. The distance is measured along the optical '
+        'axis.',
+        unit='m',
+        minimum=0.1,
+        maximum=1000.0,
+    )
+    min_confidence: float = parameter(
+        0.5, 'Points with a lower confidence are left out.', minimum=0.0, maximum=1.0
+    )
+    gate: float = parameter(
+        3.0,
+        'Heights that are farther from the map than this many standard deviations are left out, '
+        'unless three frames in a row say the same.',
+        minimum=0.5,
+        maximum=100.0,
+    )
+    pose_tilt: float = parameter(
+        0.1,
+        'Standard deviation of roll and pitch of the poses.',
+        unit='deg',
+        minimum=0.0,
+        maximum=45.0,
+    )
+    height_drift: float = parameter(
+        0.005,
+        'Standard deviation that driving one metre adds to the heights of the map. Longer ways '
+        'add it by the square root of their length.',
+        unit='m',
+        minimum=0.0,
+        maximum=10.0,
+    )
+    height_aging: float = parameter(
+        0.0005,
+        'Standard deviation that one second adds to the heights of the map. Longer times add it '
+        'by their square root.',
+        unit='m',
+        minimum=0.0,
+        maximum=10.0,
+    )
+    max_deviation: float = parameter(
+        0.15,
+        'Cells with a larger standard deviation of their height are unknown.',
+        unit='m',
+        minimum=0.001,
+        maximum=100.0,
+    )
+    hazard_clearance: float = parameter(
+        0.3,
+        'Height of a step that the map marks as not drivable: the ground clearance of the rover.',
+        unit='m',
+        minimum=0.01,
+        maximum=10.0,
+    )
+    hazard_max_slope: float = parameter(
+        20.0,
+        'Slope that the map marks as not drivable.',
+        unit='deg',
+        minimum=1.0,
+        maximum=80.0,
+    )
+    hazard_footprint: float = parameter(
+        1.0,
+        'Edge of the square of ground over which the map measures slope: about the size of the '
+        'rover.',
+        unit='m',
+        minimum=0.1,
+        maximum=20.0,
+    )
+    publish_rate: float = parameter(
+        2.0,
+        'Largest number of maps to publish per second, counted by the stamps of the clouds. 0 '
+        'publishes one for each cloud.',
+        unit='Hz',
+        minimum=0.0,
+        maximum=1000.0,
+    )
+    silence_warning: float = parameter(
+        5.0,
+        'Time without a cloud in the map after which a warning in the log says why there is none. '
+        '0 never warns.',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+    )
+
+    @property
+    def options(self) -> TerrainOptions:
+        """Return extent and trust of the map.
+
+        Raises:
+            InputError: The map would have too many cells.
+        """
+        return TerrainOptions(
+            length_m=self.length,
+            cell_m=self.cell,
+            max_range_m=self.range,
+            min_confidence=self.min_confidence,
+            gate=self.gate,
+            tilt_deg=self.pose_tilt,
+            drift=self.height_drift,
+            aging=self.height_aging,
+            max_deviation_m=self.max_deviation,
+            hazard=HazardOptions(
+                self.hazard_clearance, self.hazard_max_slope, self.hazard_footprint
+            ),
+        )

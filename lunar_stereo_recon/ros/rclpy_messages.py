@@ -20,6 +20,8 @@ from lunar_stereo_recon.result_messages import header
 
 # DiagnosticStatus levels.
 OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
+# Sequences of these are copied as they are; each element of a list would be checked in Python.
+ARRAY_CODES = {np.dtype(np.int8): 'b', np.dtype(np.float32): 'f'}
 
 
 @functools.cache
@@ -87,9 +89,11 @@ class MessageBuffer:
 
 
 def _field_value(value: Any) -> Any:
-    """Return NumPy arrays as what rclpy copies fastest: array.array for bytes, else a list."""
+    """Return NumPy arrays as what rclpy copies fastest: array.array where it can, else a list."""
     if not isinstance(value, np.ndarray):
         return value
+    if value.dtype in ARRAY_CODES:
+        return array(ARRAY_CODES[value.dtype], np.ascontiguousarray(value).tobytes())
     if value.dtype != np.uint8:
         return value.tolist()
     owner = value

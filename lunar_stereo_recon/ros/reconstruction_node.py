@@ -7,7 +7,7 @@ runs in a thread of its own, always on the newest pair, and so does what slow se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 import copy
 from dataclasses import dataclass
 import functools
@@ -32,6 +32,7 @@ from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
 from lunar_stereo_recon.files.calibrations import CameraInfo
 from lunar_stereo_recon.files.results import write_pcd, write_ply
 from lunar_stereo_recon.pairing import Side
+from lunar_stereo_recon.ros.callbacks import answered, transition
 from lunar_stereo_recon.ros.camera_info_files import camera_infos_from_files
 from lunar_stereo_recon.ros.core_logs import log_core_to, stop_logging_core
 from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
@@ -81,43 +82,6 @@ class Job:
     messages: StereoMessages
     received_s: float
     given_up: bool = False
-
-
-def transition(
-    callback: Callable[[Any, LifecycleState], TransitionCallbackReturn],
-) -> Callable[[Any, LifecycleState], TransitionCallbackReturn]:
-    """Log what a transition raises: rclpy turns every exception into a silent return code."""
-
-    @functools.wraps(callback)
-    def logged(node: Any, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return callback(node, state)
-        except ReconError as error:
-            node.get_logger().error(f'{callback.__name__}: {error}')
-            return TransitionCallbackReturn.FAILURE
-        except Exception as error:
-            node.get_logger().fatal(f'{callback.__name__}: {type(error).__name__}: {error}')
-            raise
-
-    return logged
-
-
-def answered(
-    callback: Callable[[Any, Any, Any], Coroutine[Any, Any, Any]],
-) -> Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]:
-    """Answer a request whatever it raises: without an answer the caller waits without end."""
-
-    @functools.wraps(callback)
-    async def answering(node: Any, request: Any, response: Any) -> Any:
-        try:
-            return await callback(node, request, response)
-        except Exception as error:  # noqa: BLE001 (no request may end the node)
-            node.get_logger().error(f'{callback.__name__} failed:\n{traceback.format_exc()}')
-            response.success = False
-            response.message = f'failed: {type(error).__name__}: {error}'
-            return response
-
-    return answering
 
 
 class ReconstructionNode(LifecycleNode):

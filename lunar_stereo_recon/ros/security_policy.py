@@ -66,6 +66,14 @@ POLICIES = {
         ),
         ('~/enable', '~/save_cloud', '~/set_model', '~/doctor', *_LIFECYCLE),
     ),
+    'terrain_node': NodePolicy(
+        (
+            *('terrain/cost', 'terrain/cells', 'terrain/grid_map', '/diagnostics'),
+            '~/transition_event',
+        ),
+        ('points2', 'odom', 'pose', 'right/camera_info', '/tf', '/tf_static'),
+        ('~/reset', *_LIFECYCLE),
+    ),
     'replay_node': NodePolicy((*_RIG, '/clock'), ('frame_status',)),
     'recorder_node': NodePolicy((), (*_RIG, *_RECORDED, 'frame_status')),
     'simulator_node': NodePolicy(

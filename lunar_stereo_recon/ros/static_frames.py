@@ -1,4 +1,4 @@
-"""Static transforms from /tf_static: the distance of two cameras whose camera_info lacks it.
+"""Static transforms from /tf_static: how two frames of the rover stand to each other.
 
 Needs the message type of tf2_msgs and nothing else of tf2: `transforms` serves what moves.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.subscription import Subscription
@@ -21,7 +22,7 @@ DEPTH = 100
 
 
 class StaticFrames:
-    """Listens once somebody has asked; `distance_m` may be called from another thread."""
+    """Listens once somebody has asked; may be looked up from another thread."""
 
     def __init__(self, node: Node) -> None:
         """Listen to nothing yet."""
@@ -53,12 +54,20 @@ class StaticFrames:
         Raises:
             InputError: It is not known, or not yet.
         """
+        return float(np.linalg.norm(self.pose(one, other)[:3, 3]))
+
+    def pose(self, target: str, source: str) -> NDArray[np.float64]:
+        """Return the (4, 4) pose of `source` in `target`.
+
+        Raises:
+            InputError: It is not known, or not yet.
+        """
         if not self._wanted:
             self._wanted = True
             raise InputError('the node has only now begun to listen to /tf_static')
         if self._missing:
             raise InputError(self._missing)
-        return float(np.linalg.norm(self._tree.lookup(one, other)[:3, 3]))
+        return self._tree.lookup(target, source)
 
     def close(self) -> None:
         """Unsubscribe; what is known stays."""

@@ -54,20 +54,22 @@ class TransformListener:
         self._listener.unregister()
 
     def lookup(
-        self, target: str, source: str, stamp_ns: int
+        self, target: str, source: str, stamp_ns: int, patience_s: float = PATIENCE_S
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return rotation (3, 3) and translation (3,) that take points of `source` to `target`.
 
         Args:
             target, source: Frames.
             stamp_ns: Time at which both are looked at, nanoseconds.
+            patience_s: How long the transform may still take to come, seconds; 0 in the thread
+                that spins the node.
 
         Raises:
             InputError: tf2 does not know it; the message names the frames and tf2's reason.
         """
         try:
             found = self._buffer.lookup_transform(
-                target, source, Time(nanoseconds=stamp_ns), Duration(seconds=PATIENCE_S)
+                target, source, Time(nanoseconds=stamp_ns), Duration(seconds=patience_s)
             )
         except self._tf2.TransformException as error:
             reason = str(error).strip(' .')

@@ -17,7 +17,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = 'lunar_stereo_recon'
-NODES = ('reconstruction_node', 'replay_node', 'simulator_node', 'camera_info_relay')
+NODES = (
+    *('reconstruction_node', 'terrain_node', 'replay_node', 'simulator_node'),
+    'camera_info_relay',
+)
 # What a launch file may start, by package.
 PROGRAMS = {
     PACKAGE: (*NODES, 'lunar-stereo'),

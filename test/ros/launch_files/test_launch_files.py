@@ -117,6 +117,7 @@ def test_no_launch_file_gives_an_argument_of_rover_another_meaning(shown_argumen
     rover = shown_arguments['rover.launch.py']
     meant = {'namespace', 'fixed_frame', 'hazard_frame', 'camera_preset', 'camera_namespace'}
     meant |= {'left_image', 'right_image', 'left_info', 'right_info'}
+    meant |= {'terrain_pose', 'terrain_pose_source'}
     for name, arguments in shown_arguments.items():
         changed = {item for item in rover if arguments[item] != rover[item]}
         assert changed <= meant, name
@@ -281,6 +282,47 @@ def test_rig_of_the_simulator_is_not_the_override_of_the_reconstruction(stand_in
     assert simulator == {'baseline': 0.25, 'camera_pitch': -12.0, 'preset': 'mare'}
     [(_, reconstruction)] = launch.started('reconstruction_node')
     assert reconstruction['camera_pitch'] == -11.5 and 'baseline' not in reconstruction
+
+
+# Map of the ground
+
+
+def test_the_map_is_made_where_it_is_asked_for(stand_ins):
+    launch = stand_ins(
+        'rover.launch.py',
+        terrain='true',
+        terrain_pose='/wheel_odom',
+        terrain_length='30.0',
+        hazard_clearance='0.25',
+        max_range='15.0',
+        right_info='/cam/right_info',
+        rig=str(ROOT / 'config' / 'rig.yaml'),
+        enclave='/moon',
+    )
+    [(words, parameters)] = launch.started('terrain_node')
+    assert {'odom:=/wheel_odom', 'right/camera_info:=/cam/right_info'} <= set(words)
+    assert words[words.index('--enclave') + 1] == '/moon/terrain_node'
+    assert parameters == {
+        'use_sim_time': False,
+        'rig': str(ROOT / 'config' / 'rig.yaml'),
+        'length': 30.0,
+        'hazard_clearance': 0.25,
+    }
+    [(_, reconstruction)] = launch.started('reconstruction_node')
+    assert reconstruction['hazard_clearance'] == 0.25 and 'length' not in reconstruction
+
+
+def test_simulator_and_recording_know_their_poses(stand_ins, make_bag):
+    sim = stand_ins('sim.launch.py', terrain='true')
+    [(words, parameters)] = sim.started('terrain_node')
+    assert 'pose:=ground_truth/pose' in words and parameters['pose_source'] == 'pose'
+    assert parameters['use_sim_time'] is True
+    replay = stand_ins(
+        'replay.launch.py', bag=str(make_bag()), terrain='true', terrain_pose='/odometry'
+    )
+    [(words, parameters)] = replay.started('terrain_node')
+    assert 'odom:=/odometry' in words and 'pose_source' not in parameters
+    assert 'terrain_node' not in stand_ins('rover.launch.py').has_started()
 
 
 # Rig, views, replay
