@@ -6,12 +6,14 @@ An empty text is no doubt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lunar_stereo_recon.datatypes import StereoPair
+from lunar_stereo_recon.datatypes import RowAlignment, StereoPair
 from lunar_stereo_recon.messages import StereoTopics
 
 # Baselines of stereo rigs: less is P[3] in another unit, more too. OAK cameras of 7.5 cm once
@@ -29,6 +31,31 @@ def looks_raw(topics: StereoTopics, left_info: Any, right_info: Any) -> bool:
     if any('rect' in topic.lower() for topic in (topics.left_image, topics.right_image)):
         return False
     return any(bool(np.any(info.d)) for info in (left_info, right_info))
+
+
+def files_look_raw(images: Sequence[Path], infos: Sequence[Any]) -> bool:
+    """Say whether image files are raw, by the rule of `looks_raw`; their folder's name counts.
+
+    Args:
+        images: Left and right file.
+        infos: Their camera_infos; empty where none is known.
+    """
+    left, right = (str(Path(*path.parts[-2:])) for path in images)
+    topics = StereoTopics(left_image=left, right_image=right)
+    return bool(infos) and looks_raw(topics, *infos)
+
+
+def rows_doubt(alignment: RowAlignment, width: int, name: str) -> str:
+    """Return why the images of a pair are probably not rectified, or not by this calibration.
+
+    Args:
+        alignment: What matching found.
+        width: Of the image, pixels.
+        name: Of the pair.
+    """
+    if not alignment.poor(width):
+        return ''
+    return f'{name}: {alignment.describe(width)}. Are the images raw?'
 
 
 def baseline_doubt(baseline_m: float, topic: str) -> str:

@@ -163,13 +163,9 @@ def pair_from_messages(
         check_float_range(values, white_level, topic)
     left_mask = right_mask = None
     if rectify:
-        left_camera = raw_camera_of_info(left_info, calibration, topics.left_info)
-        right_camera = raw_camera_of_info(
-            right_info, calibration, topics.right_info, is_right=True
-        )
-        left_values = rectified_image(left_values, left_camera)
-        right_values = rectified_image(right_values, right_camera)
-        left_mask, right_mask = seen_mask(left_camera), seen_mask(right_camera)
+        cameras = raw_cameras_of_infos(left_info, right_info, calibration, topics)
+        left_values, right_values = map(rectified_image, (left_values, right_values), cameras)
+        left_mask, right_mask = map(seen_mask, cameras)
     return StereoPair(
         left=grey_from_array(left_values, white_level),
         right=grey_from_array(right_values, white_level),
@@ -330,6 +326,19 @@ def baseline_of_camera_infos(
             "parameter 'baseline' to the distance between the cameras in metres"
         )
     return float(baseline_m)
+
+
+def raw_cameras_of_infos(
+    left_info: Any,
+    right_info: Any,
+    calibration: StereoCalibration,
+    topics: StereoTopics = StereoTopics(),
+) -> tuple[RawCamera, RawCamera]:
+    """Return both raw cameras of a rig; see `raw_camera_of_info`."""
+    return (
+        raw_camera_of_info(left_info, calibration, topics.left_info),
+        raw_camera_of_info(right_info, calibration, topics.right_info, is_right=True),
+    )
 
 
 def raw_camera_of_info(

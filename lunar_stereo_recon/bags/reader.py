@@ -33,7 +33,7 @@ from lunar_stereo_recon.bags.storage import DAMAGE, LATEST_NS, Recording
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
 from lunar_stereo_recon.doubts import baseline_doubt, looks_raw, white_level_doubt
 from lunar_stereo_recon.errors import CalibrationError, InputError
-from lunar_stereo_recon.files.calibrations import load_camera_info
+from lunar_stereo_recon.files.calibrations import load_camera_infos
 from lunar_stereo_recon.geometry.frame_tree import FrameTree
 from lunar_stereo_recon.messages import (
     baseline_of_camera_infos,
@@ -334,13 +334,9 @@ class StereoBagReader:
         """
         self.path = Path(path)
         self.tolerance_s = tolerance_s
-        if len(calibration) not in (0, 2):
-            raise InputError(
-                f'{len(calibration)} calibration files given; a bag needs two, of the left and of '
-                'the right camera'
-            )
-        self._files = tuple(map(str, calibration))
-        self._file_infos = tuple(map(load_camera_info, calibration))
+        # One file may be of both cameras.
+        self._files = tuple(map(str, (calibration[0], calibration[-1]) if calibration else ()))
+        self._file_infos = load_camera_infos(calibration) if calibration else ()
         self._reader = Recording(self.path)
         self.all_topics = {
             connection.topic: connection.msgtype for connection in self._reader.connections

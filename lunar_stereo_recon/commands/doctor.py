@@ -108,11 +108,18 @@ def _subject(args: argparse.Namespace, progress: Callable[[str], object]) -> Sub
         return collect.subject_of_bag(args.paths[0], settings, progress)
     if len(args.paths) != 2:
         raise InputError(f'{len(args.paths)} paths given; a bag, or LEFT and RIGHT, is needed')
-    if args.rectify or args.left_image:
-        raise InputError('--rectify and --left-image are of a bag; two image files are given')
+    if args.left_image:
+        raise InputError('--left-image is of a bag; two image files are given')
+    if args.rectify and not args.calibration:
+        raise InputError('--rectify needs --calibration LEFT.yaml RIGHT.yaml')
     left, right = args.paths
     return collect.subject_of_files(
-        left, right, args.calibration or (), args.baseline or None, args.white_level
+        left,
+        right,
+        args.calibration or (),
+        args.baseline or None,
+        args.white_level,
+        args.rectify,
     )
 
 

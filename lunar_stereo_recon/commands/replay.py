@@ -105,7 +105,8 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         type=Path,
         metavar='YAML',
-        help='camera_info files of the left and the right camera, for a bag without camera_infos',
+        help='camera_info files of the left and the right camera, or one file of both (Kalibr, '
+        'OpenCV), for a bag without camera_infos',
     )
     for name in ('left-image', 'right-image', 'left-info', 'right-info'):
         parser.add_argument(

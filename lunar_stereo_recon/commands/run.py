@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 import time
@@ -12,6 +13,7 @@ from lunar_stereo_recon.errors import InputError
 
 if TYPE_CHECKING:
     from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
+    from lunar_stereo_recon.files.manifests import ManifestEntry
     from lunar_stereo_recon.pipeline import StereoReconstructor
 
 
@@ -20,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         'run',
         help='reconstruct stereo image files',
-        description='Reconstruct one rectified pair, or every pair of a manifest.',
+        description='Reconstruct one pair, or every rectified pair of a manifest.',
     )
     parser.add_argument('left', nargs='?', type=Path, help='left image')
     parser.add_argument('right', nargs='?', type=Path, help='right image')
@@ -32,14 +34,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs='+',
         type=Path,
         metavar='YAML',
-        help='YAML file: fx fy cx cy baseline, or a camera_info (files of both '
-        'cameras, or that of the right one)',
+        help='YAML file: fx fy cx cy baseline, a camera_info (files of both cameras, or '
+        "that of the right one), OpenCV's stereo_calib, or Kalibr's camchain",
     )
     parser.add_argument(
         '--baseline',
         type=float,
         metavar='M',
         help='distance between the cameras instead of that of the calibration, metres',
+    )
+    parser.add_argument(
+        '--rectify',
+        action=argparse.BooleanOptionalAction,
+        help='rectify LEFT and RIGHT by K, D, R and P of the calibration (default: only if it '
+        'has distortion and the images are not called rectified)',
     )
     parser.add_argument('--out', type=Path, default=Path('out/run'), help='folder for the results')
     parser.add_argument('--npz', action='store_true', help='write the arrays as .npz too')
@@ -146,54 +154,116 @@ def run(args: argparse.Namespace) -> int:
     """Reconstruct, write the files, print a summary."""
     from tqdm import tqdm
 
+    from lunar_stereo_recon.doubts import rows_doubt
     from lunar_stereo_recon.files.results import write_arrays, write_reconstruction
 
-    pairs, count = _pairs(args)
+    doubts = _Doubts()
+    pairs, count = _pairs(args, doubts)
     engine = reconstructor(args)
     args.out.mkdir(parents=True, exist_ok=True)
     print(f'{engine.backend.name} on {engine.backend.provider}')
     start = time.perf_counter()
     for name, pair in tqdm(pairs, total=count, unit='pair', disable=count == 1):
         result = engine.reconstruct(pair)
+        doubts.add('rows', rows_doubt(result.row_alignment, pair.calibration.width, name))
         if args.arrays_only:
             write_arrays(args.out / f'{name}.npz', result)
         else:
             write_reconstruction(args.out, name, result, arrays=args.npz)
         if count == 1:
             _print_summary(result)
+    doubts.print_rest()
     print(f'{count} pairs in {time.perf_counter() - start:.1f} s, results in {args.out}')
     return 0
 
 
-def _pairs(args: argparse.Namespace) -> tuple[Iterator[tuple[str, StereoPair]], int]:
+class _Doubts:
+    """Prints the first doubt of a kind, and at the end how many pairs more it holds for."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, kind: str, text: str) -> None:
+        """Take a doubt; an empty text is none."""
+        if not text:
+            return
+        self._counts[kind] += 1
+        if self._counts[kind] == 1:
+            from tqdm import tqdm
+
+            tqdm.write(text)
+
+    def print_rest(self) -> None:
+        """Say what was not printed."""
+        for kind, count in self._counts.items():
+            if count > 1:
+                print(f'{kind}: the same of {count - 1} pairs more')
+
+
+def _pairs(
+    args: argparse.Namespace, doubts: _Doubts
+) -> tuple[Iterator[tuple[str, StereoPair]], int]:
     """Return (name, pair) one after the other and how many there are."""
     from lunar_stereo_recon.files.manifests import load_manifest
 
     if args.manifest is not None:
-        if args.left is not None or args.calibration:
-            raise InputError('--manifest brings images and calibration; give it alone')
+        if args.left is not None or args.calibration or args.rectify:
+            raise InputError('--manifest brings rectified images and calibration; give it alone')
         entries = load_manifest(args.manifest)
-        return ((entry.id, entry.load_pair(args.white_level)) for entry in entries), len(entries)
+        return ((entry.id, _pair_of_entry(entry, args, doubts)) for entry in entries), len(entries)
     if args.left is None or args.right is None or not args.calibration:
         raise InputError('LEFT, RIGHT and --calibration are needed, or --manifest')
-    return iter([(args.left.stem, _single_pair(args))]), 1
+    return iter([(args.left.stem, _single_pair(args, doubts))]), 1
 
 
-def _single_pair(args: argparse.Namespace) -> StereoPair:
+def _pair_of_entry(entry: ManifestEntry, args: argparse.Namespace, doubts: _Doubts) -> StereoPair:
     from lunar_stereo_recon.doubts import baseline_doubt, few_bits_doubt
-    from lunar_stereo_recon.files.calibrations import load_calibration
     from lunar_stereo_recon.files.images import pair_from_images, read_image
+
+    left, right = read_image(entry.left), read_image(entry.right)
+    doubts.add('white level', few_bits_doubt(left, args.white_level, str(entry.left)))
+    source = f'{args.manifest} pair {entry.id}'
+    doubts.add('baseline', baseline_doubt(entry.calibration.baseline_m, source))
+    names = (str(entry.left), str(entry.right))
+    return pair_from_images(left, right, entry.calibration, args.white_level, names)
+
+
+def _single_pair(args: argparse.Namespace, doubts: _Doubts) -> StereoPair:
+    from lunar_stereo_recon.doubts import baseline_doubt, few_bits_doubt, files_look_raw
+    from lunar_stereo_recon.files.calibrations import load_file_calibration
+    from lunar_stereo_recon.files.images import pair_from_images, read_image
+    from lunar_stereo_recon.messages import raw_cameras_of_infos, StereoTopics
 
     left, right = read_image(args.left), read_image(args.right)
     height, width = left.shape[:2]
-    calibration = load_calibration(args.calibration, width, height, args.baseline)
-    doubts = [few_bits_doubt(left, args.white_level, str(args.left))]
+    files = load_file_calibration(args.calibration, width, height, args.baseline)
+    doubts.add('white level', few_bits_doubt(left, args.white_level, str(args.left)))
     if args.baseline is None:
-        doubts.append(baseline_doubt(calibration.baseline_m, str(args.calibration[-1])))
-    for text in filter(None, doubts):
-        print(text)
+        doubts.add('baseline', baseline_doubt(files.rectified.baseline_m, files.sources[1]))
+    if args.rectify and files.infos is None:
+        raise InputError(
+            f'{files.sources[1]} has no camera_infos of both cameras (K, D, R, P); --rectify '
+            'needs them'
+        )
+    raw = None
+    looks_raw = files_look_raw((args.left, args.right), files.infos or ())
+    if files.infos is not None and (looks_raw if args.rectify is None else args.rectify):
+        if args.rectify is None:
+            doubts.add(
+                'raw images',
+                f'{args.left} is taken as raw (D of its calibration is not 0) and rectified; '
+                '--no-rectify where it is rectified already',
+            )
+        topics = StereoTopics(left_info=files.sources[0], right_info=files.sources[1])
+        raw = raw_cameras_of_infos(*files.infos, files.rectified, topics)
+    elif files.distorted and files.infos is None:
+        doubts.add(
+            'raw images',
+            f'{files.sources[1]} has distortion, and {args.left} is taken as rectified already; '
+            'raw images are rectified with the calibration of both cameras',
+        )
     names = (str(args.left), str(args.right))
-    return pair_from_images(left, right, calibration, args.white_level, names)
+    return pair_from_images(left, right, files.rectified, args.white_level, names, raw)
 
 
 def _print_summary(result: Reconstruction) -> None:

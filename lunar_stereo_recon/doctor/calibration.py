@@ -35,7 +35,11 @@ def check_calibration(calibration: StereoCalibration, source: str) -> list[Findi
 
 
 def check_raw(
-    topics: StereoTopics, left_info: Any, right_info: Any, rectify: bool | None
+    topics: StereoTopics,
+    left_info: Any,
+    right_info: Any,
+    rectify: bool | None,
+    raw: bool | None = None,
 ) -> Finding:
     """Return whether the images are raw, and whether they are taken so.
 
@@ -43,9 +47,11 @@ def check_raw(
         topics: Names of the rig.
         left_info, right_info: camera_infos.
         rectify: What the user says; None follows the names and the distortion.
+        raw: What those say; None finds it out.
     """
     distorted = any(bool(np.any(info.d)) for info in (left_info, right_info))
-    raw = looks_raw(topics, left_info, right_info)
+    if raw is None:
+        raw = looks_raw(topics, left_info, right_info)
     name = 'raw or rectified'
     if raw and rectify is False:
         return Finding(

@@ -20,14 +20,15 @@ from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.doctor.calibration import check_calibration, check_raw
 from lunar_stereo_recon.doctor.findings import Finding, Severity
 from lunar_stereo_recon.doctor.streams import check_streams, fitting_tolerance_s, Stream
-from lunar_stereo_recon.doubts import few_bits_doubt
+from lunar_stereo_recon.doubts import few_bits_doubt, files_look_raw
 from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
-from lunar_stereo_recon.files.calibrations import load_calibration, load_camera_info
+from lunar_stereo_recon.files.calibrations import load_file_calibration
 from lunar_stereo_recon.files.images import pair_from_images, read_image
 from lunar_stereo_recon.messages import (
     baseline_of_camera_infos,
     cdr_stamp_ns,
     decode_image,
+    raw_cameras_of_infos,
     StereoTopics,
 )
 
@@ -127,6 +128,7 @@ def subject_of_files(
     calibration_files: Sequence[Path],
     baseline_m: float | None = None,
     white_level: float | None = None,
+    rectify: bool | None = None,
 ) -> Subject:
     """Return the subject of two image files.
 
@@ -135,9 +137,10 @@ def subject_of_files(
         calibration_files: As `load_calibration` takes them; empty where none is known.
         baseline_m: Overrides theirs, metres.
         white_level: Value of white; None is the type's.
+        rectify: The images are raw, or are not; None follows names and distortion.
 
     Raises:
-        InputError: An image cannot be read.
+        InputError: An image cannot be read, or is to be rectified by numbers that do not do.
         CalibrationError: The calibration cannot be used.
     """
     subject = Subject(f'{left} and {right}')
@@ -147,10 +150,34 @@ def subject_of_files(
         subject.findings.append(_sizes_differ(str(left), str(right), sizes))
         return subject
     height, width = views[0].shape[:2]
+    raw = None
     if calibration_files:
-        calibration = load_calibration(calibration_files, width, height, baseline_m)
-        subject.findings += check_calibration(calibration, str(calibration_files[-1]))
-        subject.findings += _distortion_of_files(calibration_files)
+        files = load_file_calibration(calibration_files, width, height, baseline_m)
+        calibration = files.rectified
+        subject.findings += check_calibration(calibration, files.sources[1])
+        infos = files.infos or ()
+        if rectify and not infos:
+            raise InputError(
+                f'{files.sources[1]} has no camera_infos of both cameras (K, D, R, P), by which '
+                'raw images are rectified; --rectify needs them'
+            )
+        topics = StereoTopics(str(left), str(right), *files.sources)
+        looks_raw = files_look_raw((left, right), infos)
+        if infos:
+            subject.findings.append(check_raw(topics, *infos, rectify, looks_raw))
+        elif files.distorted:
+            subject.findings.append(
+                Finding(
+                    'raw or rectified',
+                    Severity.NOTE,
+                    f'{files.sources[1]} has distortion, and the images are taken as rectified '
+                    'already',
+                    'raw images are rectified with the calibration of both cameras: '
+                    '--calibration LEFT.yaml RIGHT.yaml',
+                )
+            )
+        if infos and (looks_raw if rectify is None else rectify):
+            raw = raw_cameras_of_infos(*infos, calibration, topics)
     else:
         calibration = _stand_in(width, height)
         subject.calibrated = False
@@ -163,33 +190,13 @@ def subject_of_files(
             )
         )
     names = (str(left), str(right))
-    subject.pairs = [pair_from_images(*views, calibration, white_level, names)]
+    subject.pairs = [pair_from_images(*views, calibration, white_level, names, raw)]
     for view, name in zip(views, names, strict=True):
         doubt = few_bits_doubt(view, white_level, name)
         if doubt:
             subject.findings.append(_white_level(doubt))
             break
     return subject
-
-
-def _distortion_of_files(paths: Sequence[Path]) -> list[Finding]:
-    """Return a note where camera_info files have distortion: image files are not rectified."""
-    for path in paths:
-        try:
-            distorted = any(load_camera_info(path).d)
-        except CalibrationError:  # a plain calibration, which has none
-            continue
-        if distorted:
-            return [
-                Finding(
-                    'raw or rectified',
-                    Severity.NOTE,
-                    f'{path} has distortion, and the images are taken as rectified already',
-                    'image files are not rectified here: rectify raw ones first, or examine a '
-                    'recording; see the rows',
-                )
-            ]
-    return []
 
 
 def _streams(reader: StereoBagReader) -> dict[str, Stream]:

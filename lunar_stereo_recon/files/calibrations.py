@@ -1,4 +1,4 @@
-"""Calibrations from YAML: ROS camera_info files, or five plain numbers of a rectified rig."""
+"""Calibrations from YAML: ROS camera_infos, Kalibr, OpenCV, or five plain numbers of a rig."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import yaml
 
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import CalibrationError
+from lunar_stereo_recon.files.kalibr import camera_infos_of_camchain, is_camchain
 from lunar_stereo_recon.files.yaml_files import read_yaml
 from lunar_stereo_recon.messages import calibration_from_camera_infos, StereoTopics
 
@@ -74,7 +75,10 @@ def load_camera_info(path: str | Path) -> CameraInfo:
         CalibrationError: The file cannot be read, has no image size or projection matrix, or a
             matrix is not of its size.
     """
-    document, source = _read_mapping(Path(path)), str(path)
+    return _sized_camera_info(_read_mapping(Path(path)), str(path))
+
+
+def _sized_camera_info(document: Mapping[str, Any], source: str) -> CameraInfo:
     width, height = document.get('image_width'), document.get('image_height')
     if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
         raise CalibrationError(
@@ -97,8 +101,9 @@ def load_calibration(
             camera. One is either plain (`fx fy cx cy baseline`, optionally `cx_right`, `width`,
             `height`), or has `left` and `right` camera_info mappings, or is one camera_info whose
             projection_matrix carries -fx * baseline (the right camera's; the left one is taken
-            to have the same matrix). Files of OpenCV's FileStorage are read too, and those that
-            its sample `stereo_calib` writes (M1, D1, R1, P1 and so on, in one file or two).
+            to have the same matrix), or is a camchain of Kalibr. Files of OpenCV's FileStorage
+            are read too, and those that its sample `stereo_calib` writes (M1, D1, R1, P1 and so
+            on, in one file or two).
         width: Width of the images it is for, pixels.
         height: Their height, pixels.
         baseline_m: Overrides the baseline in the files, metres.
@@ -107,34 +112,100 @@ def load_calibration(
         CalibrationError: A file is missing or not of these forms, a value is impossible, or the
             file is for images of another size.
     """
-    if len(paths) not in (1, 2):
-        raise CalibrationError(f'{len(paths)} calibration files given; 1 or 2 are needed')
+    return load_file_calibration(paths, width, height, baseline_m).rectified
+
+
+@dataclass(frozen=True)
+class FileCalibration:
+    """What calibration files say about image files.
+
+    Attributes:
+        rectified: Of the rectified pair.
+        infos: camera_infos of the left and the right camera, by which raw images are rectified;
+            None where the files have plain numbers or one camera alone.
+        sources: Names of the two.
+        distorted: A camera_info in them has distortion, so raw images are not rectified ones.
+    """
+
+    rectified: StereoCalibration
+    infos: tuple[CameraInfo, CameraInfo] | None
+    sources: tuple[str, str]
+    distorted: bool = False
+
+
+def load_file_calibration(
+    paths: Sequence[str | Path],
+    width: int,
+    height: int,
+    baseline_m: float | None = None,
+) -> FileCalibration:
+    """Return what `load_calibration` reads, with the camera_infos behind it."""
     if baseline_m is not None and not baseline_m > 0:
         raise CalibrationError(f'baseline is {baseline_m} m; it must be positive')
-    documents = [_read_mapping(Path(path)) for path in paths]
-    sources = [str(path) for path in paths]
-    of_opencv = _stereo_calibration_of_opencv(documents)
-    if of_opencv is not None:
-        sources = [f'{", ".join(sources)} ({side})' for side in ('left', 'right')]
-        documents = of_opencv
-    elif len(documents) == 1 and {'left', 'right'} <= set(documents[0]):
-        sources = [f'{paths[0]} ({side})' for side in ('left', 'right')]
-        documents = [_mapping(documents[0][side], paths[0]) for side in ('left', 'right')]
+    documents, sources = _documents(paths)
     for document, source in zip(documents, sources, strict=True):
         _check_size(document, source, width, height)
+    both = (sources[0], sources[-1])
     if len(documents) == 1 and 'projection_matrix' not in documents[0]:
-        return _from_numbers(documents[0], sources[0], width, height, baseline_m)
+        plain = _from_numbers(documents[0], sources[0], width, height, baseline_m)
+        return FileCalibration(plain, None, both)
     infos = [
         _camera_info(document, source, width, height)
         for document, source in zip(documents, sources, strict=True)
     ]
-    if len(infos) == 1:
-        infos = [_at_origin(infos[0]), *infos]
-    return calibration_from_camera_infos(
-        *infos,
+    alone = len(infos) == 1
+    left, right = (_at_origin(infos[0]), infos[0]) if alone else infos
+    rectified = calibration_from_camera_infos(
+        left,
+        right,
         baseline_m=baseline_m or 0.0,
-        topics=StereoTopics(left_info=sources[0], right_info=sources[-1]),
+        topics=StereoTopics(left_info=both[0], right_info=both[1]),
     )
+    distorted = any(left.d) or any(right.d)
+    return FileCalibration(rectified, None if alone else (left, right), both, distorted)
+
+
+def load_camera_infos(paths: Sequence[str | Path]) -> tuple[CameraInfo, CameraInfo]:
+    """Return the camera_infos of the left and the right camera.
+
+    Args:
+        paths: One file with both, or two, in the forms of `load_calibration`. Two times the same
+            is one.
+
+    Raises:
+        CalibrationError: As `load_calibration`; or there is one camera alone.
+    """
+    same = len(paths) == 2 and str(paths[0]) == str(paths[1])
+    documents, sources = _documents(paths[:1] if same else paths)
+    if len(documents) == 1 and same:
+        documents, sources = documents * 2, sources * 2
+    if len(documents) == 1:
+        raise CalibrationError(
+            f'{sources[0]} is of one camera; a file of each, or one of both (left and right, '
+            "OpenCV's stereo_calib, Kalibr's camchain) is needed"
+        )
+    left, right = (
+        _sized_camera_info(document, source)
+        for document, source in zip(documents, sources, strict=True)
+    )
+    return left, right
+
+
+def _documents(paths: Sequence[str | Path]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return what is known of the left and the right camera, or of the rig, and where from."""
+    if len(paths) not in (1, 2):
+        raise CalibrationError(f'{len(paths)} calibration files given; 1 or 2 are needed')
+    documents = [_read_mapping(Path(path)) for path in paths]
+    sources = [str(path) for path in paths]
+    sides = [f'{", ".join(sources)} ({side})' for side in ('left', 'right')]
+    of_opencv = _stereo_calibration_of_opencv(documents)
+    if of_opencv is not None:
+        return of_opencv, sides
+    if len(documents) == 1 and is_camchain(documents[0]):
+        return camera_infos_of_camchain(documents[0], sources[0]), sides
+    if len(documents) == 1 and {'left', 'right'} <= set(documents[0]):
+        return [_mapping(documents[0][side], paths[0]) for side in ('left', 'right')], sides
+    return documents, sources
 
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:

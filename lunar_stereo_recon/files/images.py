@@ -11,6 +11,7 @@ from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.encoded_image import decoded_image
 from lunar_stereo_recon.errors import CalibrationError, InputError
 from lunar_stereo_recon.files.bounded import read_bounded
+from lunar_stereo_recon.geometry.rectify import RawCamera, rectified_image, seen_mask
 from lunar_stereo_recon.limits import MAX_IMAGE_BYTES
 from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
 
@@ -48,6 +49,7 @@ def pair_from_images(
     calibration: StereoCalibration,
     white_level: float | None = None,
     names: tuple[str, str] = ('left image', 'right image'),
+    raw: tuple[RawCamera, RawCamera] | None = None,
 ) -> StereoPair:
     """Return a pair from two images as `read_image` gives them; colour is kept for the cloud.
 
@@ -56,6 +58,8 @@ def pair_from_images(
         calibration: Calibration of images of this size.
         white_level: Value that becomes 1.0; the type's maximum where None.
         names: What the two are called in error messages, such as their paths.
+        raw: The cameras of raw images, which are rectified for the calibration; None where the
+            images are rectified already.
 
     Raises:
         InputError: The images differ in size, or are of a type or range that cannot be used.
@@ -74,9 +78,14 @@ def pair_from_images(
         )
     for image, name in zip((left, right), names, strict=True):
         check_float_range(image, white_level, name)
+    masks = (None, None) if raw is None else (seen_mask(raw[0]), seen_mask(raw[1]))
+    if raw is not None:
+        left, right = map(rectified_image, (left, right), raw)
     return StereoPair(
         grey_from_array(left, white_level),
         grey_from_array(right, white_level),
         calibration,
         color=color_from_array(left, white_level),
+        left_mask=masks[0],
+        right_mask=masks[1],
     )

@@ -8,12 +8,14 @@ from urllib.parse import unquote, urlparse
 from ament_index_python.packages import get_package_share_directory, PackageNotFoundError
 
 from lunar_stereo_recon.errors import CalibrationError, InputError
-from lunar_stereo_recon.files.calibrations import CameraInfo, load_camera_info
+from lunar_stereo_recon.files.calibrations import CameraInfo, load_camera_infos
 from lunar_stereo_recon.pairing import Side
 
 
 def camera_infos_from_files(left_url: str, right_url: str) -> dict[Side, CameraInfo]:
     """Return the camera_infos by side; empty where neither file is given.
+
+    Both URLs may name one file of both cameras.
 
     Raises:
         InputError: Only one of the two is given.
@@ -26,10 +28,8 @@ def camera_infos_from_files(left_url: str, right_url: str) -> dict[Side, CameraI
         )
     if not left_url:
         return {}
-    return {
-        'left': load_camera_info(path_of_url(left_url)),
-        'right': load_camera_info(path_of_url(right_url)),
-    }
+    left, right = load_camera_infos([path_of_url(left_url), path_of_url(right_url)])
+    return {'left': left, 'right': right}
 
 
 def path_of_url(url: str) -> Path:

@@ -344,3 +344,29 @@ def test_calibrations_of_opencv_are_accepted(files, slope_disparity):
         assert run(files, '--npz', calibration=calibration) == 0
         depth = np.load(files / 'out' / 'left.npz')['depth']
         assert np.nanmedian(depth * slope_disparity) == pytest.approx(18.0, rel=0.01)
+
+
+def test_manifest_says_its_doubts(tmp_path, capsys):
+    """Each kind once, and at the end for how many pairs more."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for index in range(3):
+        texture = cv2.GaussianBlur(rng.uniform(0, 4000, (96, 172)), (0, 0), 1.2)
+        texture = np.clip(4 * (texture - 2000) + 2000, 1, 4000).astype(np.uint16)
+        for side, view in (('left', texture[:, :160]), ('right', texture[:, 12:])):
+            cv2.imwrite(str(tmp_path / f'{side}{index}.png'), view)
+        entry = {'fx': 150, 'fy': 150, 'cx': 80, 'cy': 48, 'width': 160, 'height': 96}
+        sides = {side: f'{side}{index}.png' for side in ('left', 'right')}
+        pairs.append({'id': f'p{index}', 'baseline_m': 12.0, **entry, **sides})
+    manifest = tmp_path / 'manifest.json'
+    manifest.write_text(json.dumps({'pairs': pairs}))
+    arguments = ['run', '--manifest', str(manifest), '--backend', 'sgbm', '--arrays-only']
+    arguments += ['--out', str(tmp_path / 'out')]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.count("'white_level' to 4095") == 1
+    assert text.count('p0: the baseline is 12 m') == 1
+    assert 'white level: the same of 2 pairs more' in text
+    assert 'baseline: the same of 2 pairs more' in text
+    assert main([*arguments, '--white-level', '4095']) == 0
+    assert 'white' not in capsys.readouterr().out

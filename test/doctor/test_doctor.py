@@ -369,6 +369,43 @@ def test_command_takes_two_files(tmp_path, pairs, capsys):
     assert main(['doctor', *files, *out, '--known-distance', '3']) == 2
     assert '--at' in capsys.readouterr().err
     assert main(['doctor', *files, files[0]]) == 2
+    assert main(['doctor', *files, *out, '--rectify']) == 2
+    assert main(['doctor', *files, *out, '--rectify', '--calibration', str(rig)]) == 2
+
+
+@pytest.mark.parametrize('command', ['doctor', 'run'])
+def test_raw_files_are_straightened(tmp_path, pairs, capsys, command):
+    """Views that a lens bends, with the calibration that says so: the rows fit again."""
+    lens = np.array([-0.25, 0.08, 0.0, 0.0, 0.0])
+    matrix = np.array([[460.0, 0.0, 319.5], [0.0, 460.0, 239.5], [0.0, 0.0, 1.0]])
+    column, row = np.meshgrid(np.arange(640.0), np.arange(480.0))
+    bent = np.stack([column, row], axis=-1).reshape(-1, 1, 2)
+    straight = cv2.undistortPoints(bent, matrix, lens, P=matrix).reshape(480, 640, 2)
+    files, infos = [], []
+    for side in ('left', 'right'):
+        view = np.rint(255 * getattr(pairs[0], side)).astype(np.uint8)
+        view = cv2.remap(view, straight.astype(np.float32), None, cv2.INTER_CUBIC)
+        if side == 'right':  # a little lower, as a lens that sits so would have it
+            view = cv2.warpAffine(view, np.float32([[1, 0, 0], [0, 1, 6]]), (640, 480))
+        files.append(str(tmp_path / f'{side}.png'))
+        cv2.imwrite(files[-1], view)
+        shift = 6 if side == 'right' else 0
+        tx = -138 if side == 'right' else 0
+        infos.append(str(tmp_path / f'{side}.yaml'))
+        Path(infos[-1]).write_text(
+            'image_width: 640\nimage_height: 480\ndistortion_model: plumb_bob\n'
+            f'distortion_coefficients: {{data: {lens.tolist()}}}\n'
+            f'camera_matrix: {{data: [460, 0, 319.5, 0, 460, {239.5 + shift}, 0, 0, 1]}}\n'
+            f'projection_matrix: {{data: [460, 0, 319.5, {tx}, 0, 460, 239.5, 0, 0, 0, 1, 0]}}\n'
+        )
+    arguments = [command, *files, '--backend', 'sgbm', '--calibration', *infos]
+    arguments += ['--out', str(tmp_path / 'out')]
+    assert main(arguments) == 0
+    text = ' '.join(capsys.readouterr().out.split())
+    assert 'rectified' in text and 'left.png' in text and 'FAULT' not in text
+    assert main([*arguments, '--no-rectify']) == (1 if command == 'doctor' else 0)
+    text = ' '.join(capsys.readouterr().out.split())
+    assert ('FAULT' if command == 'doctor' else 'Are the images raw?') in text
 
 
 def test_text_of_a_bag_is_escaped_in_the_page(pairs, backend):

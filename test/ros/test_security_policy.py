@@ -34,8 +34,14 @@ VARIANTS = {
     ],
     'recorder_node': [{}],
     'camera_info_relay': [{}],
+    'replay_node': [{'clock': True, 'loop': True}],
+    'simulator_node': [{}, {'faults': 'lens'}],
 }
+RIG = ('left/image_rect', 'right/image_rect', 'left/camera_info', 'right/camera_info')
+SMALL = {'width': 160, 'height': 120, 'preset': 'mare', 'seed': 3, 'shadow_cache': False}
 PATIENCE_S = 60.0
+# What a node publishes when it has opened everything.
+WANTED = {'reconstruction_node': {'frame_status'}, 'simulator_node': {'/clock'}}
 # Follows use_sim_time, which these nodes are not given, or the parameter of an overridden QoS.
 NOT_OPENED = {'/clock', '/parameter_events', '/tf_static', '/tf'}
 
@@ -71,7 +77,10 @@ def opened(cameras, node: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize('node', VARIANTS)
-def test_policy_is_what_the_node_opens(node, processes, cameras, tmp_path):
+def test_policy_is_what_the_node_opens(node, processes, cameras, tmp_path, make_bag):
+    if node == 'simulator_node':
+        pytest.importorskip('torch')
+        pytest.importorskip('numba')
     cameras.advertise()
     # It hears images where somebody publishes them.
     for topic in ('left/image_raw', 'right/image_raw'):
@@ -86,8 +95,15 @@ def test_policy_is_what_the_node_opens(node, processes, cameras, tmp_path):
         if node == 'recorder_node':
             topics = ', '.join(sorted(TOPIC_TYPES))
             options = {'bag': tmp_path / 'bag', 'topics': f'[{topics}]'}
+        if node == 'replay_node':
+            topics = ', '.join(f'/rig/{topic}' for topic in RIG)
+            options = {'bag': make_bag(frames=3), 'topics': f'[{topics}]', **options}
+        if node == 'simulator_node':
+            faults = tmp_path / 'faults.yaml'
+            faults.write_text('distortion: [-0.1, 0.0, 0.0, 0.0]\n')
+            options = {**SMALL, **dict.fromkeys(options, faults)}
         process = processes.start(node, **options)
-        wanted = {'frame_status'} if node == 'reconstruction_node' else set()
+        wanted = WANTED.get(node, set())
         now = settled(cameras, node, wanted)
         for action, names in now.items():
             assert names <= rules.get(action, set()), (action, options)
