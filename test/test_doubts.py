@@ -92,3 +92,27 @@ def test_all_bits_black_or_a_given_white_are_no_doubt(make):
 
 def test_eight_bits_are_no_doubt():
     assert doubt(image_message(make_message, views(10).astype(np.uint8), 'mono8', 1, 'left')) == ''
+
+
+def test_rows_that_do_not_fit_are_doubted():
+    from lunar_stereo_recon.datatypes import RowAlignment
+    from lunar_stereo_recon.doubts import rows_doubt
+
+    assert rows_doubt(RowAlignment(), 640, 'p1') == ''
+    assert rows_doubt(RowAlignment(0.1, 0.0, 0.02), 640, 'p1') == ''
+    text = rows_doubt(RowAlignment(1.5, 0.0, 0.02), 640, 'p1')
+    assert text.startswith('p1: ') and text.endswith('Are the images raw?')
+
+
+def test_names_of_files_and_folders_say_whether_they_are_raw():
+    from pathlib import Path
+
+    from lunar_stereo_recon.doubts import files_look_raw
+    from lunar_stereo_recon.files.calibrations import CameraInfo
+
+    info = CameraInfo(4, 3, (1.0,) * 12, d=(0.1, 0.0, 0.0, 0.0, 0.0))
+    plain = CameraInfo(4, 3, (1.0,) * 12)
+    raw = [Path('/direct/drive/left.png'), Path('/direct/drive/right.png')]
+    assert files_look_raw(raw, (info, info))
+    assert not files_look_raw(raw, (plain, plain)) and not files_look_raw(raw, ())
+    assert not files_look_raw([Path('rectified/l.png'), Path('rectified/r.png')], (info, info))

@@ -147,7 +147,7 @@ def test_simulator_has_rosdep_keys_for_who_asks(manifest):
         return {depend.name for depend in package.exec_depends if depend.evaluated_condition}
 
     more = keys({'LUNAR_STEREO_SIM': '1'}) - keys({})
-    assert more == {'python3-numba', 'python3-pytorch-pip'}
+    assert more == {'python3-pytorch-pip'}
 
 
 def test_every_import_of_training_is_declared(metadata):

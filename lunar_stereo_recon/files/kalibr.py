@@ -149,7 +149,7 @@ def _rectified(
     arguments = (
         *(left.matrix, _or_none(left.distortion), right.matrix, _or_none(right.distortion)),
         # OpenCV takes no slice of a larger matrix, nor a transposed one.
-        *(left.size, np.ascontiguousarray(rotation), translation.reshape(3, 1)),
+        *(left.size, rotation.copy('C'), translation.copy('C').reshape(3, 1)),
     )
     if left.model == 'equidistant':
         found = cv2.fisheye.stereoRectify(*arguments, flags=cv2.CALIB_ZERO_DISPARITY)
