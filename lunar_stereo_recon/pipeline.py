@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import math
 import time
 
+import cv2
 import numpy as np
 
 from lunar_stereo_recon.backends.base import Backend
@@ -202,15 +203,15 @@ class StereoReconstructor:
         """Return every disparity, refined, and what its confidence follows from."""
         options, stages = self.options, stages or StageTimer()
         aligned, prior = self.prior(pair, stages)
-        start, taken = prior.disparity, np.zeros(prior.disparity.shape, bool)
+        start, taken, warped = prior.disparity, np.zeros(prior.disparity.shape, bool), None
         # A backend that takes any size has matched at the images' own size already.
         if options.refine and self.backend.max_width_px is not None:
             with stages('match'):
                 match = match_around(aligned.left, aligned.right, prior.disparity)
-                start, taken = match.disparity, match.taken
+                start, taken, warped = match.disparity, match.taken, match.warped
         with stages('refine'):
             refinement = refine_disparity(
-                aligned.left, aligned.right, start, options.refinement, options.refine
+                aligned.left, aligned.right, start, options.refinement, options.refine, warped
             )
             disparity = disparity_from_columns(refinement.disparity, aligned.calibration)
         with stages('confidence'):
@@ -374,5 +375,5 @@ def _cut(disparity: FloatImage, region: Region) -> FloatImage:
 
 
 def _grey_color(image: FloatImage) -> np.ndarray:
-    grey = np.clip(image * 255.0 + 0.5, 0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    grey = np.asarray(cv2.multiply(image, 255.0, dtype=cv2.CV_8U))
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))

@@ -171,6 +171,9 @@ def _open_session(
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Else its threads wait actively for the next pair, on the cores that the rest of this one
+    # needs.
+    options.add_session_config_entry('session.force_spinning_stop', '1')
     options.log_severity_level = 3
     available = set(onnxruntime.get_available_providers())
     usable = [name for name in wanted if name in available]

@@ -53,9 +53,12 @@ def follow_surroundings(
             None for everywhere.
     """
     if dark is not None:
-        odds = np.exp(-np.float32(DARK_LOGIT) * dark)
-        confidence = confidence * odds / (confidence * odds + (1 - confidence))
-    share = np.clip((KEPT - confidence) / (KEPT - LOST), 0, 1)
+        odds = cv2.exp(np.float32(-DARK_LOGIT) * dark)
+        odds *= confidence
+        confidence = odds / (odds + (1 - confidence))
+    share = np.subtract(np.float32(KEPT), confidence)
+    share *= np.float32(1 / (KEPT - LOST))
+    np.clip(share, 0, 1, out=share)
     if blind is not None:
         # Where the images say something, an unsure disparity is still better than the ground
         # around it: what stands up is unsure first.
@@ -65,18 +68,28 @@ def follow_surroundings(
     if not share.any():
         return disparity
     around = _surroundings(disparity, confidence)
-    return disparity if around is None else disparity + share * (around - disparity)
+    if around is None:
+        return disparity
+    around -= disparity
+    around *= share
+    around += disparity
+    return around
 
 
 def _surroundings(disparity: FloatImage, confidence: FloatImage) -> FloatImage | None:
     """Return (H, W) pixels, not negative; None where too little is sure."""
     height, width = disparity.shape
-    sure = np.clip((confidence - LEAST_CONFIDENCE) / (1 - LEAST_CONFIDENCE), 0, 1) ** 2
-    sure = np.where(np.isfinite(disparity), sure, np.float32(0))
+    sure = confidence - np.float32(LEAST_CONFIDENCE)
+    sure *= np.float32(1 / (1 - LEAST_CONFIDENCE))
+    np.clip(sure, 0, 1, out=sure)
+    sure *= sure
+    finite = np.isfinite(disparity)
+    if not finite.all():
+        sure *= finite
+        disparity = np.where(finite, disparity, np.float32(0))
     size = max(1, width // REDUCTION), max(1, height // REDUCTION)
     weight, weighted = (
-        cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        for image in (sure, sure * np.nan_to_num(disparity))
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (sure, sure * disparity)
     )
     known = weight > LEAST_SHARE
     if known.sum() < LEAST_CELLS:
@@ -94,7 +107,7 @@ def _surroundings(disparity: FloatImage, confidence: FloatImage) -> FloatImage |
         _carried_on(departure, weight), (width, height), interpolation=cv2.INTER_LINEAR
     )
     around += plane[0] * across + (plane[1] * down + plane[2])
-    return np.maximum(around, np.float32(0))
+    return np.maximum(around, np.float32(0), out=around)
 
 
 def _plane(

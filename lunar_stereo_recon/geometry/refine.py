@@ -11,6 +11,7 @@ expected size and the noise seen there: where the image has no texture the prior
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.bands import Band, over_bands
 
 # Statistics that vary slowly are computed on images reduced by this factor.
 REDUCTION = 4
@@ -102,6 +104,7 @@ def refine_disparity(
     prior: FloatImage,
     options: RefineOptions,
     move: bool = True,
+    warped: FloatImage | None = None,
 ) -> Refinement:
     """Refine a dense prior.
 
@@ -114,36 +117,96 @@ def refine_disparity(
         prior: (H, W) float32, column left minus column right, pixels. NaN stays NaN.
         options: Settings.
         move: Whether the disparity may change; scores and checks are made in either case.
+        warped: (H, W) float32, `warp_right` of the prior with 0 for NaN, where it is there
+            already.
     """
+    size = prior.shape
+    result = Refinement(
+        *(np.empty(size, np.float32) for _ in range(3)),
+        *(np.empty(size, np.bool_) for _ in range(3)),
+    )
+
+    def refine(band: Band) -> None:
+        seen = band.seen
+        part = _refined(
+            left[seen],
+            right[seen],
+            prior[seen],
+            options,
+            move,
+            None if warped is None else warped[seen],
+        )
+        for name in Refinement.__dataclass_fields__:
+            getattr(result, name)[band.rows] = getattr(part, name)[band.own]
+
+    # Half the windows of score and brightness, and for each iteration those of offset and noise.
+    widest = max(options.windows_px) // 2
+    halo = SCORE_WINDOW_PX // 2 + 16 + options.iterations * (widest + 20)
+    over_bands(size[0], halo, refine)
+    return result
+
+
+def _refined(
+    left: FloatImage,
+    right: FloatImage,
+    prior: FloatImage,
+    options: RefineOptions,
+    move: bool,
+    warped: FloatImage | None,
+) -> Refinement:
+    """Refine a band; see `refine_disparity`."""
     known = np.isfinite(prior)
-    start = np.where(known, prior, np.float32(0))
+    start = prior if known.all() else np.where(known, prior, np.float32(0))
     outside = outside_right(start)
     occluded = occluded_in_right(start)
-    seen = (known & ~outside & ~occluded).astype(np.float32)
-    warped = warp_right(right, start)
+    visible = known & ~outside
+    visible &= ~occluded
+    seen = visible.astype(np.float32)
+    warped = warp_right(right, start) if warped is None else warped
     gain, bias = photometric_match(left, warped, seen)
-    warped = gain * warped + bias
-    first_residual = left - warped
+    warped = gain * warped
+    warped += bias
+    first_residual = cv2.subtract(left, warped)
+    residual = first_residual
     disparity = start
     for _ in range(options.iterations):
-        offset, deviation = _offset(left, warped, seen, start - disparity, options)
+        offset, deviation = _offset(left, warped, residual, seen, start - disparity, options)
         if not move:
             break
-        disparity = np.maximum(disparity + offset, np.float32(0))
-        warped = gain * warp_right(right, disparity) + bias
-    cost = _disagreement(left - warped, left, options.noise)
-    moved = cost <= _disagreement(first_residual, left, options.noise)
-    moved &= (np.abs(disparity - start) < options.max_move_px) & (seen > 0) & move
-    disparity = np.where(moved, disparity, prior)
-    return Refinement(disparity, (1 - cost) * seen, deviation, occluded, outside, moved)
+        disparity = np.add(disparity, offset, out=offset)
+        np.maximum(disparity, np.float32(0), out=disparity)
+        warped = warp_right(right, disparity)
+        warped *= gain
+        warped += bias
+        residual = cv2.subtract(left, warped)
+    contrast = _contrast(left)
+    cost = _disagreement(residual, contrast, options.noise)
+    if move:
+        moved = cost <= _disagreement(first_residual, contrast, options.noise)
+        moved &= cv2.absdiff(disparity, start) < options.max_move_px
+        moved &= visible
+        disparity = np.where(moved, disparity, prior)
+    else:
+        moved, disparity = np.zeros(prior.shape, np.bool_), prior
+    agreement = np.subtract(np.float32(1), cost, out=cost)
+    agreement *= seen
+    return Refinement(disparity, agreement, deviation, occluded, outside, moved)
 
 
 def warp_right(right: FloatImage, disparity: FloatImage) -> FloatImage:
     """Return (H, W) the right image sampled at the columns that the left pixels match."""
     height, width = right.shape
     columns = np.arange(width, dtype=np.float32) - disparity
-    rows = np.repeat(np.arange(height, dtype=np.float32)[:, None], width, axis=1)
+    rows = row_numbers(height, width)
     return cv2.remap(right, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+@lru_cache(maxsize=8)
+def row_numbers(height: int, width: int) -> FloatImage:
+    """Return (H, W) float32, each pixel's own row; not to be written to."""
+    rows = np.repeat(np.arange(height, dtype=np.float32)[:, None], width, axis=1)
+    rows.flags.writeable = False
+    return rows
 
 
 def outside_right(disparity: FloatImage) -> NDArray[np.bool_]:
@@ -162,34 +225,46 @@ def occluded_in_right(
     left pixel is hidden where that one is not itself. False where NaN.
     """
     height, width = disparity.shape
-    values = np.nan_to_num(disparity, nan=-1.0)
-    columns = np.rint(np.arange(width, dtype=np.float32) - values).astype(np.intp)
-    inside = (columns >= 0) & (columns < width) & (values >= 0)
-    # Columns outside go to a spare one at the right end.
-    columns[~inside] = width
-    columns += (width + 1) * np.arange(height)[:, None]
+    # What is unknown or negative maps far outside.
+    values = np.where(disparity >= 0, disparity, np.float32(-2 * width))
+    columns = np.arange(width, dtype=np.float32) - values
+    np.rint(columns, out=columns)
+    # Columns outside go to a spare one at the right end; as unsigned numbers, negative ones are
+    # larger than any.
+    index = np.minimum(columns.astype(np.int32).view(np.uint32), np.uint32(width))
+    inside = index < width
+    places = np.add(index, (width + 1) * np.arange(height)[:, None], dtype=np.intp)
     nearest = np.full(height * (width + 1), -1, np.float32)
     # Of the left pixels on one right column the rightmost is the nearest, and in row-major order
     # it is written last: the assignment is a z-buffer.
-    nearest[columns.ravel()] = values.ravel()
+    nearest[places.ravel()] = values.ravel()
     # A surface seen obliquely leaves single columns unwritten.
     nearest = cv2.dilate(nearest.reshape(height, width + 1), np.ones((1, 3), np.uint8))
-    return inside & (nearest.take(columns) > values + tolerance_px)
+    hidden = nearest.take(places) > values + np.float32(tolerance_px)
+    hidden &= inside
+    return hidden
 
 
 def photometric_match(
-    left: FloatImage, warped: FloatImage, seen: FloatImage
+    left: FloatImage, warped: FloatImage, seen: FloatImage | None = None
 ) -> tuple[FloatImage, FloatImage]:
-    """Return slowly varying gain and bias that match the right view's brightness to the left."""
+    """Return slowly varying gain and bias that match the right view's brightness to the left.
+
+    Args:
+        left, warped: (H, W) float32.
+        seen: (H, W) float32, each pixel's weight; None where all count the same.
+    """
     window = (BRIGHTNESS_WINDOW_PX // REDUCTION | 1,) * 2
 
     def mean(image: FloatImage) -> FloatImage:
         return cv2.blur(_reduced(image, REDUCTION), window)
 
-    weight = mean(seen) + np.float32(1e-4)
-    mean_left, mean_right = mean(left * seen) / weight, mean(warped * seen) / weight
-    variance_left = mean(left * left * seen) / weight - mean_left**2
-    variance_right = mean(warped * warped * seen) / weight - mean_right**2
+    seen_left = left if seen is None else left * seen
+    seen_warped = warped if seen is None else warped * seen
+    weight = np.float32(1e-4) + (np.float32(1) if seen is None else mean(seen))
+    mean_left, mean_right = mean(seen_left) / weight, mean(seen_warped) / weight
+    variance_left = mean(left * seen_left) / weight - mean_left**2
+    variance_right = mean(warped * seen_warped) / weight - mean_right**2
     ratio = (variance_left + np.float32(1e-6)) / (variance_right + np.float32(1e-6))
     gain = np.sqrt(np.clip(ratio, 0.25, 4.0))
     return _enlarged(gain, left), _enlarged(mean_left - gain * mean_right, left)
@@ -198,17 +273,18 @@ def photometric_match(
 def _offset(
     left: FloatImage,
     warped: FloatImage,
+    residual: FloatImage,
     seen: FloatImage,
     to_prior: FloatImage,
     options: RefineOptions,
 ) -> tuple[FloatImage, FloatImage]:
     """Return the offset to add to the disparity and its standard deviation, both pixels.
 
-    `to_prior` is the offset that would lead back to the prior: without texture, the result.
+    `to_prior` is the offset that would lead back to the prior: without texture, the result. It is
+    overwritten.
     """
-    residual = left - warped
     # Both views' gradient: the noise of one alone would bias the offset towards zero.
-    gradient = cv2.filter2D(left + warped, cv2.CV_32F, GRADIENT_KERNEL)
+    gradient = cv2.filter2D(cv2.add(left, warped), cv2.CV_32F, GRADIENT_KERNEL)
     square = residual * residual
     noise = _local_mean(square)
     noise += np.float32(options.noise**2)
@@ -235,15 +311,23 @@ def _offset(
     deviation *= np.float32(1 / window)
     limit = np.float32(options.max_step_px)
     np.clip(offset, -limit, limit, out=offset)
-    offset[seen == 0] = 0
-    return offset, np.minimum(deviation, np.float32(UNKNOWN_OFFSET_PX))
+    offset *= seen
+    return offset, np.minimum(deviation, np.float32(UNKNOWN_OFFSET_PX), out=deviation)
 
 
-def _disagreement(residual: FloatImage, left: FloatImage, noise: float) -> FloatImage:
+def _contrast(left: FloatImage) -> FloatImage:
+    """Return (H, W) the variance over a wide window, not negative."""
+    mean = _local_mean(left)
+    mean *= mean
+    contrast = np.subtract(_local_mean(left * left), mean, out=mean)
+    return np.maximum(contrast, np.float32(0), out=contrast)
+
+
+def _disagreement(residual: FloatImage, contrast: FloatImage, noise: float) -> FloatImage:
     """Return (H, W) in (0, 1]: residual and noise against contrast; 1 where there is none."""
-    contrast = _local_mean(left * left) - _local_mean(left) ** 2
-    square = residual * residual + np.float32(noise**2)
-    square /= square + np.maximum(contrast, 0)
+    square = residual * residual
+    square += np.float32(noise**2)
+    square /= square + contrast
     return cv2.blur(square, (SCORE_WINDOW_PX, SCORE_WINDOW_PX))
 
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage
 from lunar_stereo_recon.errors import ModelError
-from lunar_stereo_recon.geometry.refine import photometric_match, warp_right
+from lunar_stereo_recon.geometry.bands import Band, over_bands
+from lunar_stereo_recon.geometry.refine import photometric_match, row_numbers, warp_right
 
 # The prior is smoothed so far, pixels: its own borders must not be those of the answer.
 SMOOTHING_PX = 20.0
@@ -30,6 +31,8 @@ SMOOTHING_REDUCTION = 8
 LEAST_OFFSET_PX, OFFSETS_PX = -16, 32
 BLOCK_PX = 3
 SGBM_FRACTION = 16
+# What semi-global matching answers where it knows nothing, in steps of 1 / 16 px.
+LEAST_STEP = (LEAST_OFFSET_PX - 1) * SGBM_FRACTION
 # Answers that differ by less are one answer, which `geometry.refine` sharpens.
 SAME_ANSWER_PX = 0.3
 # Mean grey below which matching is not asked, as a share of white.
@@ -61,6 +64,11 @@ EVIDENCE = (
 NEARER_LIMIT_PX = 4.0
 # One pixel's word counts no more than this, log odds.
 LARGEST_ODDS = np.float32(4.0)
+# Pixels that are judged at a time.
+PIECE_PX = 2048
+# Rows that a decision looks up and down: half the windows of rims, odds and evidence, and that of
+# brightness with its reduction.
+HALO_PX = 32
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,15 @@ class ResidualJudge:
         Args:
             evidence: (K, N), the `EVIDENCE` of N pixels.
         """
-        # Not `@`: beside a network's threads, those of BLAS wait longer than they work.
-        active = np.einsum('mk,kn->mn', self.hidden, evidence)
-        active += self.hidden_bias[:, None]
-        np.maximum(active, 0, out=active)
-        odds = np.einsum('m,mn->n', self.output, active)
+        odds = np.empty(evidence.shape[1], np.float32)
+        # In pieces for which BLAS takes no threads: beside a network's they wait longer than they
+        # work.
+        for start in range(0, odds.size, PIECE_PX):
+            piece = slice(start, start + PIECE_PX)
+            active = self.hidden @ evidence[:, piece]
+            active += self.hidden_bias[:, None]
+            np.maximum(active, 0, out=active)
+            np.dot(self.output, active, out=odds[piece])
         odds += np.float32(self.bias)
         return odds
 
@@ -155,10 +167,12 @@ class ResidualMatch:
     Attributes:
         disparity: float32, pixels. The found one where `taken`, else the prior, NaN where that is.
         taken: bool, matching has the word.
+        warped: float32, the right view as `disparity` sees it, with 0 for NaN.
     """
 
     disparity: FloatImage
     taken: NDArray[np.bool_]
+    warped: FloatImage
 
 
 def match_around(
@@ -172,19 +186,89 @@ def match_around(
         judge: Who chooses; None is the one that the package brings.
     """
     found = search_around(left, right, prior)
-    open_question = disputed(prior, found)
+    noise = noise_of(left)
+    judge = judge or shipped_judge()
+    result = ResidualMatch(
+        np.empty_like(prior), np.empty(prior.shape, np.bool_), np.empty_like(prior)
+    )
+
+    def decide(band: Band) -> None:
+        views = Views.through(
+            left[band.seen], right[band.seen], prior[band.seen], found[band.seen]
+        )
+        taken = _taken(views, noise, judge)[band.own]
+        result.taken[band.rows] = taken
+        for whole, in_doubt, otherwise in (
+            (result.disparity, views.found, views.prior),
+            (result.warped, views.by_found, views.by_prior),
+        ):
+            whole[band.rows] = np.where(taken, in_doubt[band.own], otherwise[band.own])
+
+    over_bands(prior.shape[0], HALO_PX, decide)
+    return result
+
+
+@dataclass(frozen=True)
+class Views:
+    """The left view, and the right one as two disparities see it; every array is (H, W) float32.
+
+    Attributes:
+        left: In [0, 1].
+        prior, found: The disparities, pixels, NaN unknown.
+        start, answer: The same without NaN: 0, and the prior.
+        by_prior, by_found: The right view through `start` and through `answer`.
+        known: All of the prior is known.
+    """
+
+    left: FloatImage
+    prior: FloatImage
+    found: FloatImage
+    start: FloatImage
+    answer: FloatImage
+    by_prior: FloatImage
+    by_found: FloatImage
+    known: bool
+
+    @classmethod
+    def through(
+        cls, left: FloatImage, right: FloatImage, prior: FloatImage, found: FloatImage
+    ) -> Views:
+        """Warp the right view."""
+        known = np.isfinite(prior)
+        all_known = bool(known.all())
+        start = prior if all_known else np.where(known, prior, np.float32(0))
+        answer = np.where(np.isfinite(found), found, start)
+        return cls(
+            left,
+            prior,
+            found,
+            start,
+            answer,
+            warp_right(right, start),
+            warp_right(right, answer),
+            all_known,
+        )
+
+
+def _taken(views: Views, noise: float, judge: ResidualJudge) -> NDArray[np.bool_]:
+    """Return (H, W) bool: the found disparity is to be taken."""
+    open_question = disputed(views.prior, views.found)
     # In the dark what matching finds is noise, and the network knows the ground around.
-    open_question &= cv2.blur(left, (AGREEMENT_WINDOW_PX, AGREEMENT_WINDOW_PX)) > DARK
+    open_question &= cv2.blur(views.left, (AGREEMENT_WINDOW_PX, AGREEMENT_WINDOW_PX)) > DARK
     pixels = np.flatnonzero(open_question)
-    odds = np.zeros(prior.shape, np.float32)
-    if pixels.size:
-        judged = (judge or shipped_judge()).log_odds(evidence(left, right, prior, found, pixels))
-        odds.ravel()[pixels] = np.clip(judged, -LARGEST_ODDS, LARGEST_ODDS)
+    if not pixels.size:
+        return open_question
+    odds = np.zeros(open_question.shape, np.float32)
+    judged = judge.log_odds(_evidence(views, pixels, noise))
+    odds.ravel()[pixels] = np.clip(judged, -LARGEST_ODDS, LARGEST_ODDS, out=judged)
     # Neighbours decide together: surfaces are larger than a pixel.
     window = (NEAR_WINDOW_PX, NEAR_WINDOW_PX)
-    taken = open_question & (cv2.boxFilter(odds, cv2.CV_32F, window, normalize=False) > 0)
-    taken &= ~_rims(taken & (found > prior))
-    return ResidualMatch(np.where(taken, found, prior), taken)
+    taken = open_question
+    taken &= cv2.boxFilter(odds, cv2.CV_32F, window, normalize=False) > 0
+    nearer = views.found > views.prior
+    nearer &= taken
+    taken &= ~_rims(nearer)
+    return taken
 
 
 def _rims(nearer: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -199,7 +283,7 @@ def _rims(nearer: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def disputed(prior: FloatImage, found: FloatImage) -> NDArray[np.bool_]:
     """Return (H, W) bool: both answers are there and differ. False where either is NaN."""
-    return np.abs(found - prior) > SAME_ANSWER_PX
+    return cv2.absdiff(found, prior) > SAME_ANSWER_PX
 
 
 def search_around(left: FloatImage, right: FloatImage, prior: FloatImage) -> FloatImage:
@@ -229,16 +313,26 @@ def search_around(left: FloatImage, right: FloatImage, prior: FloatImage) -> Flo
         mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
     )
     fixed = matcher.compute(*views)[:, OFFSETS_PX:-OFFSETS_PX]
-    offset = _equiangular(fixed.astype(np.float32) * np.float32(1 / SGBM_FRACTION))
-    # The warped view's column x - offset holds the right column x - offset - base(x - offset).
-    rows = np.repeat(np.arange(height, dtype=np.float32)[:, None], width, axis=1)
-    there = cv2.remap(
-        base, columns - offset, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    found = there + offset
-    unknown = fixed < LEAST_OFFSET_PX * SGBM_FRACTION
-    unknown |= (found > columns) | (found < 0)
-    found[unknown] = np.nan
+    found = np.empty_like(prior)
+
+    def convert(band: Band) -> None:
+        steps, part = fixed[band.rows], base[band.rows]
+        offset = _offset_of_steps().take(steps + np.int16(-LEAST_STEP), mode='clip')
+        # The warped view's column x - offset holds the right column x - offset - base(x - offset).
+        there = cv2.remap(
+            part,
+            columns - offset,
+            row_numbers(*part.shape),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        answer = np.add(there, offset, out=found[band.rows])
+        unknown = steps < LEAST_OFFSET_PX * SGBM_FRACTION
+        unknown |= answer > columns
+        unknown |= answer < 0
+        np.copyto(answer, np.float32(np.nan), where=unknown)
+
+    over_bands(height, 0, convert)
     return found
 
 
@@ -256,18 +350,26 @@ def evidence(
         prior, found: (H, W) pixels, NaN unknown.
         pixels: (N,) flat indices.
     """
-    known, answered = np.isfinite(prior), np.isfinite(found)
-    start = np.where(known, prior, np.float32(0))
-    answer = np.where(answered, found, start)
-    warped = warp_right(right, start)
-    gain, bias = photometric_match(left, warped, known.astype(np.float32))
-    prior_cost = _difference(left, gain * warped + bias)
-    found_cost = _difference(left, gain * warp_right(right, answer) + bias)
-    better = prior_cost - found_cost
-    step = answer - start
+    return _evidence(Views.through(left, right, prior, found), pixels, noise_of(left))
+
+
+def _evidence(views: Views, pixels: NDArray[np.intp], noise: float) -> NDArray[np.float32]:
+    """Return (K, N) float32; see `evidence`."""
+    left = views.left
+    weight = None if views.known else np.isfinite(views.prior).astype(np.float32)
+    gain, bias = photometric_match(left, views.by_prior, weight)
+    prior_cost = _difference(left, cv2.add(cv2.multiply(gain, views.by_prior), bias))
+    found_cost = _difference(left, cv2.add(cv2.multiply(gain, views.by_found), bias))
+    better = cv2.subtract(prior_cost, found_cost)
+    step = cv2.subtract(views.answer, views.start)
+    distance = cv2.absdiff(views.answer, views.start)
 
     def mean(image: FloatImage, side: int) -> FloatImage:
         return cv2.blur(image, (side, side))
+
+    def share(mask: NDArray[np.bool_]) -> FloatImage:
+        side = (AGREEMENT_WINDOW_PX, AGREEMENT_WINDOW_PX)
+        return cv2.boxFilter(mask.view(np.uint8), cv2.CV_32F, side)
 
     near_gain = mean(better, NEAR_WINDOW_PX)
     around = np.ones((NEAR_WINDOW_PX, NEAR_WINDOW_PX), np.uint8)
@@ -278,11 +380,11 @@ def evidence(
         cv2.dilate(near_gain, around),
         mean(found_cost, NEAR_WINDOW_PX),
         mean(prior_cost, NEAR_WINDOW_PX),
-        cv2.absdiff(answer, start),
-        np.clip(step, -NEARER_LIMIT_PX, NEARER_LIMIT_PX),
-        _contrast_over_noise(left),
-        mean(answered.astype(np.float32), AGREEMENT_WINDOW_PX),
-        mean((np.abs(step) > 0.5).astype(np.float32), AGREEMENT_WINDOW_PX),
+        distance,
+        np.clip(step, -NEARER_LIMIT_PX, NEARER_LIMIT_PX, out=step),
+        _contrast_over_noise(left, noise),
+        share(np.isfinite(views.found)),
+        share(distance > 0.5),
     )
     result = np.empty((len(EVIDENCE), pixels.size), np.float32)
     for plane, row in zip(planes, result, strict=True):
@@ -299,12 +401,12 @@ def noise_of(image: FloatImage) -> float:
 
     At least what rounding to 256 grey values makes.
     """
-    lit = (image > BLACK) & (image < WHITE)
-    lit = lit[::2, ::2]
+    sample = image[::2, ::2]
+    lit = (sample > BLACK) & (sample < WHITE)
     if not lit.any():
         return LEAST_NOISE
-    roughness = np.abs(cv2.filter2D(image, cv2.CV_32F, NOISE_KERNEL))[::2, ::2]
-    return max(LEAST_NOISE, float(np.median(roughness[lit])) / MEDIAN_DEVIATION)
+    roughness = np.abs(cv2.filter2D(image, cv2.CV_32F, NOISE_KERNEL)[::2, ::2][lit])
+    return max(LEAST_NOISE, float(np.median(roughness)) / MEDIAN_DEVIATION)
 
 
 def _smoothed(prior: FloatImage) -> FloatImage:
@@ -328,6 +430,13 @@ def _smoothed(prior: FloatImage) -> FloatImage:
     return cv2.resize(course, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
+@cache
+def _offset_of_steps() -> FloatImage:
+    """Return the offset, pixels, of each answer of semi-global matching from `LEAST_STEP` on."""
+    steps = np.arange(LEAST_STEP, (LEAST_OFFSET_PX + OFFSETS_PX) * SGBM_FRACTION + 1)
+    return _equiangular(steps.astype(np.float32) * np.float32(1 / SGBM_FRACTION))
+
+
 def _equiangular(offset: FloatImage) -> FloatImage:
     """Return offsets whose fraction was fitted with a parabola as two straight lines tell it.
 
@@ -340,23 +449,30 @@ def _equiangular(offset: FloatImage) -> FloatImage:
 
 
 def _grey(image: FloatImage) -> NDArray[np.uint8]:
-    return np.clip(image * np.float32(255) + np.float32(0.5), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.multiply(image, 255.0, dtype=cv2.CV_8U))
 
 
 def _difference(left: FloatImage, warped: FloatImage) -> FloatImage:
     """Return (H, W) in [0, 1], grey and gradient alike, each with a ceiling."""
     difference = cv2.subtract(left, warped)
-    slope = np.abs(cv2.Sobel(difference, cv2.CV_32F, 1, 0, scale=GRADIENT_SCALE))
-    np.minimum(slope, np.float32(LARGEST_GRADIENT_DIFFERENCE), out=slope)
-    grey = np.abs(difference, out=difference)
-    np.minimum(grey, np.float32(LARGEST_DIFFERENCE), out=grey)
+    slope = cv2.Sobel(difference, cv2.CV_32F, 1, 0, scale=GRADIENT_SCALE)
+    for image, largest in (
+        (difference, LARGEST_DIFFERENCE),
+        (slope, LARGEST_GRADIENT_DIFFERENCE),
+    ):
+        np.abs(image, out=image)
+        np.minimum(image, np.float32(largest), out=image)
     return cv2.addWeighted(
-        grey, 0.5 / LARGEST_DIFFERENCE, slope, 0.5 / LARGEST_GRADIENT_DIFFERENCE, 0.0
+        difference, 0.5 / LARGEST_DIFFERENCE, slope, 0.5 / LARGEST_GRADIENT_DIFFERENCE, 0.0
     )
 
 
-def _contrast_over_noise(left: FloatImage) -> FloatImage:
+def _contrast_over_noise(left: FloatImage, noise: float) -> FloatImage:
     window = (NEAR_WINDOW_PX, NEAR_WINDOW_PX)
     mean = cv2.blur(left, window)
-    variance = cv2.blur(left * left, window) - mean * mean
-    return np.sqrt(np.maximum(variance, 0)) * np.float32(1 / noise_of(left))
+    mean *= mean
+    variance = cv2.subtract(cv2.blur(left * left, window), mean, dst=mean)
+    np.maximum(variance, 0, out=variance)
+    deviation = np.sqrt(variance, out=variance)
+    deviation *= np.float32(1 / noise)
+    return deviation

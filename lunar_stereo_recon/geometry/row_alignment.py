@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from functools import lru_cache
 import math
 
 import cv2
@@ -98,7 +99,13 @@ def with_rows_aligned(pair: StereoPair, alignment: RowAlignment) -> StereoPair:
     error_px = alignment.largest_px(pair.calibration.width)
     if not alignment.known or not TOLERANCE_PX < error_px <= alignment.MAX_CORRECTION_PX:
         return pair
-    return replace(pair, right=_moved(pair.right, alignment))
+    right = cv2.remap(
+        pair.right,
+        *_maps(*pair.right.shape, alignment),
+        cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return replace(pair, right=right)
 
 
 def estimate_row_alignment(
@@ -182,20 +189,23 @@ def _step(
     across = cv2.Sobel(both, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
     down = cv2.Sobel(both, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
     # Robust: a residual far above its surroundings' is an occlusion or a wrong disparity.
-    variance = cv2.blur(residual * residual, (31, 31)) + np.float32(NOISE**2)
-    inlier = weight * variance / (variance + 0.25 * residual * residual) / variance
+    square = residual * residual
+    variance = cv2.blur(square, (31, 31)) + np.float32(NOISE**2)
+    inlier = weight / (variance + np.float32(0.25) * square)
 
     def windows(image: FloatImage) -> NDArray[np.float64]:
         """Return sums over windows, (H / 8, W / 8)."""
-        cut = image[: height // WINDOW_PX * WINDOW_PX, : width // WINDOW_PX * WINDOW_PX]
-        blocks = cut.reshape(height // WINDOW_PX, WINDOW_PX, width // WINDOW_PX, WINDOW_PX)
-        return blocks.sum(axis=(1, 3), dtype=np.float64)
+        down, across = height // WINDOW_PX, width // WINDOW_PX
+        cut = image[: down * WINDOW_PX, : across * WINDOW_PX]
+        means = cv2.resize(cut, (across, down), interpolation=cv2.INTER_AREA)
+        return means.astype(np.float64) * WINDOW_PX**2
 
     # L - W = across * e + down * d, with e the window's error of the disparity (its sign does not
     # matter: it is eliminated) and d how much lower the right rows are than guessed.
-    aa, ad = windows(inlier * across * across), windows(inlier * across * down)
-    dd, ar = windows(inlier * down * down), windows(inlier * across * residual)
-    dr = windows(inlier * down * residual)
+    weighted_across, weighted_down = inlier * across, inlier * down
+    aa, ad = windows(weighted_across * across), windows(weighted_across * down)
+    dd, ar = windows(weighted_down * down), windows(weighted_across * residual)
+    dr = windows(weighted_down * residual)
     eliminated = aa + 1 / DISPARITY_ERROR_PX**2
     information = dd - ad * ad / eliminated
     pull = dr - ad * ar / eliminated
@@ -213,19 +223,28 @@ def _step(
     return float(offset), float(at_border) / (width / 2), deviation
 
 
-def _moved(
-    right: FloatImage, alignment: RowAlignment, columns: NDArray[np.float32] | None = None
-) -> FloatImage:
-    """Return (H, W) the aligned right image at these columns (H, W); None takes all in order."""
-    height, width = right.shape
-    if columns is None:
-        columns = np.arange(width, dtype=np.float32)[None, :]
+def _moved(right: FloatImage, alignment: RowAlignment, columns: FloatImage) -> FloatImage:
+    """Return (H, W) the aligned right image at these columns (H, W)."""
+    maps = _aligned_places(right.shape[0], columns, alignment)
+    return cv2.remap(right, *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+@lru_cache(maxsize=2)
+def _maps(height: int, width: int, alignment: RowAlignment) -> tuple[FloatImage, FloatImage]:
+    """Return columns and rows of the aligned image; kept while a rig's alignment stays."""
+    return _aligned_places(height, np.arange(width, dtype=np.float32)[None, :], alignment)
+
+
+def _aligned_places(
+    height: int, columns: FloatImage, alignment: RowAlignment
+) -> tuple[FloatImage, FloatImage]:
+    """Return columns and rows, (H, W) each, where the aligned image's columns are found."""
+    width = columns.shape[1]
     x = columns - np.float32((width - 1) / 2)
     y = np.arange(height, dtype=np.float32)[:, None] - np.float32((height - 1) / 2)
     angle = math.radians(alignment.roll_deg)
     cosine, sine = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    from_columns = cosine * x - sine * y + np.float32((width - 1) / 2)
-    from_rows = sine * x + cosine * y + np.float32((height - 1) / 2 + alignment.offset_px)
-    return cv2.remap(
-        right, from_columns, from_rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    return (
+        cosine * x - sine * y + np.float32((width - 1) / 2),
+        sine * x + cosine * y + np.float32((height - 1) / 2 + alignment.offset_px),
     )
