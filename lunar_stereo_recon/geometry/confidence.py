@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage
 from lunar_stereo_recon.errors import InputError, ModelError
+from lunar_stereo_recon.geometry.bands import Band, over_bands
 from lunar_stereo_recon.geometry.refine import Refinement
 
 FEATURES = (
@@ -148,6 +149,40 @@ def confidence_features(
         taken: (H, W), `refinement` started from what `geometry.residual` found there.
     """
     features = np.empty((len(FEATURES), *left.shape), np.float32)
+
+    def describe(band: Band) -> None:
+        rows = band.rows
+        _write_features(
+            features[:, rows],
+            prior_confidence[rows],
+            prior[rows],
+            Refinement(*(plane[rows] for plane in vars(refinement).values())),
+            taken[rows],
+            _departure_from_plane(np.nan_to_num(refinement.disparity[band.seen]))[band.own],
+            cv2.blur(left[band.seen], (WINDOW_PX, WINDOW_PX))[band.own],
+        )
+
+    over_bands(left.shape[0], WINDOW_PX // 2, describe)
+    return features
+
+
+def _write_features(
+    features: FloatImage,
+    prior_confidence: FloatImage,
+    prior: FloatImage,
+    refinement: Refinement,
+    taken: NDArray[np.bool_],
+    departure: FloatImage,
+    brightness: FloatImage,
+) -> None:
+    """Write the features of a band, (K, h, W); see `confidence_features`.
+
+    Args:
+        features: To be written.
+        prior_confidence, prior, refinement, taken: Of the band.
+        departure: (h, W) pixels, of the disparity from a plane.
+        brightness: (h, W), mean grey around.
+    """
     (
         logit,
         agreement,
@@ -169,27 +204,21 @@ def confidence_features(
     cv2.log(certainty, dst=logit)
     agreement[:] = refinement.agreement
     _decimal_logarithm(refinement.deviation_px, 1e-3, deviation)
-    disparity = refinement.disparity
-    np.subtract(disparity, prior, out=shift)
+    np.subtract(refinement.disparity, prior, out=shift)
     np.abs(shift, out=shift)
     np.fmin(shift, np.float32(MAX_SHIFT_PX), out=shift)
-    missing = np.isnan(prior)
-    if missing.any():
-        disparity = np.where(missing, np.float32(0), disparity)
-    _decimal_logarithm(_departure_from_plane(disparity), 0.1, edge)
+    _decimal_logarithm(departure, 0.1, edge)
     np.multiply(edge, taken, out=spoke_edge)
     spoke[:] = taken
     np.multiply(logit, spoke, out=spoke_logit)
     occluded[:] = refinement.occluded
     outside[:] = refinement.outside
-    brightness = cv2.blur(left, (WINDOW_PX, WINDOW_PX))
     np.multiply(brightness, np.float32(-1 / DARK_LEVEL), out=dark)
     dark += 1
     np.clip(dark, 0, 1, out=dark)
     np.subtract(brightness, np.float32(SATURATED_LEVEL), out=saturated)
     saturated *= np.float32(1 / (0.99 - SATURATED_LEVEL))
     np.clip(saturated, 0, 1, out=saturated)
-    return features
 
 
 def _decimal_logarithm(values: FloatImage, offset: float, out: FloatImage) -> None:
@@ -211,9 +240,12 @@ def blindness(features: FloatImage, left: FloatImage) -> FloatImage:
         left: (H, W) in [0, 1].
     """
     brightness = cv2.blur(left, (WINDOW_PX, WINDOW_PX))
-    dim = np.clip((DIM_UNTIL - brightness) / np.float32(DIM_UNTIL - DIM_FROM), 0, 1)
-    deviation = features[FEATURES.index('deviation')]
-    blind = dim * np.clip(deviation - BLIND_FROM_LOG10_PX, 0, 1)
+    dim = np.subtract(np.float32(DIM_UNTIL), brightness, out=brightness)
+    dim *= np.float32(1 / (DIM_UNTIL - DIM_FROM))
+    np.clip(dim, 0, 1, out=dim)
+    blind = features[FEATURES.index('deviation')] - BLIND_FROM_LOG10_PX
+    np.clip(blind, 0, 1, out=blind)
+    blind *= dim
     for name in ('outside', 'dark', 'saturated'):
         np.maximum(blind, features[FEATURES.index(name)], out=blind)
     return blind
@@ -224,22 +256,52 @@ def calibrated_confidence(
 ) -> NDArray[np.float32]:
     """Return float32 in [0, 1] of any shape S from features (K, *S)."""
     weights = np.array([calibration.weights.get(name, 0.0) for name in FEATURES], np.float32)
-    logit = np.asarray(np.tensordot(weights, features, 1), np.float32)
-    logit += np.float32(calibration.bias)
+    table = _curve_table(calibration)
+    images = features.reshape(len(FEATURES), features.shape[1] if features.ndim > 1 else 1, -1)
+    result = np.empty(images.shape[1:], np.float32)
+
+    def grade(band: Band) -> None:
+        part = images[:, band.rows]
+        result[band.rows] = _probabilities(part, weights, calibration.bias, table)
+
+    over_bands(result.shape[0], 0, grade)
+    return result.reshape(features.shape[1:])
+
+
+def _probabilities(
+    features: FloatImage,
+    weights: NDArray[np.float32],
+    bias: float,
+    table: NDArray[np.float32] | None,
+) -> NDArray[np.float32]:
+    """Return (H, W) the confidence of (K, H, W), the curve as a table; None is no curve."""
+    # Not one matrix product: beside a network's threads, those of BLAS wait longer than they work.
+    logit = np.full(features.shape[1:], bias, np.float32)
+    for weight, feature in zip(weights, features, strict=True):
+        if weight:
+            cv2.scaleAdd(feature, float(weight), logit, dst=logit)
     # fmax takes the other number where one is NaN: what says nothing is not believed.
     np.fmax(logit, np.float32(-LARGEST_LOGIT), out=logit)
     np.minimum(logit, np.float32(LARGEST_LOGIT), out=logit)
-    if not calibration.curve:
+    if table is None:
         return np.float32(1) / (np.float32(1) + np.exp(-logit))
-    knots = np.array(calibration.curve)
-    # A table: interpolating in every pixel would take longer than all the rest.
-    levels = np.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, CURVE_LEVELS)
-    table = np.interp(levels, _log_odds(knots[:, 0]), knots[:, 1]).astype(np.float32)
     steps_a_unit = (CURVE_LEVELS - 1) / (2 * LARGEST_LOGIT)
     logit += np.float32(LARGEST_LOGIT)
     logit *= np.float32(steps_a_unit)
     logit += np.float32(0.5)
     return table.take(logit.astype(np.int32))
+
+
+def _curve_table(calibration: ConfidenceCalibration) -> NDArray[np.float32] | None:
+    """Return (CURVE_LEVELS,) the curve over log odds; None where there is no curve.
+
+    Interpolating in every pixel would take longer than all the rest.
+    """
+    if not calibration.curve:
+        return None
+    knots = np.array(calibration.curve)
+    levels = np.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, CURVE_LEVELS)
+    return np.interp(levels, _log_odds(knots[:, 0]), knots[:, 1]).astype(np.float32)
 
 
 def _log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -65,7 +65,7 @@ NEARER_LIMIT_PX = 4.0
 # One pixel's word counts no more than this, log odds.
 LARGEST_ODDS = np.float32(4.0)
 # Pixels that are judged at a time.
-PIECE_PX = 2048
+PIECE_PX = 1024
 # Rows that a decision looks up and down: half the windows of rims, odds and evidence, and that of
 # brightness with its reduction.
 HALO_PX = 32
