@@ -121,10 +121,9 @@ def refine_disparity(
             already.
     """
     size = prior.shape
-    result = Refinement(
-        *(np.empty(size, np.float32) for _ in range(3)),
-        *(np.empty(size, np.bool_) for _ in range(3)),
-    )
+    planes = [np.empty(size, np.float32) for _ in range(3)]
+    masks = [np.empty(size, np.bool_) for _ in range(3)]
+    result = Refinement(planes[0], planes[1], planes[2], masks[0], masks[1], masks[2])
 
     def refine(band: Band) -> None:
         seen = band.seen
