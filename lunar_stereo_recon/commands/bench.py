@@ -82,6 +82,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=f"also score degraded images: one of them or '{ALL}'; may be repeated",
     )
     parser.add_argument(
+        '--hazards',
+        action='store_true',
+        help="instead, grade the hazard grid against the simulator's true ground: pairs of every "
+        'kind of ground under a typical and a low sun (--pairs of each, else 2), rendered on the '
+        'first run',
+    )
+    parser.add_argument(
         '--speed',
         action='store_true',
         help='measure the time of the network against the number of pixels and a roofline too',
@@ -115,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
             'the full report takes one --data, neither --rendered nor --upside-down; '
             'add --json FILE or --against MODEL'
         )
+    if args.hazards:
+        return _hazards(args, several)
     if args.against and (args.method or args.speed):
         raise InputError('--against has methods of its own; neither --method nor --speed fits')
     cv2.setNumThreads(args.threads)
@@ -141,6 +150,28 @@ def run(args: argparse.Namespace) -> int:
     write_text(args.out / 'bench.md', report)
     _write_pictures(args.out, result, methods[-1], estimators)
     print(f'Written to {args.out}: bench.md, bench.json, contact sheets and plots.')
+    return 0
+
+
+def _hazards(args: argparse.Namespace, several: bool) -> int:
+    """Grade the hazard grid.
+
+    Raises:
+        InputError: An option is given that belongs to the other reports.
+    """
+    import cv2
+
+    from lunar_stereo_recon.commands.bench_hazards import run_hazards
+    from lunar_stereo_recon.errors import InputError
+
+    others = (args.data, args.stratum, args.method, args.degrade, args.rendered, args.speed)
+    if several or any(others) or args.upside_down:
+        raise InputError(
+            '--hazards has pairs and methods of its own; it goes with --pairs, --model, '
+            '--backend, --threads, --cache and --out'
+        )
+    cv2.setNumThreads(args.threads)
+    run_hazards(args, _setting(args, [], with_model=True))
     return 0
 
 

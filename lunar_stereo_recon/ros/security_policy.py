@@ -20,9 +20,7 @@ _RESULTS = (
     *('points2', 'confidence', 'confidence/image_mono8', 'disparity', 'depth/image'),
     *('depth/camera_info', 'depth/sigma', 'hazard'),
 )
-# Of the results, what the recorder does not record unless it is told to.
-_NOT_RECORDED = ('confidence/image_mono8', 'depth/sigma', 'hazard')
-_RECORDED = tuple(topic for topic in _RESULTS if topic not in _NOT_RECORDED)
+_RECORDED = tuple(topic for topic in _RESULTS if topic not in ('confidence/image_mono8', 'hazard'))
 # What every node of rclpy opens: its log, its parameters, and the clock that it may follow.
 _PARAMETERS = tuple(
     f'~/{name}'
