@@ -268,19 +268,19 @@ def hazard_tables(results: Mapping[str, Cells]) -> str:
     lines = []
     for step in STEPS_M:
         lines += [f'## Steps of {step:g} m and more', '']
-        headers = ('method', 'subset', 'steps', 'found %', 'unknown %', 'called free %')
-        headers += ('free cells', 'false %', 'false where clearly free %')
+        headers = ['method', 'subset', 'steps', 'found %', 'unknown %', 'called free %']
+        headers += ['free cells', 'false %', 'false where clearly free %']
         lines += _head(headers)
         for method, cells in results.items():
             for subset, figures in step_figures(cells, step).items():
                 values = [_percent(figures[key]) for key in ('found', 'unknown', 'missed')]
-                false = [_percent(figures[key]) for key in ('false', 'false_clear')]
+                wrong = [_percent(figures[key]) for key in ('false', 'false_clear')]
                 steps, free = (f'{figures[key]:.0f}' for key in ('steps', 'free'))
-                lines.append(_line([method, subset, steps, *values, free, *false]))
+                lines.append(_line([method, subset, steps, *values, free, *wrong]))
         lines.append('')
     lines += ['## Heights, slopes and what was not seen', '']
-    headers = ('method', 'range', 'cells', 'height error cm', '95 % cm', 'bias cm')
-    headers += ('slope error deg', 'known of the seen %', 'not seen of the free %')
+    headers = ['method', 'range', 'cells', 'height error cm', '95 % cm', 'bias cm']
+    headers += ['slope error deg', 'known of the seen %', 'not seen of the free %']
     lines += _head(headers)
     for method, cells in results.items():
         for reach, figures in ground_figures(cells).items():
