@@ -80,6 +80,9 @@ EXTRAS = {
     'signing': ['model-signing>=1.1,<2', 'pyopenssl>=24,<27'],
     # What `lunar-stereo fuse` writes maps with: GeoTIFF and LAZ.
     'map': ['laspy>=2.5,<3', 'lazrs>=0.6,<1', 'rasterio>=1.3,<2'],
+    # What `lunar-stereo batch` runs on, and writes its tables with. From 2.52 on Ray can ask for a
+    # token; without one, anybody who reaches its ports may run code.
+    'batch': ['pyarrow>=15,<26', 'ray>=2.52,<3'],
     'sim': SIMULATION,
     # What renders on a GPU beside [sim]: NVIDIA's CUDA target of numba (the one inside numba is
     # deprecated) with its compiler as wheels. Take that of PyTorch's own CUDA

@@ -19,6 +19,7 @@ COMMANDS = (
     'demo',
     'run',
     'replay',
+    'batch',
     'fuse',
     'sim',
     'evaluate',

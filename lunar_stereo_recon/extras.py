@@ -23,6 +23,8 @@ _EXTRAS = {
     'safetensors': 'train',
     'scipy': 'train',
     'tensorboard': 'train',
+    'pyarrow': 'batch',
+    'ray': 'batch',
     'rclpy': 'ros',
 }
 

@@ -100,6 +100,8 @@ def offenders(forbidden: tuple[str, ...], allowed: tuple[str, ...], everywhere: 
         (('torch',), ('simulation/',)),
         (('onnxruntime',), ('backends/onnx_backend.py', 'commands/info.py')),
         (('openvino',), ('backends/openvino_backend.py',)),
+        (('ray',), ('batch/cluster.py',)),
+        (('pyarrow',), ('batch/frame_table.py',)),
         (ROS, ('ros/',)),
     ],
 )

@@ -376,6 +376,11 @@ class StereoBagReader:
         return self._reader.losses
 
     @property
+    def custom_data(self) -> dict[str, str]:
+        """Return what the owner wrote into the bag's metadata."""
+        return self._reader.custom_data
+
+    @property
     def connections(self) -> list[Connection]:
         """Return topics with type, number of messages, QoS and definition."""
         return self._reader.connections

@@ -90,6 +90,8 @@ class Recording:
         files: Its files, in their order.
         connections: One for each topic and type, counts over all files.
         losses: What could not be read so far, one sentence each.
+        custom_data: What the owner wrote into metadata.yaml, as `ros2 bag record --custom-data`
+            does.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,6 +102,7 @@ class Recording:
         """
         self.path = path
         self.losses: list[str] = []
+        self.custom_data: dict[str, str] = {}
         self._temporary: TemporaryDirectory[str] | None = None
         self._storages: list[_Mcap | _Sqlite] = []
         self.files = self._files()
@@ -245,10 +248,11 @@ class Recording:
         if not metadata.exists():
             return []
         try:
-            information = read_yaml(metadata)
-            names = information['rosbag2_bagfile_information']['relative_file_paths']
-            return [Path(name).name for name in names]
-        except (yaml.YAMLError, OSError, LookupError, TypeError) as error:
+            information = read_yaml(metadata)['rosbag2_bagfile_information']
+            custom = information.get('custom_data') or {}
+            self.custom_data = {str(key): str(value) for key, value in custom.items()}
+            return [Path(name).name for name in information['relative_file_paths']]
+        except (yaml.YAMLError, OSError, LookupError, TypeError, AttributeError) as error:
             _LOG.warning('%s: not used: %s', metadata, _text(error))
             return []
 

@@ -9,7 +9,12 @@ import json
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from lunar_stereo_recon.commands.replay import add_bag_arguments, opened_bag, print_doubts
+from lunar_stereo_recon.commands.replay import (
+    add_bag_arguments,
+    opened_bag,
+    pair_options,
+    print_doubts,
+)
 from lunar_stereo_recon.commands.run import add_reconstruction_arguments, reconstructor
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.files.atomic import write_text
@@ -17,6 +22,7 @@ from lunar_stereo_recon.files.atomic import write_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from lunar_stereo_recon.bags.poses import CameraPoses
     from lunar_stereo_recon.bags.reader import BagFrame
     from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
 
@@ -28,8 +34,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='merge a recorded drive into one map',
         description='Reconstruct every posed frame of a rosbag2 recording and merge them: '
         'map.ply, map.laz, dem.tif (height, deviation, slope, count, confidence), relief.png, '
-        'map.json. Poses come from the PoseStamped topic of the left camera. With true depth in '
-        'the bag, the height errors are measured too. Needs the extra [map].',
+        'map.json. Poses come from a PoseStamped, an Odometry or the transforms on /tf. With true '
+        'depth in the bag, the height errors are measured too. Needs the extra [map].',
     )
     parser.add_argument('bag', type=Path, help='Recording: a rosbag2 folder, .mcap or .db3')
     parser.add_argument('--out', type=Path, default=Path('out/map'), help='folder for results')
@@ -57,7 +63,26 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--crs',
         help='coordinate reference system of the poses, for the GeoTIFF, for example '
-        'IAU_2015:30135',
+        'IAU_2015:30135 (default: `crs` in the custom_data of the bag, or none)',
+    )
+    parser.add_argument(
+        '--pose-topic',
+        default='',
+        metavar='TOPIC',
+        help='PoseStamped or Odometry, or tf (default: the first one that is there of: '
+        'ground_truth/pose, an Odometry that TF connects with the camera, TF)',
+    )
+    parser.add_argument(
+        '--pose-frame',
+        default='',
+        metavar='FRAME',
+        help='frame whose pose a PoseStamped is (default: the left camera)',
+    )
+    parser.add_argument(
+        '--map-frame',
+        default='',
+        metavar='FRAME',
+        help='fixed frame of poses by TF, z up (default: the top of the tree)',
     )
     add_bag_arguments(parser)
     add_reconstruction_arguments(parser)
@@ -68,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     """Merge the frames, write the files, print the figures."""
     from tqdm import tqdm
 
+    from lunar_stereo_recon.bags.poses import read_camera_poses
     from lunar_stereo_recon.evaluation.elevation import (
         ElevationFusion,
         height_errors,
@@ -75,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     )
     from lunar_stereo_recon.evaluation.fusion import VoxelFusion
     from lunar_stereo_recon.files.results import write_ply_points, write_png
+    from lunar_stereo_recon.offline import outcomes
 
     _check_packages()
     from lunar_stereo_recon.evaluation.map_files import write_geotiff, write_laz
@@ -84,47 +111,45 @@ def run(args: argparse.Namespace) -> int:
     voxels = VoxelFusion(args.voxel, args.confidence, args.map_range)
     left_out: Counter[str] = Counter()
     merged = with_truth = 0
-    frame_id = ''
     with opened_bag(args) as reader:
-        if not reader.pose_topic:
-            raise InputError(
-                f'{args.bag}: no geometry_msgs/msg/PoseStamped topic of the left camera; a map '
-                'needs the pose of each frame'
-            )
+        poses = read_camera_poses(reader, args.pose_topic, args.map_frame, args.pose_frame)
+        crs = args.crs or reader.custom_data.get('crs')
         engine = reconstructor(args)
-        for frame in tqdm(reader.frames(), total=reader.frame_count, unit='frame'):
-            if frame.pose is None:
-                left_out['no pose with its stamp'] += 1
+        bar = tqdm(reader.frames(), total=reader.frame_count, unit='frame')
+        placed = (frame for frame in bar if _placed(frame, poses, left_out))
+        for outcome in outcomes(placed, engine, pair_options(args)):
+            if outcome.pair is None or outcome.result is None:
+                left_out[outcome.error] += 1
                 continue
+            if not merged:
+                print_doubts(outcome.frame, outcome.pair, args)
             try:
-                pair = frame.pair(
-                    baseline_m=args.baseline, white_level=args.white_level, rectify=args.rectify
-                )
-                if not merged and not left_out:
-                    print_doubts(frame, pair, args)
-                result = engine.reconstruct(pair)
-                true = _truth(frame, pair, result)
+                true = _truth(outcome.frame, outcome.pair, outcome.result)
             except ReconError as error:
                 left_out[str(error)] += 1
                 continue
-            voxels.add(result, frame.pose.matrix)
-            grid.add(result, frame.pose.matrix)
+            pose = poses.of(outcome.frame)
+            assert pose is not None
+            voxels.add(outcome.result, pose)
+            grid.add(outcome.result, pose)
             if true is not None:
-                truth.add(true, frame.pose.matrix)
+                truth.add(true, pose)
                 with_truth += 1
-            frame_id, merged = frame.pose.frame_id, merged + 1
+            merged += 1
     if not merged:
         raise InputError(f'{args.bag}: no frame can be used: {dict(left_out)}')
     elevation, cloud = grid.map(), voxels.cloud()
     args.out.mkdir(parents=True, exist_ok=True)
-    about = f'frame {frame_id}: z up, metres'
+    about = f'frame {poses.frame_id}: z up, metres'
     write_ply_points(args.out / 'map.ply', cloud.points, cloud.colors, cloud.confidence, about)
     write_laz(args.out / 'map.laz', cloud)
-    write_geotiff(args.out / 'dem.tif', elevation, args.crs)
+    write_geotiff(args.out / 'dem.tif', elevation, crs)
     write_png(args.out / 'relief.png', shaded_relief(elevation))
     summary: dict[str, Any] = {
         'bag': str(args.bag),
-        'frame_id': frame_id,
+        'frame_id': poses.frame_id,
+        'poses': poses.source,
+        'crs': crs,
         'frames': {'merged': merged, 'left_out': dict(left_out), 'with_truth': with_truth},
         'points': len(cloud.points),
         'grid': {'cell_m': args.cell, 'shape': list(elevation.height.shape)},
@@ -138,6 +163,18 @@ def run(args: argparse.Namespace) -> int:
     write_text(args.out / 'map.json', text + '\n')
     print(text)
     return 0
+
+
+def _placed(frame: BagFrame, poses: CameraPoses, left_out: Counter[str]) -> bool:
+    """Say whether the pose of a frame is known; count it where not."""
+    try:
+        known = poses.of(frame) is not None
+    except InputError as error:
+        left_out[str(error)] += 1
+        return False
+    if not known:
+        left_out['no pose at its stamp'] += 1
+    return known
 
 
 def _check_packages() -> None:

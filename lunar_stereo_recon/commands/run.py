@@ -14,7 +14,7 @@ from lunar_stereo_recon.errors import InputError
 if TYPE_CHECKING:
     from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
     from lunar_stereo_recon.files.manifests import ManifestEntry
-    from lunar_stereo_recon.pipeline import StereoReconstructor
+    from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -120,10 +120,13 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def reconstructor(args: argparse.Namespace) -> StereoReconstructor:
-    """Return the StereoReconstructor that the arguments describe."""
-    from lunar_stereo_recon.backends import load_backend, STUDENT_BACKENDS
-    from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
+def check_reconstruction_arguments(args: argparse.Namespace) -> None:
+    """Refuse arguments that do not go together.
+
+    Raises:
+        InputError: They do not, or the number of threads is negative.
+    """
+    from lunar_stereo_recon.backends import STUDENT_BACKENDS
 
     if args.threads < 0:
         raise InputError(f'--threads is {args.threads}; 0 or more is needed')
@@ -134,11 +137,13 @@ def reconstructor(args: argparse.Namespace) -> StereoReconstructor:
         )
     if args.provider and args.backend != 'onnx':
         raise InputError(f'--provider is of the backend onnx; --backend is {args.backend}')
-    if args.threads > 0:
-        import cv2
 
-        cv2.setNumThreads(args.threads)
-    options = ReconstructionOptions(
+
+def reconstruction_options(args: argparse.Namespace) -> ReconstructionOptions:
+    """Return what the arguments want of the reconstructions."""
+    from lunar_stereo_recon.pipeline import ReconstructionOptions
+
+    return ReconstructionOptions(
         confidence_threshold=args.confidence,
         min_range_m=args.min_range,
         max_range_m=args.max_range,
@@ -146,6 +151,19 @@ def reconstructor(args: argparse.Namespace) -> StereoReconstructor:
         refine=args.refine,
         target_ms=args.target_ms,
     )
+
+
+def reconstructor(args: argparse.Namespace) -> StereoReconstructor:
+    """Return the StereoReconstructor that the arguments describe."""
+    from lunar_stereo_recon.backends import load_backend
+    from lunar_stereo_recon.pipeline import StereoReconstructor
+
+    check_reconstruction_arguments(args)
+    if args.threads > 0:
+        import cv2
+
+        cv2.setNumThreads(args.threads)
+    options = reconstruction_options(args)
     backend = load_backend(args.backend, args.model, args.provider, args.threads)
     return StereoReconstructor(backend, options)
 

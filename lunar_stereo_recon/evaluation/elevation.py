@@ -166,7 +166,8 @@ def height_errors(estimated: ElevationMap, true: ElevationMap) -> dict[str, floa
 
     Returns:
         Cells, error's median, mean, root mean square and 95th percentile in metres (absolute but
-        for `bias_m`), and the shares within one and two expected deviations.
+        for `bias_m`), the shares within one and two expected deviations, and `explained_share`:
+        the part of the squared errors that is no more than the expected variance of each cell.
 
     Raises:
         InputError: The maps differ in cell size, or have no cell in common.
@@ -194,6 +195,14 @@ def height_errors(estimated: ElevationMap, true: ElevationMap) -> dict[str, floa
         'mean_m': float(size.mean()),
         'rms_m': float(np.sqrt(np.square(error).mean())),
         'p95_m': float(np.percentile(size, 95)),
+        'explained_share': _explained_share(size, deviation),
         'within_1_deviation': float((size <= deviation).mean()),
         'within_2_deviations': float((size <= 2 * deviation).mean()),
     }
+
+
+def _explained_share(size: NDArray[np.float64], deviation: NDArray[np.float32]) -> float:
+    """Return the share of squared errors that expected variances cover; 1 where none is wrong."""
+    total = float(np.square(size).sum())
+    covered = float(np.square(np.minimum(size, deviation)).sum())
+    return covered / total if total > 0 else 1.0

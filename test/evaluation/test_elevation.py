@@ -231,12 +231,50 @@ def test_the_arguments_of_the_bag_count(make_bag, tmp_path):
     assert 'no cell in common' in found[1]
 
 
-def test_a_bag_without_poses_is_refused(make_bag, tmp_path, monkeypatch):
+def test_poses_by_transforms_and_a_reference_system_of_the_bag(make_bag, tmp_path):
+    """The bag says IAU's Moon in its custom data; its transforms say what its poses say."""
+    rasterio = pytest.importorskip('rasterio')
+    for name in ('laspy', 'lazrs'):
+        pytest.importorskip(name)
+    bag, found = make_bag(), []
+    metadata = bag / 'metadata.yaml'
+    text = metadata.read_text()
+    assert 'custom_data: null' in text
+    metadata.write_text(text.replace('custom_data: null', 'custom_data: {crs: "IAU_2015:30100"}'))
+    for topic in ('/ground_truth/pose', 'tf'):
+        out = tmp_path / topic[-2:]
+        words = ('--out', str(out), '--backend', 'sgbm', '--map-range', '100')
+        args = parsed(str(bag), *words, '--pose-topic', topic)
+        assert args.run(args) == 0
+        summary = json.loads((out / 'map.json').read_text())
+        assert summary['poses'] == topic and summary['crs'] == 'IAU_2015:30100'
+        found.append((out / 'map.ply').read_bytes())
+    assert found[0] == found[1]
+    with rasterio.open(out / 'dem.tif') as raster:
+        assert 'Moon' in raster.crs.to_wkt()
+
+
+def test_a_bag_without_poses_is_refused(make_bag, tmp_path):
     for name in ('rasterio', 'laspy', 'lazrs'):
         pytest.importorskip(name)
-    from lunar_stereo_recon.bags.reader import StereoBagReader
-
-    monkeypatch.setattr(StereoBagReader, '_ground_truth_topic', lambda *_: '')
-    args = parsed(str(make_bag()), '--out', str(tmp_path / 'map'), '--backend', 'sgbm')
-    with pytest.raises(InputError, match='needs the pose of each frame'):
+    words = ('--out', str(tmp_path / 'map'), '--backend', 'sgbm', '--pose-topic', 'tf')
+    args = parsed(str(make_bag()), *words, '--map-frame', 'mars')
+    with pytest.raises(InputError, match="no poses of the left camera.*in 'mars'"):
         args.run(args)
+
+
+def test_share_of_the_error_that_the_deviation_explains():
+    """Half of the cells are off by their deviation, half by twice of it: (1 + 1) / (1 + 4)."""
+    fusion = ElevationFusion(cell_m=0.2)
+    fusion.add(flat(1.0), LOOKING_DOWN)
+    true = fusion.map()
+    number = np.arange(true.height.size).reshape(true.height.shape)
+    deviation = np.full_like(true.height, 0.01)
+    height = true.height + np.where(number % 2, 0.01, 0.02).astype(np.float32)
+    estimated = dataclasses.replace(true, height=height, deviation=deviation)
+    odd = np.isfinite(height) & (number % 2 == 1)
+    even = np.isfinite(height) & (number % 2 == 0)
+    expected = (odd.sum() + even.sum()) / (odd.sum() + 4 * even.sum())
+    found = height_errors(estimated, true)
+    assert found['explained_share'] == pytest.approx(expected, rel=1e-3)
+    assert height_errors(true, true)['explained_share'] == 1.0

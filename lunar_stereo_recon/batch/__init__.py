@@ -1,0 +1,1 @@
+"""Many recordings on many cores or machines: what `lunar-stereo batch` is made of."""
