@@ -1,5 +1,6 @@
 # make demo   the Moon in 3D: a recorded drive through the ROS 2 nodes, results in out/demo
 # make test   linters, types and tests; make test ROS=kilted   the nodes with ROS 2 Kilted
+# make test-batch   batches on a real Ray, which is 80 MB more and takes minutes
 # make fuzz   mutated inputs, for MINUTES; make sbom   what is installed; make audit   its holes
 #
 # All work on a machine without ROS: rclpy, Fast DDS and the messages come as wheels into a
@@ -34,11 +35,11 @@ unexport ROS_DISTRO ROS_VERSION ROS_PYTHON_VERSION RMW_IMPLEMENTATION
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fuzz sbom audit clean distclean
+.PHONY: help demo test test-batch lint fuzz sbom audit clean distclean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+	@sed -n '1,7s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.stamp-ros
 	$(VENV)/bin/lunar-stereo demo $(if $(BAG),--bag '$(BAG)') $(ARGS)
@@ -52,6 +53,11 @@ else
 test: $(VENV)/.stamp-test-ros
 	$(VENV)/bin/python -m pytest test/ros test/commands/test_demo.py $(ARGS)
 endif
+
+# Without Ray `make test` leaves these out. Workers and drivers are killed in them.
+test-batch: $(VENV)/.stamp-dev
+	$(VENV)/bin/pip install -q -e '.[batch]'
+	$(VENV)/bin/python -m pytest test/batch $(ARGS)
 
 lint: $(VENV)/.stamp-dev
 	$(VENV)/bin/ruff check
