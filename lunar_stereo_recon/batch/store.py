@@ -116,6 +116,8 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Left by workers that were killed.
+        shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
         self._lock.close()
 
     def keep_plan(self, plan: BagPlan) -> None:

@@ -132,6 +132,8 @@ def test_folders_of_others_are_left_alone(settings, tmp_path):
 def test_what_was_being_written_is_cleared(settings, tmp_path):
     with opened(tmp_path / 'store', settings) as store:
         (store.path / '.partial' / 'x').mkdir()
+    assert not (store.path / '.partial').exists()
+    (store.path / '.partial' / 'of a killed driver').mkdir(parents=True)
     with opened(tmp_path / 'store', settings, resume=True) as store:
         assert not list((store.path / '.partial').iterdir())
 
