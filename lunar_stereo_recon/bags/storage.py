@@ -646,7 +646,9 @@ class _Sqlite:
         marks = ','.join('?' * len(by_id))
         query = (
             f'SELECT topic_id, {_WHOLE_ROW}, timestamp, CAST(data AS BLOB) FROM messages '
-            f'WHERE topic_id IN ({marks}) AND NOT (timestamp < {start} OR timestamp >= {stop}) '
+            # A time that is no number is later than any, and is reported below.
+            f'WHERE topic_id IN ({marks}) AND (timestamp >= {start} AND timestamp < {stop} '
+            f"OR typeof(timestamp) != 'integer') "
             'ORDER BY timestamp, id'
         )
         try:
