@@ -156,7 +156,6 @@ setup(
             'data/benchmark.json',
             'data/demo_traverse/*',
             'ros/*.xml',
-            'weights/*.json',
             'weights/*.md',
             'weights/*.onnx',
         ]

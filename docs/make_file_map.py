@@ -30,7 +30,7 @@ The stages in reading order. `lunar_stereo_recon/pipeline.py` is their table of 
 |---|---|
 | "the confidence is wrong" | `geometry/confidence.py`; its calibration: `{calibrate}` |
 | "the depth is wrong" | `backends/`, `geometry/residual.py`, `geometry/refine.py` |
-| "a rock is missing or washed out" | `geometry/residual.py`, `training/commands/judge.py` |
+| "a rock is missing or washed out" | `geometry/residual.py`, `training/commands/choice.py` |
 | "nothing is seen there, and yet there are points" | `geometry/fill.py` |
 | "a bag does not open" | `bags/storage.py`; what is read from it: `bags/reader.py` |
 | "no pair, although both cameras publish" | `ros/stereo_sync.py`, `pairing.py` |

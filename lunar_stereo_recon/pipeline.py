@@ -17,6 +17,7 @@ import time
 import cv2
 import numpy as np
 
+from lunar_stereo_recon.backends import load_chooser
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import (
     DisparityPrediction,
@@ -40,7 +41,7 @@ from lunar_stereo_recon.geometry.disparity import depth_from_disparity, disparit
 from lunar_stereo_recon.geometry.fill import follow_surroundings
 from lunar_stereo_recon.geometry.rectify import confidence_where_seen
 from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
-from lunar_stereo_recon.geometry.residual import match_around
+from lunar_stereo_recon.geometry.residual import Chooser, match_around
 from lunar_stereo_recon.geometry.row_alignment import (
     estimate_row_alignment,
     RowMonitor,
@@ -134,8 +135,22 @@ class StereoReconstructor:
             backend's own width, or what `options.target_ms` chose.
     """
 
-    def __init__(self, backend: Backend, options: ReconstructionOptions | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        options: ReconstructionOptions | None = None,
+        chooser: Chooser | None = None,
+    ) -> None:
+        """Take a matcher; `chooser` decides where matching corrects it, None for the shipped one.
+
+        Raises:
+            ModelError: The shipped one is missing or corrupted.
+        """
         self.backend = backend
+        # A backend that takes any size has matched at the images' own size already.
+        self._chooser = None
+        if backend.max_width_px is not None:
+            self._chooser = chooser or load_chooser(cv2.getNumThreads())
         self.options = options or ReconstructionOptions()
         self._rows = RowMonitor()
         self._rig: StereoCalibration | None = None
@@ -203,20 +218,19 @@ class StereoReconstructor:
         """Return every disparity, refined, and what its confidence follows from."""
         options, stages = self.options, stages or StageTimer()
         aligned, prior = self.prior(pair, stages)
-        start, taken, warped = prior.disparity, np.zeros(prior.disparity.shape, bool), None
-        # A backend that takes any size has matched at the images' own size already.
-        if options.refine and self.backend.max_width_px is not None:
+        match = None
+        if options.refine and self._chooser is not None:
             with stages('match'):
-                match = match_around(aligned.left, aligned.right, prior.disparity)
-                start, taken, warped = match.disparity, match.taken, match.warped
+                match = match_around(aligned.left, aligned.right, prior.disparity, self._chooser)
+        start = match.disparity if match else prior.disparity
         with stages('refine'):
             refinement = refine_disparity(
-                aligned.left, aligned.right, start, options.refinement, options.refine, warped
+                aligned.left, aligned.right, start, options.refinement, options.refine
             )
             disparity = disparity_from_columns(refinement.disparity, aligned.calibration)
         with stages('confidence'):
             features = confidence_features(
-                aligned.left, prior.confidence, prior.disparity, refinement, taken
+                aligned.left, prior.confidence, prior.disparity, refinement, match
             )
         return Matched(disparity, features, self._searched_px(aligned))
 
@@ -254,7 +268,9 @@ class StereoReconstructor:
         self.network_width_px = own_width
         if not target_ms:
             return
-        probe = StereoReconstructor(self.backend, replace(self.options, target_ms=0.0))
+        probe = StereoReconstructor(
+            self.backend, replace(self.options, target_ms=0.0), self._chooser
+        )
 
         def reconstruct(width: int) -> None:
             probe.network_width_px = width

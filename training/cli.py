@@ -15,7 +15,7 @@ COMMANDS = (
     'train',
     'adapt',
     'export',
-    'judge',
+    'choice',
     'calibrate',
     'quantize',
     'curves',

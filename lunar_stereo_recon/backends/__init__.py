@@ -10,11 +10,13 @@ from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.backends.model_seal import check_model_file
 from lunar_stereo_recon.backends.self_test import check_answer
 from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.geometry.residual import Chooser
 
 Loader = Callable[[Path, 'Sequence[str] | None', int], Backend]
 
 WEIGHTS = Path(__file__).resolve().parent.parent / 'weights'
 DEFAULT_MODEL = WEIGHTS / 'flight.onnx'
+CHOICE_NETWORK = WEIGHTS / 'choice.onnx'
 NO_OPENVINO = (
     "the backend openvino needs the package openvino: pip install 'lunar_stereo_recon[openvino]'"
 )
@@ -50,6 +52,20 @@ def load_backend(
     backend = BACKENDS[name](path, providers, threads)
     check_answer(backend, path)
     return backend
+
+
+def load_chooser(threads: int = 0) -> Chooser:
+    """Return the shipped network that chooses between a student's answer and matching's.
+
+    Args:
+        threads: Threads that it may use; 0 leaves it to the runtime.
+
+    Raises:
+        ModelError: The file is missing or corrupted.
+    """
+    from lunar_stereo_recon.backends.choice_network import shared_choice
+
+    return shared_choice(CHOICE_NETWORK, threads)
 
 
 def check_backend(name: str, model: str | Path | None = None) -> None:

@@ -87,7 +87,7 @@ class OnnxBackend:
         if not model_path.is_file():
             raise ModelError(f'no model file at {model_path}')
         wanted = [_provider_name(name) for name in providers or ('cpu',)]
-        self._session = _open_session(model_path, wanted, threads)
+        self._session = open_session(model_path, wanted, threads)
         self.provider = self._session.get_providers()[0]
         self.provider_fallback = _fallback_reason(wanted, self.provider)
         if self.provider_fallback:
@@ -166,9 +166,14 @@ def _provider_name(name: str) -> str:
     raise ModelError(f"unknown execution provider '{name}'; known are {', '.join(PROVIDERS)}")
 
 
-def _open_session(
-    model_path: Path, wanted: list[str], threads: int
+def open_session(
+    model_path: Path, wanted: Sequence[str] = (PROVIDERS['cpu'],), threads: int = 0
 ) -> onnxruntime.InferenceSession:
+    """Return a session of the graph on the providers that are there, the CPU always among them.
+
+    Raises:
+        ModelError: The file is no graph that can be run.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Else its threads wait actively for the next pair, on the cores that the rest of this one

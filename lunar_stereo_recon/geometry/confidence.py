@@ -20,6 +20,7 @@ from lunar_stereo_recon.datatypes import FloatImage
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.geometry.bands import Band, over_bands
 from lunar_stereo_recon.geometry.refine import Refinement
+from lunar_stereo_recon.geometry.residual import ResidualMatch
 
 FEATURES = (
     'prior_logit',  # log odds of the network's own confidence
@@ -34,6 +35,7 @@ FEATURES = (
     'taken',  # the disparity is what matching found in place of the network's, 0 or 1
     'taken_logit',  # 'prior_logit' there, else 0: it was said of another disparity
     'taken_edge',  # 'edge' there, else 0: matching makes what is near wider
+    'choice_error',  # log of the error that the chooser expects, pixels; 0 where none was asked
 )
 # Deviation of the offset by texture and noise from which a place begins to be without texture,
 # log10 of pixels; ten times that, and nothing is seen.
@@ -50,6 +52,8 @@ CURVE_KNOTS = 24
 LARGEST_LOGIT = 16.0
 # Beyond this a product with a feature could leave float32.
 LARGEST_WEIGHT = 1e6
+# Beyond this the chooser's expectation says nothing more.
+LARGEST_LOG_ERROR = np.float32(4.0)
 # The network's certainty still orders errors of a tenth of a pixel far above 99.9 %.
 LARGEST_CERTAINTY = 1 - 1e-6
 
@@ -137,7 +141,7 @@ def confidence_features(
     prior_confidence: FloatImage,
     prior: FloatImage,
     refinement: Refinement,
-    taken: NDArray[np.bool_],
+    match: ResidualMatch | None,
 ) -> FloatImage:
     """Return (K, H, W) float32, the `FEATURES` in their order; finite everywhere.
 
@@ -146,7 +150,7 @@ def confidence_features(
         prior_confidence: (H, W) in [0, 1], the backend's own; NaN where it has no estimate.
         prior: (H, W) pixels, the backend's own; NaN where there is no estimate.
         refinement: What matching found.
-        taken: (H, W), `refinement` started from what `geometry.residual` found there.
+        match: What `refinement` started from; None where that is the prior.
     """
     features = np.empty((len(FEATURES), *left.shape), np.float32)
 
@@ -157,10 +161,13 @@ def confidence_features(
             prior_confidence[rows],
             prior[rows],
             Refinement(*(plane[rows] for plane in vars(refinement).values())),
-            taken[rows],
             _departure_from_plane(np.nan_to_num(refinement.disparity[band.seen]))[band.own],
             cv2.blur(left[band.seen], (WINDOW_PX, WINDOW_PX))[band.own],
         )
+        if match is None:
+            features[FEATURES.index('taken') :, rows] = 0
+        else:
+            _write_choice(features[:, rows], match.taken[rows], match.log_error_px[rows])
 
     over_bands(left.shape[0], WINDOW_PX // 2, describe)
     return features
@@ -171,15 +178,14 @@ def _write_features(
     prior_confidence: FloatImage,
     prior: FloatImage,
     refinement: Refinement,
-    taken: NDArray[np.bool_],
     departure: FloatImage,
     brightness: FloatImage,
 ) -> None:
-    """Write the features of a band, (K, h, W); see `confidence_features`.
+    """Write the features of a band, (K, h, W), but those of the choice.
 
     Args:
         features: To be written.
-        prior_confidence, prior, refinement, taken: Of the band.
+        prior_confidence, prior, refinement: Of the band.
         departure: (h, W) pixels, of the disparity from a plane.
         brightness: (h, W), mean grey around.
     """
@@ -193,9 +199,7 @@ def _write_features(
         outside,
         dark,
         saturated,
-        spoke,
-        spoke_logit,
-        spoke_edge,
+        *_,
     ) = features
     # fmax takes the other number where one is NaN.
     certainty = np.fmax(prior_confidence, np.float32(1 - LARGEST_CERTAINTY), out=logit)
@@ -208,9 +212,6 @@ def _write_features(
     np.abs(shift, out=shift)
     np.fmin(shift, np.float32(MAX_SHIFT_PX), out=shift)
     _decimal_logarithm(departure, 0.1, edge)
-    np.multiply(edge, taken, out=spoke_edge)
-    spoke[:] = taken
-    np.multiply(logit, spoke, out=spoke_logit)
     occluded[:] = refinement.occluded
     outside[:] = refinement.outside
     np.multiply(brightness, np.float32(-1 / DARK_LEVEL), out=dark)
@@ -219,6 +220,18 @@ def _write_features(
     np.subtract(brightness, np.float32(SATURATED_LEVEL), out=saturated)
     saturated *= np.float32(1 / (0.99 - SATURATED_LEVEL))
     np.clip(saturated, 0, 1, out=saturated)
+
+
+def _write_choice(
+    features: FloatImage, taken: NDArray[np.bool_], log_error_px: FloatImage
+) -> None:
+    """Write those of the choice, after the others."""
+    first = FEATURES.index('taken')
+    spoke, spoke_logit, spoke_edge, choice_error = features[first:]
+    spoke[:] = taken
+    np.multiply(features[FEATURES.index('prior_logit')], spoke, out=spoke_logit)
+    np.multiply(features[FEATURES.index('edge')], spoke, out=spoke_edge)
+    np.clip(log_error_px, -LARGEST_LOG_ERROR, LARGEST_LOG_ERROR, out=choice_error)
 
 
 def _decimal_logarithm(values: FloatImage, offset: float, out: FloatImage) -> None:

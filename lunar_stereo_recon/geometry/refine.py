@@ -104,7 +104,6 @@ def refine_disparity(
     prior: FloatImage,
     options: RefineOptions,
     move: bool = True,
-    warped: FloatImage | None = None,
 ) -> Refinement:
     """Refine a dense prior.
 
@@ -117,8 +116,6 @@ def refine_disparity(
         prior: (H, W) float32, column left minus column right, pixels. NaN stays NaN.
         options: Settings.
         move: Whether the disparity may change; scores and checks are made in either case.
-        warped: (H, W) float32, `warp_right` of the prior with 0 for NaN, where it is there
-            already.
     """
     size = prior.shape
     planes = [np.empty(size, np.float32) for _ in range(3)]
@@ -127,14 +124,7 @@ def refine_disparity(
 
     def refine(band: Band) -> None:
         seen = band.seen
-        part = _refined(
-            left[seen],
-            right[seen],
-            prior[seen],
-            options,
-            move,
-            None if warped is None else warped[seen],
-        )
+        part = _refined(left[seen], right[seen], prior[seen], options, move)
         for name in Refinement.__dataclass_fields__:
             getattr(result, name)[band.rows] = getattr(part, name)[band.own]
 
@@ -151,7 +141,6 @@ def _refined(
     prior: FloatImage,
     options: RefineOptions,
     move: bool,
-    warped: FloatImage | None,
 ) -> Refinement:
     """Refine a band; see `refine_disparity`."""
     known = np.isfinite(prior)
@@ -161,7 +150,7 @@ def _refined(
     visible = known & ~outside
     visible &= ~occluded
     seen = visible.astype(np.float32)
-    warped = warp_right(right, start) if warped is None else warped
+    warped = warp_right(right, start)
     gain, bias = photometric_match(left, warped, seen)
     warped = gain * warped
     warped += bias

@@ -15,12 +15,12 @@ from lunar_stereo_recon.geometry.confidence import (
     fit_confidence,
 )
 from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
+from lunar_stereo_recon.geometry.residual import ResidualMatch
 
 
 def scene_features(left, right, prior, belief=0.9):
     refinement = refine_disparity(left, right, prior, RefineOptions())
-    nowhere = np.zeros(left.shape, bool)
-    return confidence_features(left, np.full_like(left, belief), prior, refinement, nowhere)
+    return confidence_features(left, np.full_like(left, belief), prior, refinement, None)
 
 
 def samples(count=20000, seed=0):
@@ -36,12 +36,26 @@ def test_features_are_finite_where_everything_is_missing():
     black = np.zeros((32, 48), np.float32)
     missing = np.full((32, 48), np.nan, np.float32)
     refinement = refine_disparity(black, black, missing, RefineOptions())
-    features = confidence_features(
-        black, missing, missing, refinement, np.zeros(black.shape, bool)
-    )
+    features = confidence_features(black, missing, missing, refinement, None)
     assert features.shape == (len(FEATURES), 32, 48)
     assert np.isfinite(features).all()
     assert calibrated_confidence(features, DEFAULT_CALIBRATION).max() < 0.01
+
+
+def test_what_the_chooser_said_is_kept_within_bounds(slope_pair, slope_disparity):
+    refinement = refine_disparity(
+        slope_pair.left, slope_pair.right, slope_disparity, RefineOptions()
+    )
+    taken = np.zeros(slope_disparity.shape, bool)
+    taken[:, :9] = True
+    match = ResidualMatch(slope_disparity, taken, np.full(taken.shape, 7, np.float32))
+    belief = np.full_like(slope_pair.left, 0.9)
+    features = confidence_features(slope_pair.left, belief, slope_disparity, refinement, match)
+    seen = dict(zip(FEATURES, features, strict=True))
+    assert (seen['taken'] == taken).all()
+    assert (seen['choice_error'] == 4).all()
+    assert (seen['taken_logit'][taken] == seen['prior_logit'][taken]).all()
+    assert (seen['taken_logit'][~taken] == 0).all()
 
 
 def test_default_trusts_matched_texture_and_distrusts_black_and_white(slope_pair, slope_disparity):

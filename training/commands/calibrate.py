@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 import onnx
 
 from lunar_stereo_recon.backends import load_backend, model_seal
-from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.scores import (
     ause,
@@ -27,7 +26,6 @@ from lunar_stereo_recon.evaluation.scores import (
     sigma_bins,
     sigma_counts,
 )
-from lunar_stereo_recon.files.arrays import load_arrays
 from lunar_stereo_recon.geometry.confidence import (
     calibrated_confidence,
     ConfidenceCalibration,
@@ -35,27 +33,12 @@ from lunar_stereo_recon.geometry.confidence import (
 )
 from lunar_stereo_recon.geometry.sigma import disparity_sigma, fit_sigma, SigmaCalibration
 from lunar_stereo_recon.pipeline import filled_disparity, Matched, StereoReconstructor
-from training.data.batches import list_samples, read_sample
+from training.data.batches import list_samples, load_rendered_pair
 
 CORRECT_BELOW_PX = 1.0
 SKY_SHARE = 0.1
 PIXELS_PER_FRAME = 15000
 HELD_OUT_EVERY = 4
-
-
-def load_rendered_pair(path: Path) -> tuple[StereoPair, NDArray[np.float32]]:
-    """Return a rendered pair and its true disparity (H, W), pixels, NaN in the sky.
-
-    Raises:
-        InputError: The file is not a readable rendered pair.
-    """
-    sample = read_sample(path)
-    camera = load_arrays(path, 'rendered pair', ('intrinsics', 'baseline_m'))
-    intrinsics, baseline_m = camera['intrinsics'], float(camera['baseline_m'])
-    height, width = sample['disparity'].shape
-    fx, fy, cx, cy = (float(intrinsics[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2)))
-    calibration = StereoCalibration(fx, fy, cx, cy, cx, baseline_m, width, height)
-    return StereoPair(sample['left'], sample['right'], calibration), sample['disparity']
 
 
 def chosen_pixels(

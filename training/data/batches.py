@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.arrays import load_arrays
 from training.recipe import DataRecipe
@@ -68,6 +69,21 @@ def read_sample(path: Path) -> dict[str, np.ndarray]:
     for view in ('left', 'right'):
         sample[view] = sample[view].astype(np.float32) * np.float32(scale)
     return sample
+
+
+def load_rendered_pair(path: Path) -> tuple[StereoPair, NDArray[np.float32]]:
+    """Return a rendered pair and its true disparity (H, W), pixels, NaN in the sky.
+
+    Raises:
+        InputError: The file is not a readable rendered pair.
+    """
+    sample = read_sample(path)
+    camera = load_arrays(path, 'rendered pair', ('intrinsics', 'baseline_m'))
+    intrinsics, baseline_m = camera['intrinsics'], float(camera['baseline_m'])
+    height, width = sample['disparity'].shape
+    fx, fy, cx, cy = (float(intrinsics[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    calibration = StereoCalibration(fx, fy, cx, cy, cx, baseline_m, width, height)
+    return StereoPair(sample['left'], sample['right'], calibration), sample['disparity']
 
 
 def vary_light(

@@ -14,12 +14,12 @@ from training.commands.calibrate import (
     chosen_pixels,
     fit,
     fit_sigma_on,
-    load_rendered_pair,
     match_frames,
     score,
     score_sigma,
     store,
 )
+from training.data.batches import load_rendered_pair
 
 SHAPE = (64, 160)
 

@@ -1,0 +1,68 @@
+"""The small network that chooses between the candidates of `geometry.residual`, in onnxruntime."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lunar_stereo_recon.backends.model_seal import check_model_file
+from lunar_stereo_recon.backends.onnx_backend import LOAD_ERRORS, open_session
+from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
+
+INPUT, OUTPUT = 'evidence', 'preferences'
+# It halves the size three times.
+SIZE_MULTIPLE = 8
+# What the metadata must say of the meaning of input and output.
+EVIDENCE_KEY, CANDIDATES_KEY = 'evidence', 'candidates'
+
+
+class ChoiceNetwork:
+    """A `geometry.residual.Chooser`.
+
+    Args:
+        path: `.onnx` file that `python -m training choice` wrote.
+        threads: Threads within an operation; 0 leaves it to onnxruntime.
+
+    Raises:
+        ModelError: The file is missing, corrupted, or made for other evidence or candidates.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        check_model_file(path)
+        self._session = open_session(path, threads=threads)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        for key, names in ((EVIDENCE_KEY, EVIDENCE), (CANDIDATES_KEY, CANDIDATES)):
+            if metadata.get(key) != ' '.join(names):
+                raise ModelError(
+                    f"{path} is made for the {key} '{metadata.get(key, '')}'; "
+                    f"'{' '.join(names)}' is needed"
+                )
+
+    def __call__(self, evidence: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (5, H, W) float32: preferences, and the log of the expected error in pixels.
+
+        Args:
+            evidence: (K, H, W) float32.
+
+        Raises:
+            ModelError: The network fails.
+        """
+        height, width = evidence.shape[1:]
+        below, beside = -height % SIZE_MULTIPLE, -width % SIZE_MULTIPLE
+        if below or beside:
+            evidence = np.pad(evidence, ((0, 0), (0, below), (0, beside)), mode='edge')
+        try:
+            (preferences,) = self._session.run([OUTPUT], {INPUT: evidence[None]})
+        except LOAD_ERRORS as error:
+            raise ModelError(f'the choice network fails when run: {error}') from error
+        return preferences[0, :, :height, :width]
+
+
+@cache
+def shared_choice(path: Path, threads: int) -> ChoiceNetwork:
+    """Return the network of a file, loaded once: it serves any number of reconstructors."""
+    return ChoiceNetwork(path, threads)
