@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 import importlib.util
 from pathlib import Path
 
@@ -17,6 +18,7 @@ Loader = Callable[[Path, 'Sequence[str] | None', int], Backend]
 WEIGHTS = Path(__file__).resolve().parent.parent / 'weights'
 DEFAULT_MODEL = WEIGHTS / 'flight.onnx'
 CHOICE_NETWORK = WEIGHTS / 'choice.onnx'
+INT8_MODEL = WEIGHTS / 'flight_int8.onnx'
 NO_OPENVINO = (
     "the backend openvino needs the package openvino: pip install 'lunar_stereo_recon[openvino]'"
 )
@@ -32,7 +34,7 @@ def load_backend(
     """Return a ready matcher, a student's file checked and tried on a pair with a known answer.
 
     Args:
-        name: One of `BACKENDS`.
+        name: One of `BACKENDS`, or 'auto': the runtime that is fastest here.
         model_path: Model file, or the name of a shipped one: 'flight' (where None),
             'flight_int8'. Classical matchers have none and take no notice.
         providers: Execution providers in order of preference, for 'onnx'; CPU where None.
@@ -43,11 +45,13 @@ def load_backend(
         ModelError: Unknown name, or the model file is missing, corrupted, not signed where a key
             is given, of another form, or fails its self-test.
     """
-    if name not in BACKENDS:
-        raise ModelError(f"unknown backend '{name}'; known are {', '.join(BACKENDS)}")
+    if name not in KNOWN_BACKENDS:
+        raise ModelError(f"unknown backend '{name}'; known are {', '.join(KNOWN_BACKENDS)}")
     path = model_file(model_path)
     if name not in STUDENT_BACKENDS:
         return BACKENDS[name](path, providers, threads)
+    if name == AUTO:
+        return _fastest(path, providers, threads, key)
     check_model_file(path, Path(key) if key else None)
     backend = BACKENDS[name](path, providers, threads)
     check_answer(backend, path)
@@ -68,14 +72,36 @@ def load_chooser(threads: int = 0) -> Chooser:
     return shared_choice(CHOICE_NETWORK, threads)
 
 
+def _fastest(
+    path: Path, providers: Sequence[str] | None, threads: int, key: str | Path | None
+) -> Backend:
+    """Return what runs a student's file fastest here; see `backends.fastest`.
+
+    The shipped student's int8 file takes part beside its own.
+
+    Raises:
+        ModelError: The file cannot be used by onnxruntime.
+    """
+    from lunar_stereo_recon.backends.fastest import fastest
+
+    loaders: dict[str, Callable[[], Backend]] = {
+        'onnx': partial(load_backend, 'onnx', path, providers, threads, key)
+    }
+    if importlib.util.find_spec('openvino') is not None:
+        loaders['openvino'] = partial(load_backend, 'openvino', path, None, threads, key)
+    if path == DEFAULT_MODEL and INT8_MODEL.is_file():
+        loaders['onnx int8'] = partial(load_backend, 'onnx', INT8_MODEL, providers, threads, key)
+    return fastest(loaders)
+
+
 def check_backend(name: str, model: str | Path | None = None) -> None:
     """Refuse what `load_backend` would refuse at once, before it is needed in another process.
 
     Raises:
         ModelError: Unknown name, a runtime that is not installed, or no such model file.
     """
-    if name not in BACKENDS:
-        raise ModelError(f"unknown backend '{name}'; known are {', '.join(BACKENDS)}")
+    if name not in KNOWN_BACKENDS:
+        raise ModelError(f"unknown backend '{name}'; known are {', '.join(KNOWN_BACKENDS)}")
     if name == 'openvino' and importlib.util.find_spec('openvino') is None:
         raise ModelError(NO_OPENVINO)
     path = model_file(model)
@@ -120,8 +146,11 @@ def _load_classical(method: str) -> Loader:
     return load
 
 
+# The fastest of them.
+AUTO = 'auto'
 # What runs a student's file.
-STUDENT_BACKENDS = ('onnx', 'openvino')
+RUNTIMES = ('onnx', 'openvino')
+STUDENT_BACKENDS = (*RUNTIMES, AUTO)
 BACKENDS: dict[str, Loader] = {
     'onnx': _load_onnx,
     'openvino': _load_openvino,
@@ -130,3 +159,4 @@ BACKENDS: dict[str, Loader] = {
     'bm': _load_classical('bm'),
     'bm_padded': _load_classical('bm_padded'),
 }
+KNOWN_BACKENDS = (*BACKENDS, AUTO)

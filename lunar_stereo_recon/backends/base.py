@@ -20,6 +20,7 @@ class Backend(Protocol):
         max_disparity_px: Largest column difference that can be found at the given image size.
         confidence_calibration: How to turn confidence features into a probability, as stored
             with the model (see `geometry.confidence`); None where the model has none.
+        choice: Why it was chosen, where 'auto' was asked for; else ''.
         metadata: Texts stored with the model: recipe, version, hash; empty where there is none.
     """
 
@@ -30,6 +31,7 @@ class Backend(Protocol):
     max_width_px: int | None
     max_disparity_px: float
     confidence_calibration: dict[str, Any] | None
+    choice: str
     metadata: dict[str, str]
 
     def predict(self, left: FloatImage, right: FloatImage) -> DisparityPrediction:

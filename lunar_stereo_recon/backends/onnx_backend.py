@@ -78,6 +78,7 @@ class OnnxBackend:
             name is unknown.
     """
 
+    choice = ''
     size_multiple = SIZE_MULTIPLE
     max_width_px: int | None = NETWORK_WIDTH
 

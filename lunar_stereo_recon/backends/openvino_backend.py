@@ -63,6 +63,7 @@ class OpenVinoBackend:
     size_multiple = SIZE_MULTIPLE
     max_width_px: int | None = NETWORK_WIDTH
     provider_fallback = ''
+    choice = ''
 
     def __init__(self, model_path: Path, threads: int = 0) -> None:
         if not model_path.is_file():

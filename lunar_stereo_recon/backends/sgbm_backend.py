@@ -40,6 +40,7 @@ class ClassicalBackend:
     size_multiple = 1
     max_width_px: int | None = None
     provider_fallback = ''
+    choice = ''
     confidence_calibration: dict[str, Any] | None = None
     metadata: dict[str, str] = {}
 

@@ -107,12 +107,12 @@ def run(args: argparse.Namespace) -> int:
 
     import cv2
 
-    from lunar_stereo_recon.backends import STUDENT_BACKENDS
+    from lunar_stereo_recon.backends import RUNTIMES
     from lunar_stereo_recon.benchmark.methods import load_estimator, METHODS, runs_of
     from lunar_stereo_recon.benchmark.report import BenchmarkRun
     from lunar_stereo_recon.errors import InputError
 
-    _chosen('backend', [args.backend], STUDENT_BACKENDS)
+    _chosen('backend', [args.backend], RUNTIMES)
     methods = _chosen('method', args.method or list(METHODS), METHODS)
     variants = _variants(args.degrade)
     _check_positive(args)

@@ -21,6 +21,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the sub-command."""
     parser = subparsers.add_parser('info', help='describe a model and this machine')
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
+    parser.add_argument(
+        '--backend',
+        default='onnx',
+        choices=('onnx', 'openvino', 'auto'),
+        help="runtime that is tried; 'auto' times each of them and names the fastest "
+        '(default: onnx)',
+    )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
     parser.set_defaults(run=run)
 
@@ -38,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from lunar_stereo_recon.evaluation.machine import describe_machine
 
     path = model_file(args.model)
-    backend = load_backend('onnx', path)
+    backend = load_backend(args.backend, path)
     machine = describe_machine()
     machine.pop('python')  # among the software
     described = {
@@ -59,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             'file': str(path),
             'megabytes': round(path.stat().st_size / 1e6, 2),
             'runs_on': backend.provider,
+            **({'chosen': backend.choice} if backend.choice else {}),
             'max_disparity_px': backend.max_disparity_px,
             'network_width_px': backend.max_width_px,
             **{name: _value(text) for name, text in sorted(backend.metadata.items())},

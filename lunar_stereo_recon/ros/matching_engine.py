@@ -211,6 +211,7 @@ class MatchingEngine:
         facts = {
             'model': backend.name,
             'provider': backend.provider,
+            **({'chosen by auto': backend.choice} if backend.choice else {}),
             'weights sha256': backend.metadata.get('weights_sha256', ''),
             'network width, px': str(reconstructor.network_width_px or 'any'),
             'one pair in': str(effort.one_in),

@@ -118,9 +118,10 @@ class ReconstructionParameters:
     # A change of these three acts when ~/set_model is called: loading takes time, and may fail.
     backend: str = parameter(
         'onnx',
-        'Matcher that finds the disparity: `onnx` and `openvino` run the student network; `sgbm`, '
+        'Matcher that finds the disparity: `onnx` and `openvino` run the student network, `auto` '
+        'takes the faster of them, measured when the node is configured; `sgbm`, '
         f'`sgbm_hh` and `bm` are matchers of OpenCV. {_SET_MODEL}',
-        choices=('onnx', 'openvino', 'sgbm', 'sgbm_hh', 'bm'),
+        choices=('onnx', 'openvino', 'auto', 'sgbm', 'sgbm_hh', 'bm'),
         dynamic=True,
     )
     model: str = parameter(

@@ -1,6 +1,7 @@
 import logging
 from pathlib import Path
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -13,7 +14,9 @@ from lunar_stereo_recon.backends import (
     model_file,
     STUDENT_BACKENDS,
 )
+from lunar_stereo_recon.backends.fastest import fastest, timing_pair
 from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
+from lunar_stereo_recon.datatypes import DisparityPrediction
 from lunar_stereo_recon.errors import InputError, ModelError
 
 
@@ -191,3 +194,59 @@ def test_int8_model_says_what_the_float_one_says():
     found = [backend.predict(left, right).disparity[:, 32:] for backend in (whole, small)]
     assert np.median(np.abs(found[0] - 12)) < 0.3
     assert 0 < np.median(np.abs(found[0] - found[1])) < 0.15
+
+
+class Timed:
+    """A backend that takes a time and is off by some pixels."""
+
+    choice = ''
+
+    def __init__(self, seconds, error_px=0.0):
+        self._seconds, self._error_px = seconds, error_px
+
+    def predict(self, left, right):
+        time.sleep(self._seconds)
+        disparity = np.full(left.shape, 10 + self._error_px, np.float32)
+        return DisparityPrediction(disparity, np.ones_like(disparity))
+
+
+def test_the_fastest_that_agrees_is_taken_and_said(caplog):
+    def broken():
+        raise ModelError('no such runtime')
+
+    slow, fast = Timed(0.05), Timed(0.002, error_px=0.05)
+    wrong = Timed(0.0, error_px=0.5)
+    loaders = {
+        'a': lambda: slow,
+        'b': broken,
+        'c': lambda: wrong,
+        'd': lambda: fast,
+    }
+    with caplog.at_level(logging.INFO):
+        assert fastest(loaders) is fast
+    assert fast.choice.startswith('d, the fastest of a ')
+    assert 'b left out (no such runtime)' in fast.choice
+    assert 'c left out (its disparities differ by 0.5 px' in fast.choice
+    assert fast.choice in caplog.text
+    assert slow.choice == ''
+
+
+def test_without_the_first_there_is_no_choice():
+    def broken():
+        raise ModelError('no such file')
+
+    with pytest.raises(ModelError, match='no such file'):
+        fastest({'onnx': broken, 'openvino': lambda: Timed(0.0)})
+
+
+def test_the_pair_for_timing_has_the_disparities_it_claims():
+    left, right = timing_pair()
+    found = ClassicalBackend('sgbm').predict(left, right).disparity
+    assert np.nanmedian(found[10]) == pytest.approx(8.7, abs=0.5)
+    assert np.nanmedian(found[-10]) == pytest.approx(39.3, abs=0.5)
+
+
+def test_auto_runs_a_model_as_onnxruntime_would(model_maker):
+    backend = load_backend('auto', model_maker(), threads=1)
+    assert backend.choice.split(',')[0] in ('onnx', 'openvino')
+    assert load_backend('onnx', model_maker(), threads=1).choice == ''

@@ -24,7 +24,7 @@ PAIR = trial_pair(96, 64)
 class Matcher:
     """A student on a provider of its own that does what the test wants."""
 
-    name, provider, provider_fallback = 'student', 'GPU', ''
+    name, provider, provider_fallback, choice = 'student', 'GPU', '', ''
     size_multiple, max_width_px, max_disparity_px = 32, 96, 32.0
     confidence_calibration, metadata = None, {}
 

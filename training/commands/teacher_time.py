@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lunar_stereo_recon.backends import load_backend, STUDENT_BACKENDS
+from lunar_stereo_recon.backends import load_backend, RUNTIMES
 from lunar_stereo_recon.benchmark.speed import median_ms
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
@@ -94,7 +94,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
     parser.add_argument(
-        '--backend', choices=STUDENT_BACKENDS, default='onnx', help='runtime of the student'
+        '--backend', choices=RUNTIMES, default='onnx', help='runtime of the student'
     )
     parser.add_argument(
         '--threads', type=int, default=2, help='CPU threads of teacher and student'
