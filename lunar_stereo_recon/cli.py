@@ -29,6 +29,7 @@ COMMANDS = (
     'export_gazebo',
     'info',
     'doctor',
+    'mask',
     'repair',
 )
 

@@ -175,6 +175,8 @@ class StereoPair:
             source is grey.
         left_mask, right_mask: (H, W) bool: pixels that the camera saw; None is all of them. A
             rectified raw image has others too.
+        own_mask: (H, W) bool: pixels of the left image that show the rover itself. They never get
+            a result. None is none.
 
     Raises:
         InputError: Shapes or types differ from the above.
@@ -189,6 +191,7 @@ class StereoPair:
     color: NDArray[np.uint8] | None = None
     left_mask: NDArray[np.bool_] | None = None
     right_mask: NDArray[np.bool_] | None = None
+    own_mask: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         for name in ('left', 'right'):
@@ -216,7 +219,7 @@ class StereoPair:
                 f'colour image has shape {self.color.shape} and type {self.color.dtype}; '
                 f'{(*expected, 3)} uint8 is needed'
             )
-        for name in ('left_mask', 'right_mask'):
+        for name in ('left_mask', 'right_mask', 'own_mask'):
             mask = getattr(self, name)
             if mask is not None and (mask.shape != expected or mask.dtype != np.bool_):
                 raise InputError(

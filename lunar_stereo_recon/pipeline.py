@@ -47,6 +47,7 @@ from lunar_stereo_recon.geometry.row_alignment import (
     RowMonitor,
     with_rows_aligned,
 )
+from lunar_stereo_recon.geometry.self_mask import SelfMask, without_rover
 from lunar_stereo_recon.geometry.sigma import depth_sigma, disparity_sigma, SigmaCalibration
 from lunar_stereo_recon.limits import MAX_DEPTH_M, MIN_DISPARITY_PX
 from lunar_stereo_recon.network_width import widest_within
@@ -133,6 +134,8 @@ class StereoReconstructor:
         options: What is wanted; may be changed between pairs.
         network_width_px: Wider images are scaled down for the backend; None takes any size. The
             backend's own width, or what `options.target_ms` chose.
+        self_mask: Parts of the rover in the views; None where the pairs bring their own, or show
+            none.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class StereoReconstructor:
         if backend.max_width_px is not None:
             self._chooser = chooser or load_chooser(cv2.getNumThreads())
         self.options = options or ReconstructionOptions()
+        self.self_mask: SelfMask | None = None
         self._rows = RowMonitor()
         self._rig: StereoCalibration | None = None
         self.network_width_px = backend.max_width_px
@@ -171,8 +175,11 @@ class StereoReconstructor:
         """Return disparity, depth, confidence and points of one pair, at the pair's size.
 
         Raises:
-            InputError: The region of interest lies outside of the image.
+            InputError: The region of interest lies outside of the image, or the self-mask does
+                not fit it.
         """
+        if self.self_mask is not None:
+            pair = without_rover(pair, self.self_mask)
         self._keep_to_time(pair)
         stages, options = StageTimer(), self.options
         region = options.region
@@ -186,6 +193,8 @@ class StereoReconstructor:
             dense = filled_disparity(matched, confidence, pair.left)
         with stages('geometry'):
             disparity = self._accepted(dense, confidence, pair)
+            if pair.own_mask is not None:
+                disparity[pair.own_mask] = np.nan
             if region is not None:
                 disparity = _cut(disparity, region)
             depth = depth_from_disparity(disparity, pair.calibration)

@@ -111,6 +111,14 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
         help='leave out the sub-pixel refinement',
     )
     group.add_argument(
+        '--self-mask',
+        nargs='+',
+        default=[],
+        metavar='MASK',
+        help='image in which the parts of the rover are not black, or a polygon '
+        '[[x,y],[x,y],...]; of the left view, and of the right one as a second MASK',
+    )
+    group.add_argument(
         '--target-ms',
         type=float,
         default=0.0,
@@ -156,6 +164,7 @@ def reconstruction_options(args: argparse.Namespace) -> ReconstructionOptions:
 def reconstructor(args: argparse.Namespace) -> StereoReconstructor:
     """Return the StereoReconstructor that the arguments describe."""
     from lunar_stereo_recon.backends import load_backend
+    from lunar_stereo_recon.files.self_masks import read_self_mask
     from lunar_stereo_recon.pipeline import StereoReconstructor
 
     check_reconstruction_arguments(args)
@@ -165,7 +174,12 @@ def reconstructor(args: argparse.Namespace) -> StereoReconstructor:
         cv2.setNumThreads(args.threads)
     options = reconstruction_options(args)
     backend = load_backend(args.backend, args.model, args.provider, args.threads)
-    return StereoReconstructor(backend, options)
+    engine = StereoReconstructor(backend, options)
+    if args.self_mask:
+        if len(args.self_mask) > 2:
+            raise InputError(f'--self-mask has {len(args.self_mask)} masks; one or two are needed')
+        engine.self_mask = read_self_mask(*args.self_mask)
+    return engine
 
 
 def run(args: argparse.Namespace) -> int:

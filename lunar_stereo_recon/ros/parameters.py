@@ -285,6 +285,17 @@ class ReconstructionParameters:
         unit='px',
         dynamic=True,
     )
+    self_mask: str = parameter(
+        '',
+        'Parts of the rover in the left image, which get no points: path of an image in which '
+        'they are not black, as `lunar-stereo mask` makes it, or a polygon `[[x, y], [x, y], ...]` in '
+        'pixels. The mask belongs to the rectified image; one of another size is scaled if the '
+        'ratio of its sides is the same, and refused otherwise.',
+    )
+    self_mask_right: str = parameter(
+        '',
+        'Parts of the rover in the right image, as `self_mask`. Nothing is matched with them.',
+    )
     organized: bool = parameter(
         True,
         'Publish an organised cloud, which has one point for each pixel and NaN where it is '

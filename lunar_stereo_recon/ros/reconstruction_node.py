@@ -27,10 +27,12 @@ from rclpy.parameter import Parameter
 from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
-from lunar_stereo_recon.datatypes import Reconstruction
+from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError, ReconError
 from lunar_stereo_recon.files.calibrations import CameraInfo
 from lunar_stereo_recon.files.results import write_pcd, write_ply
+from lunar_stereo_recon.files.self_masks import read_self_mask
+from lunar_stereo_recon.geometry.self_mask import SelfMask, without_rover
 from lunar_stereo_recon.pairing import Side
 from lunar_stereo_recon.ros.callbacks import answered, transition
 from lunar_stereo_recon.ros.camera_info_files import camera_infos_from_files
@@ -100,6 +102,8 @@ class ReconstructionNode(LifecycleNode):
         self._core_logs = log_core_to(self.get_logger())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._engine: MatchingEngine | None = None
+        # With the size of the images that it was read for; polygons are drawn at their size.
+        self._self_mask: tuple[tuple[int, int], SelfMask] | None = None
         self._file_infos: dict[Side, CameraInfo] = {}
         self._newest: Reconstruction | None = None
         self._enabled = True
@@ -136,6 +140,8 @@ class ReconstructionNode(LifecycleNode):
         parameters = self.parameters
         if parameters.threads > 0:
             cv2.setNumThreads(parameters.threads)
+        # What cannot be read is said now, not with the first pair.
+        read_self_mask(parameters.self_mask, parameters.self_mask_right)
         self._file_infos = camera_infos_from_files(
             parameters.left_camera_info_url, parameters.right_camera_info_url
         )
@@ -263,7 +269,7 @@ class ReconstructionNode(LifecycleNode):
             return  # the node was shut down while the matcher was stuck
         start = time.monotonic()
         try:
-            pair = self._pairs.pair(messages, parameters)
+            pair = self._masked(self._pairs.pair(messages, parameters))
             self._frames.doubts = dict(self._pairs.doubts)
             decoded = time.monotonic()
             result = engine.reconstruct(pair, parameters, self._outputs.wants_sigma())
@@ -291,6 +297,20 @@ class ReconstructionNode(LifecycleNode):
         values['mean confidence'] = float(result.confidence.mean())
         values.update({f'withheld {topic}': reason for topic, reason in withheld.items()})
         self._answer(messages, WARN if withheld else OK, 'published', values)
+
+    def _masked(self, pair: StereoPair) -> StereoPair:
+        """Return the pair without the rover's own pixels.
+
+        Raises:
+            InputError: The self-mask does not fit the images.
+        """
+        left, right = self.parameters.self_mask, self.parameters.self_mask_right
+        if not (left or right):
+            return pair
+        size = pair.calibration.width, pair.calibration.height
+        if self._self_mask is None or self._self_mask[0] != size:
+            self._self_mask = size, read_self_mask(left, right, size)
+        return without_rover(pair, self._self_mask[1])
 
     def _on_failure(self, job: Job, error: Exception) -> None:
         """Answer for a pair that failed in a way that nobody foresaw; the next one is served."""

@@ -41,6 +41,7 @@ from lunar_stereo_recon.simulation.camera import (
 )
 from lunar_stereo_recon.simulation.camera_faults import CameraFaults
 from lunar_stereo_recon.simulation.renderer import check_camera
+from lunar_stereo_recon.simulation.rock_mesh import joined, RockMeshes
 from lunar_stereo_recon.simulation.scene import Box, Hapke, Lighting, Rendering, SunlitGround, View
 from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain
 from lunar_stereo_recon.simulation.terrain_config import TerrainConfig
@@ -101,6 +102,8 @@ class TraverseConfig:
         samples: Rays a pixel.
         faults: What the cameras do wrong. Where it names no motion, the rover's own drive blurs
             the images and carries a late right camera away.
+        parts: Parts of the rover that its cameras see, in the frame of `rover_frame`; only on a
+            CPU.
     """
 
     terrain: TerrainConfig
@@ -116,6 +119,7 @@ class TraverseConfig:
     sensor: Sensor = field(default_factory=lambda: Sensor(gain=0.0))
     samples: int = 4
     faults: CameraFaults = field(default_factory=CameraFaults)
+    parts: RockMeshes | None = None
 
 
 @dataclass(frozen=True)
@@ -302,6 +306,9 @@ def render_frame(
     faults = _with_motion(config, terrain, pose)
     left, right = _cameras(config, faults, terrain, pose)
     stand = rover_frame(left, pose.heading_rad, config.rig.height_m, c.baseline_m)
+    if config.parts is not None:
+        parts = config.parts.moved(stand.numpy())
+        terrain = replace(terrain, rocks=joined([terrain.rocks, parts]))
     seen = []
     for view in (left, right):
         lit = faults.render(terrain, view, lighting, config.samples, config.rover, stand, sunlit)
