@@ -162,7 +162,7 @@ def contact_sheet(title: str, rows: Sequence[SheetRow], picture_width: int = 400
         if with_error:
             error = row.error_px if row.error_px is not None else np.full(row.depth.shape, np.nan)
             pictures.append(ERROR_SCALE.colors(error))
-        body = _side_by_side([_to_width(p, picture_width) for p in pictures], gap)
+        body = side_by_side([_to_width(p, picture_width) for p in pictures], gap)
         caption = np.full((26, body.shape[1], 3), PAPER_COLOR, np.uint8)
         draw_text(caption, row.caption, (gap, 18), 0.46)
         strips += [caption, body]
@@ -173,7 +173,7 @@ def contact_sheet(title: str, rows: Sequence[SheetRow], picture_width: int = 400
     ]
     if with_error:
         legends.append(ERROR_SCALE.bar(picture_width, 'no estimate or truth'))
-    strips.append(_side_by_side(legends, gap))
+    strips.append(side_by_side(legends, gap))
     return np.concatenate(strips)
 
 
@@ -286,7 +286,8 @@ def _to_width(image: RgbImage, width: int) -> RgbImage:
     return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)
 
 
-def _side_by_side(pictures: Sequence[RgbImage], gap: int) -> RgbImage:
+def side_by_side(pictures: Sequence[RgbImage], gap: int) -> RgbImage:
+    """Return pictures of one height beside each other, `gap` pixels between and around."""
     height = pictures[0].shape[0]
     spacer = np.full((height, gap, 3), PAPER_COLOR, np.uint8)
     columns = [spacer]

@@ -128,7 +128,14 @@ def run(args: argparse.Namespace) -> int:
     path = args.out / 'summary.json'
     write_json(path, summary)
     print(format_summary(summary))
-    for name in ('fused.ply', 'cloud.png', 'contact_sheet.png', 'summary.json', 'result'):
+    for name in (
+        'fused.ply',
+        'cloud.png',
+        'map.png',
+        'contact_sheet.png',
+        'summary.json',
+        'result',
+    ):
         if (args.out / name).exists():
             print(f'  {args.out / name}')
     return 0
@@ -323,6 +330,7 @@ def _clear(directory: Path) -> None:
     for name in (
         'contact_sheet.png',
         'cloud.png',
+        'map.png',
         'fused.ply',
         'recording.json',
         'summary.json',

@@ -24,12 +24,14 @@ from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoCalib
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.fusion import FusedCloud, VoxelFusion
 from lunar_stereo_recon.evaluation.scores import GroundTruth, PairScore, score_pair, summarise
+from lunar_stereo_recon.evaluation.terrain_drive import TerrainDrive
 from lunar_stereo_recon.files.results import write_ply_points, write_png
 from lunar_stereo_recon.geometry.disparity import (
     disparity_from_columns,
     disparity_from_depth,
     fill_from_background,
 )
+from lunar_stereo_recon.geometry.terrain import TerrainOptions
 from lunar_stereo_recon.messages import stamp_ns, StereoTopics
 from lunar_stereo_recon.result_messages import CLOUD_FIELDS, SIGMA_FIELD
 from lunar_stereo_recon.visualize import (
@@ -118,7 +120,8 @@ def write_report(
     Args:
         source: Bag with the stereo images, and ground truth where it has any.
         results: Bag with the clouds that were published for them.
-        directory: Where `fused.ply`, `contact_sheet.png` and `cloud.png` go.
+        directory: Where `fused.ply`, `contact_sheet.png`, `cloud.png` and, for posed frames,
+            `map.png` go.
         settings: Settings of the fused cloud.
         progress: Called with 1 after each frame.
 
@@ -138,6 +141,7 @@ def write_report(
         calibration=settings.calibration,
     ) as reader:
         cloud = _FusedFrames(settings, posed=bool(reader.pose_topic))
+        terrain = TerrainDrive(TerrainOptions(max_range_m=min(settings.max_range_m, 10.0)))
         count = reader.frame_count
         # A row with an error picture says more: the others serve where there is no truth.
         stride = max(count // MOST_ROWS_KEPT, 1)
@@ -146,6 +150,7 @@ def write_report(
             truth = ground_truth_of(frame, pair.calibration)
             _score(scores, result, pair, truth, sgbm)
             cloud.add(result, frame)
+            terrain.add(result, frame)
             if truth is not None and frame.index % stride == 0:
                 with_truth.append(_sheet_row(frame, result, truth))
             elif frame.index in shown:
@@ -157,7 +162,12 @@ def write_report(
     sheet = _evenly(with_truth or rows, SHEET_ROWS)
     write_png(directory / 'contact_sheet.png', contact_sheet(source.stem, sheet))
     fused = cloud.write(directory)
-    return {'frames_with_cloud': len(scores.density), 'accuracy': scores.figures(), 'cloud': fused}
+    return {
+        'frames_with_cloud': len(scores.density),
+        'accuracy': scores.figures(),
+        'cloud': fused,
+        **terrain.write(directory),
+    }
 
 
 def _evenly(rows: list[SheetRow], count: int) -> list[SheetRow]:

@@ -186,6 +186,11 @@ class TerrainMap:
         """Say whether nothing was added since the start or the last reset."""
         return self._corner is None
 
+    @property
+    def time_s(self) -> float:
+        """Return the time of the newest frame, seconds; 0 where there is none."""
+        return self._time_s
+
     def add(
         self,
         points: NDArray[np.float32],

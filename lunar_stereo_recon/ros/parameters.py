@@ -288,9 +288,9 @@ class ReconstructionParameters:
     self_mask: str = parameter(
         '',
         'Parts of the rover in the left image, which get no points: path of an image in which '
-        'they are not black, as `lunar-stereo mask` makes it, or a polygon `[[x, y], [x, y], ...]` in '
-        'pixels. The mask belongs to the rectified image; one of another size is scaled if the '
-        'ratio of its sides is the same, and refused otherwise.',
+        'they are not black, as `lunar-stereo mask` makes it, or a polygon '
+        '`[[x, y], [x, y], ...]` in pixels. The mask belongs to the rectified image; one of '
+        'another size is scaled if the ratio of its sides is the same, and refused otherwise.',
     )
     self_mask_right: str = parameter(
         '',

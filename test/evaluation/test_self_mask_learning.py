@@ -24,7 +24,7 @@ PART_PX = 70.0
 
 
 def frame(number, *, part=True, still=False, shadow=False):
-    """Return a pair and its reconstruction: ground whose texture moves, and a part of the rover."""
+    """Return a pair and its reconstruction: ground that moves, and a part of the rover."""
     rng = np.random.default_rng(0 if still else number)
     texture = cv2.GaussianBlur(rng.standard_normal((128, 192)).astype(np.float32), (0, 0), 1.5)
     look = np.where(ROW > 30, np.clip(0.4 + 0.5 * texture, 0, 1), 0).astype(np.float32)
@@ -109,12 +109,10 @@ def test_the_command_learns_the_parts_of_a_simulated_rover(tmp_path, capsys):
     traverse.write_bag(tmp_path / 'drive', config)
     terrain, pose = make_terrain(config.terrain), traverse.drive(config)[0]
     view = traverse.left_camera(terrain, rig, pose)
-    stand = traverse.rover_frame(
-        view, pose.heading_rad, rig.height_m, rig.calibration.baseline_m
-    ).numpy()
+    stand = traverse.rover_frame(view, pose.heading_rad, rig.height_m, rig.calibration.baseline_m)
     stones = 0 if terrain.rocks is None else len(terrain.rocks.triangles)
     seen = render(
-        replace(terrain, rocks=joined([terrain.rocks, parts.moved(stand)])),
+        replace(terrain, rocks=joined([terrain.rocks, parts.moved(stand.numpy())])),
         view, config.lighting, 1, config.rover, stand,
     )  # fmt: skip
     true = seen.triangle.numpy() >= stones
