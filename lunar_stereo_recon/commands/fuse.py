@@ -15,7 +15,11 @@ from lunar_stereo_recon.commands.replay import (
     pair_options,
     print_doubts,
 )
-from lunar_stereo_recon.commands.run import add_reconstruction_arguments, reconstructor
+from lunar_stereo_recon.commands.run import (
+    add_reconstruction_arguments,
+    add_self_mask_argument,
+    reconstructor,
+)
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.files.atomic import write_text
 
@@ -86,6 +90,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_bag_arguments(parser)
     add_reconstruction_arguments(parser)
+    add_self_mask_argument(parser)
     parser.set_defaults(run=run)
 
 

@@ -9,7 +9,11 @@ from pathlib import Path
 import time
 from typing import Any, TYPE_CHECKING
 
-from lunar_stereo_recon.commands.run import add_reconstruction_arguments, reconstructor
+from lunar_stereo_recon.commands.run import (
+    add_reconstruction_arguments,
+    add_self_mask_argument,
+    reconstructor,
+)
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.atomic import write_json
 
@@ -72,6 +76,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         '--no-report', action='store_true', help='write only the bag and the summary'
     )
     add_reconstruction_arguments(parser)
+    add_self_mask_argument(parser)
     parser.set_defaults(run=run)
 
 

@@ -58,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         '--white-level', type=float, help='pixel value of white, e.g. 4095 for 12-bit data'
     )
     add_reconstruction_arguments(parser)
+    add_self_mask_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -111,20 +112,24 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
         help='leave out the sub-pixel refinement',
     )
     group.add_argument(
-        '--self-mask',
-        nargs='+',
-        default=[],
-        metavar='MASK',
-        help='image in which the parts of the rover are not black, or a polygon '
-        '[[x,y],[x,y],...]; of the left view, and of the right one as a second MASK',
-    )
-    group.add_argument(
         '--target-ms',
         type=float,
         default=0.0,
         metavar='MS',
         help="time that a pair may take; the network's width is chosen by it (default: "
         'no limit, 640 px)',
+    )
+
+
+def add_self_mask_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the parts of the rover that are in view."""
+    parser.add_argument(
+        '--self-mask',
+        nargs='+',
+        default=[],
+        metavar='MASK',
+        help='image in which the parts of the rover are not black, or a polygon '
+        '[[x,y],[x,y],...]; of the left view, and of the right one as a second MASK',
     )
 
 
@@ -175,10 +180,11 @@ def reconstructor(args: argparse.Namespace) -> StereoReconstructor:
     options = reconstruction_options(args)
     backend = load_backend(args.backend, args.model, args.provider, args.threads)
     engine = StereoReconstructor(backend, options)
-    if args.self_mask:
-        if len(args.self_mask) > 2:
-            raise InputError(f'--self-mask has {len(args.self_mask)} masks; one or two are needed')
-        engine.self_mask = read_self_mask(*args.self_mask)
+    masks = getattr(args, 'self_mask', [])  # not every command has the argument
+    if masks:
+        if len(masks) > 2:
+            raise InputError(f'--self-mask has {len(masks)} masks; one or two are needed')
+        engine.self_mask = read_self_mask(*masks)
     return engine
 
 
