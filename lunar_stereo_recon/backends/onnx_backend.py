@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import json
 import logging
+import math
 from pathlib import Path
 import tempfile
 
@@ -152,6 +153,81 @@ def node_shapes(model_path: Path, height: int, width: int) -> list[NodeShapes]:
         for event in events
         if event.get('cat') == 'Node' and 'input_type_shape' in event.get('args', {})
     ]
+
+
+def node_times(
+    model_path: Path, height: int, width: int, threads: int, rounds: int = 8
+) -> list[tuple[str, float]]:
+    """Return operator and milliseconds of each operation of the optimized graph.
+
+    The least of several runs counts for each operation: a busy moment meets few of them.
+
+    Raises:
+        ModelError: The file is missing, corrupted, or not a model of this format.
+    """
+    if not model_path.is_file():
+        raise ModelError(f'no model file at {model_path}')
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / 'nodes')
+        session = _new_session(model_path, options, [PROVIDERS['cpu']])
+        image = np.full((height, width), 0.5, np.float32)
+        feeds = batched(image, image, _channels(session, model_path))
+        for _ in range(rounds):
+            session.run(list(OUTPUTS), feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding='utf-8'))
+    least: dict[str, tuple[str, float]] = {}
+    for event in events:
+        if event.get('cat') == 'Node' and event['name'].endswith('_kernel_time'):
+            milliseconds = event['dur'] / 1e3
+            known = least.get(event['name'], ('', math.inf))[1]
+            least[event['name']] = (event['args']['op_name'], min(known, milliseconds))
+    return list(least.values())
+
+
+def peer_network(
+    path: Path, threads: int, height: int, width: int
+) -> tuple[Callable[[Mapping[str, np.ndarray]], object], dict[str, np.ndarray]]:
+    """Return what runs a network of any origin, and a pair for it.
+
+    Args:
+        path: ONNX file of a network that takes two images (1, channels, height, width).
+        threads: Threads within an operation; 0 leaves it to onnxruntime.
+        height, width: Of the pair, where the network takes any size, pixels.
+
+    Raises:
+        ModelError: The file is missing, corrupted, or takes something else.
+    """
+    if not path.is_file():
+        raise ModelError(f'no model file at {path}')
+    session = open_session(path, threads=threads)
+    shapes = {node.name: list(node.shape) for node in session.get_inputs()}
+    images = all(
+        node.type == 'tensor(float)' and len(node.shape) == 4 for node in session.get_inputs()
+    )
+    if len(shapes) != 2 or not images:
+        text = ', '.join(f'{name} {shape}' for name, shape in shapes.items())
+        raise ModelError(f'{path} takes {text or "nothing"}; two float32 images are needed')
+    usual = (1, 3, height, width)
+    rng = np.random.default_rng(0)
+    feeds = {
+        name: rng.random(
+            [size if isinstance(size, int) else u for size, u in zip(shape, usual, strict=True)],
+            np.float32,
+        )
+        for name, shape in shapes.items()
+    }
+
+    def run(feeds: Mapping[str, np.ndarray]) -> object:
+        try:
+            return session.run(None, dict(feeds))
+        except LOAD_ERRORS as error:
+            raise ModelError(f'{path} fails when run: {_reason(error)}') from error
+
+    return run, feeds
 
 
 def _shapes(entries: list[dict[str, list[int]]]) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ of a twentieth of a pixel, and images in 256 grey levels before their contrast i
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 import json
 from pathlib import Path
 import sys
@@ -15,6 +15,7 @@ import sys
 # OpenVINO reports its use to an analytics host unless this cannot be imported.
 sys.modules['openvino_telemetry'] = None  # type: ignore[assignment]
 
+import numpy as np  # noqa: E402
 import openvino  # noqa: E402
 from openvino import opset13, properties  # noqa: E402
 from openvino.passes import ConstantFolding, Manager  # noqa: E402
@@ -136,6 +137,38 @@ class OpenVinoBackend:
 
 def _reason(error: RuntimeError) -> str:
     return (str(error).strip().splitlines() or ['no reason given'])[-1]
+
+
+def compiled_network(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], threads: int
+) -> Callable[[Mapping[str, np.ndarray]], object]:
+    """Return what runs a network of any origin in float32, for inputs of these shapes.
+
+    Raises:
+        ModelError: OpenVINO cannot read, compile or run it.
+    """
+    # Its parser refuses what ends the process in OpenVINO's compiler.
+    check_graph(path)
+    core = openvino.Core()
+    options = {
+        hint.performance_mode: hint.PerformanceMode.LATENCY,
+        hint.inference_precision: FLOAT32,
+        properties.inference_num_threads: threads,
+    }
+    try:
+        model = core.read_model(path)
+        model.reshape({name: list(shape) for name, shape in shapes.items()})
+        request = core.compile_model(model, DEVICE, options).create_infer_request()
+    except RuntimeError as error:
+        raise ModelError(f'cannot load the model {path}: {_reason(error)}') from error
+
+    def run(feeds: Mapping[str, np.ndarray]) -> object:
+        try:
+            return request.infer(dict(feeds))
+        except RuntimeError as error:
+            raise ModelError(f'{path} fails when run: {_reason(error)}') from error
+
+    return run
 
 
 def round_layers(model: openvino.Model, kept: Collection[str]) -> None:

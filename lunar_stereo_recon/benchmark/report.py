@@ -13,6 +13,7 @@ from lunar_stereo_recon.benchmark.bootstrap import intervals
 from lunar_stereo_recon.benchmark.methods import Estimator, FILL, filled, MethodScores
 from lunar_stereo_recon.benchmark.pairs import BenchmarkPair
 from lunar_stereo_recon.benchmark.plots import draw_plot, Series
+from lunar_stereo_recon.benchmark.profile import Profile
 from lunar_stereo_recon.benchmark.speed import Roofline, Throughput
 from lunar_stereo_recon.evaluation.scores import (
     CONFIDENCE_BINS,
@@ -37,6 +38,7 @@ class BenchmarkRun:
         scores: By degradation (`UNDISTURBED` first), then by method.
         memory_mb: Largest resident memory by method; a filled one is its matcher's.
         speed: Throughput and roofline, where asked for.
+        profile: Where the time goes, where asked for.
     """
 
     setting: dict[str, Any]
@@ -44,6 +46,7 @@ class BenchmarkRun:
     scores: dict[str, dict[str, MethodScores]]
     memory_mb: dict[str, float] = field(default_factory=dict)
     speed: tuple[Throughput, Roofline] | None = None
+    profile: Profile | None = None
 
     def summaries(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return figures with intervals: degradation, method, group (stratum or 'overall')."""
@@ -78,6 +81,8 @@ class BenchmarkRun:
         if self.speed:
             throughput, roofline = self.speed
             document |= {'throughput': asdict(throughput), 'roofline': asdict(roofline)}
+        if self.profile:
+            document['profile'] = asdict(self.profile)
         return document
 
     def _of_pair(self, index: int) -> dict[str, dict[str, float | None]]:
@@ -125,6 +130,8 @@ class BenchmarkRun:
                 parts += [f'## Degraded images, {name}', tables.degradation_table(summaries, key)]
         if self.speed:
             parts += ['## Speed of the network alone', tables.speed_text(*self.speed)]
+        if self.profile:
+            parts += ['## Where the time goes', tables.profile_text(self.profile)]
         return '\n\n'.join(parts) + '\n'
 
     def plots(self) -> dict[str, RgbImage]:

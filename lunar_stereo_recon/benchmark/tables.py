@@ -7,6 +7,7 @@ from typing import Any
 
 from lunar_stereo_recon.benchmark.bootstrap import paired_differences
 from lunar_stereo_recon.benchmark.methods import MethodScores
+from lunar_stereo_recon.benchmark.profile import Profile
 from lunar_stereo_recon.benchmark.release import change_text, SUBSET_FIGURES, SUBSETS
 from lunar_stereo_recon.benchmark.speed import Roofline, Throughput
 from lunar_stereo_recon.geometry.sigma import WITHIN_ONE, WITHIN_TWO
@@ -63,6 +64,7 @@ DIFFERENCE_COLUMNS = (
     ('bad2_all', 'bad-2 %', 100, 2),
 )
 
+OPERATORS_SHOWN = 12
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -250,6 +252,47 @@ def speed_text(throughput: Throughput, roofline: Roofline) -> str:
     ]
     if roofline.uncounted:
         lines.append(f'Not counted: {", ".join(roofline.uncounted)}.')
+    return '\n'.join(lines)
+
+
+def profile_text(profile: Profile) -> str:
+    """Return a pair beside filled SGBM, its stages, the network's operations and peers."""
+    pair, operations = profile.pair, profile.operations
+    stages = [[name, f'{time:.1f}'] for name, time in pair.stages_ms.items()]
+    slowest = list(operations.milliseconds.items())[:OPERATORS_SHOWN]
+    rest = operations.total_ms - sum(time for _, time in slowest)
+    operators = [[name, str(operations.nodes[name]), f'{time:.1f}'] for name, time in slowest]
+    lines = [
+        f'A pair takes {pair.pair_ms:.1f} ms, filled SGBM 3WAY in turns with it '
+        f'{pair.sgbm_ms:.1f} ms: a ratio of {pair.ratio:.2f} (lower quartiles of {pair.rounds}; '
+        f'{pair.core_seconds_a_megapixel:.2f} core-seconds a megapixel).',
+        '',
+        _table(['stage', 'ms'], stages),
+        '',
+        f'Operations of the network at 640x480 in onnxruntime: {operations.total_ms:.1f} ms'
+        + (
+            f', {operations.over_products:.2f} times its convolutions and matrix products.'
+            if operations.over_products
+            else '.'
+        ),
+        '',
+        _table(['operator', 'nodes', 'ms'], [*operators, ['others', '', f'{rest:.1f}']]),
+    ]
+    if profile.peers:
+        rows = [
+            [
+                peer.file,
+                peer.runtime,
+                f'{peer.width}x{peer.height}',
+                '-' if peer.milliseconds is None else f'{peer.milliseconds:.1f}',
+                peer.error
+                if peer.milliseconds is None
+                else f'{peer.milliseconds / operations.total_ms:.2f}',
+            ]
+            for peer in profile.peers
+        ]
+        headers = ['peer', 'runtime', 'size', 'ms', "over the student's operations"]
+        lines += ['', _table(headers, rows)]
     return '\n'.join(lines)
 
 

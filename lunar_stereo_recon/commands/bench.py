@@ -91,7 +91,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--speed',
         action='store_true',
-        help='measure the time of the network against the number of pixels and a roofline too',
+        help='measure where the time goes too: a pair beside filled SGBM, stages, operations, the '
+        'network against the number of pixels, and a roofline',
+    )
+    parser.add_argument(
+        '--peer',
+        type=Path,
+        action='append',
+        default=[],
+        metavar='FILE',
+        help='ONNX file of another network that takes two images: time it too (with --speed); '
+        'may be repeated',
     )
     parser.add_argument(
         '--out', type=Path, default=Path('out/bench'), help='folder for tables and pictures'
@@ -126,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
         return _hazards(args, several)
     if args.against and (args.method or args.speed):
         raise InputError('--against has methods of its own; neither --method nor --speed fits')
+    if args.peer and (several or not args.speed):
+        raise InputError('--peer is timed with --speed, in the full report')
     cv2.setNumThreads(args.threads)
     if several:
         return _several_sets(args, methods, variants)
@@ -337,11 +349,13 @@ def _memory_mb(
 
 def _measure_speed(args: argparse.Namespace, result: BenchmarkRun) -> None:
     from lunar_stereo_recon.backends import model_file
+    from lunar_stereo_recon.benchmark.profile import measure_profile
     from lunar_stereo_recon.benchmark.speed import measure_speed
 
     model, pair = model_file(args.model), result.pairs[0].load()[0]
     if args.speed:
         result.speed = measure_speed(model, args.threads, pair, args.backend)
+        result.profile = measure_profile(model, args.threads, pair, args.backend, args.peer)
 
 
 def _write_pictures(

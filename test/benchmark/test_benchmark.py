@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lunar_stereo_recon.backends import DEFAULT_MODEL
 from lunar_stereo_recon.backends.onnx_backend import node_shapes, NodeShapes
 from lunar_stereo_recon.benchmark.bootstrap import GROUP, intervals, paired_differences
 from lunar_stereo_recon.benchmark.degradations import DEGRADATIONS, degrade
@@ -19,9 +20,10 @@ from lunar_stereo_recon.benchmark.pairs import (
     rendered_sets,
     sets_at,
 )
+from lunar_stereo_recon.benchmark.profile import operation_times, peer_times
 from lunar_stereo_recon.benchmark.speed import count_flops, fit_throughput
 from lunar_stereo_recon.cli import main
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.evaluation.scores import PairScore, reliability, summarise
 
 HEIGHT, WIDTH = 64, 96
@@ -202,12 +204,30 @@ def test_bench_of_a_student_in_another_runtime(samples, model_maker, capsys):
 
 
 def test_speed_of_a_student(samples, model_maker, monkeypatch, capsys):
-    from lunar_stereo_recon.benchmark import matrix_product, speed
+    from lunar_stereo_recon.benchmark import matrix_product, profile, speed
 
     monkeypatch.setattr(speed, 'ROOFLINE_SIZE', (64, 32))
     monkeypatch.setattr(speed.measure_speed, '__defaults__', ('onnx', ((64, 32), (128, 64))))
     monkeypatch.setattr(matrix_product.gflops_reached, '__defaults__', (64,))
-    document = bench(samples, '--method', 'student', '--model', str(model_maker()), '--speed')
+    monkeypatch.setattr(profile, 'ROUNDS', 2)
+    monkeypatch.setattr(profile.pair_times, '__defaults__', (2,))
+    monkeypatch.setattr(profile, 'PEER_SIZE', (64, 32))
+    model = str(model_maker())
+    peer = model_maker(name='peer.onnx', channels=3, inputs=('image1', 'image2'))
+    document = bench(
+        samples, '--method', 'student', '--model', model, '--speed', '--peer', str(peer)
+    )
+    found = document['profile']
+    assert found['pair']['ratio'] == pytest.approx(
+        found['pair']['pair_ms'] / found['pair']['sgbm_ms']
+    )
+    assert found['pair']['core_seconds_a_megapixel'] > 0
+    assert {'inference', 'match', 'refine'} <= set(found['pair']['stages_ms'])
+    assert found['operations']['nodes'] == {'ReduceMean': 2, 'Mul': 1}
+    assert found['operations']['over_products'] == 0  # it has none
+    assert found['peers'][0]['file'] == 'peer.onnx'
+    assert (found['peers'][0]['width'], found['peers'][0]['height']) == (64, 32)
+    assert all(peer['milliseconds'] > 0 for peer in found['peers'])
     assert document['throughput']['sizes'] == [[64, 32], [128, 64]]
     assert document['throughput']['explained'] == pytest.approx(1.0)  # a line through two points
     assert document['roofline']['gflop'] == 0.0  # nothing but a mean and a factor
@@ -223,6 +243,7 @@ def test_speed_of_a_student(samples, model_maker, monkeypatch, capsys):
         (['--degrade', 'rain'], "'rain'"),
         (['--pairs', '0'], '--pairs is 0'),
         (['--model', 'none.onnx'], 'none.onnx'),
+        (['--peer', 'peer.onnx'], '--peer is timed with --speed'),
     ],
 )
 def test_bench_explains_its_errors(samples, capsys, options, message):
@@ -386,3 +407,18 @@ def test_compact_table_of_several_sets(samples, tmp_path, capsys):
     assert figures['epe_px'] < 1 and f'{figures["epe_px"]:.3f}' in printed
     assert main(['bench', *data]) == 2
     assert '--json' in capsys.readouterr().err
+
+
+def test_operations_are_summed_and_compared_with_the_products():
+    nodes = [('Slice', 1.0), ('Conv', 2.0), ('Slice', 4.0), ('MatMul', 0.5)]
+    found = operation_times(nodes)
+    assert list(found.milliseconds.items()) == [('Slice', 5.0), ('Conv', 2.0), ('MatMul', 0.5)]
+    assert found.nodes['Slice'] == 2
+    assert found.over_products == pytest.approx(3.0)
+
+
+def test_a_peer_that_takes_no_two_images_is_refused(model_maker, tmp_path):
+    with pytest.raises(ModelError, match='no model file'):
+        peer_times(tmp_path / 'none.onnx', 1)
+    with pytest.raises(ModelError, match='two float32 images are needed'):
+        peer_times(DEFAULT_MODEL.with_name('choice.onnx'), 1)

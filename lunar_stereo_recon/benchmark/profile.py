@@ -1,0 +1,200 @@
+"""Where the time of a pair goes: beside filled SGBM, by stage, by operation, and of peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+import importlib.util
+from pathlib import Path
+import time
+
+import numpy as np
+
+from lunar_stereo_recon.backends import load_backend
+from lunar_stereo_recon.backends.base import Backend
+from lunar_stereo_recon.backends.onnx_backend import node_times, peer_network
+from lunar_stereo_recon.datatypes import StereoPair
+from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.geometry.disparity import fill_from_background
+from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
+
+ROUNDS = 20
+WARM_UPS = 2
+# Of many times, the one that a busy machine hardly delays and luck hardly shortens.
+QUANTILE = 0.25
+PRODUCTS = ('Conv', 'FusedConv', 'ConvTranspose', 'MatMul', 'FusedMatMul', 'Gemm', 'QLinearConv')
+PEER_SIZE = (640, 480)
+
+
+@dataclass(frozen=True)
+class PairTimes:
+    """Whole pairs and filled SGBM 3WAY in turns; times are lower quartiles.
+
+    Attributes:
+        pair_ms, sgbm_ms: From images to points, and to a filled disparity.
+        ratio: The former over the latter.
+        core_seconds_a_megapixel: Processor time of a pair, all threads, over its pixels.
+        stages_ms: Of the pair.
+        rounds: How many of each.
+    """
+
+    pair_ms: float
+    sgbm_ms: float
+    ratio: float
+    core_seconds_a_megapixel: float
+    stages_ms: dict[str, float]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class OperationTimes:
+    """Times of the network's operations in onnxruntime, whose optimizer has fused some.
+
+    Attributes:
+        milliseconds, nodes: By operator, the slowest first.
+        total_ms: Of all.
+        over_products: total_ms over the time of convolutions and matrix products; 0 without any.
+    """
+
+    milliseconds: dict[str, float]
+    nodes: dict[str, int]
+    total_ms: float
+    over_products: float
+
+
+@dataclass(frozen=True)
+class PeerTime:
+    """A network of someone else in one runtime.
+
+    Attributes:
+        file: Its name.
+        runtime: That runs it.
+        width, height: Of its input, pixels.
+        milliseconds: Lower quartile; None where it does not run.
+        error: Why not; '' where it does.
+    """
+
+    file: str
+    runtime: str
+    width: int
+    height: int
+    milliseconds: float | None
+    error: str = ''
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All of it."""
+
+    pair: PairTimes
+    operations: OperationTimes
+    peers: list[PeerTime]
+
+
+def measure_profile(
+    model: Path, threads: int, pair: StereoPair, student: str, peers: Sequence[Path] = ()
+) -> Profile:
+    """Measure on a pair, at its own size.
+
+    Args:
+        model: The student's file.
+        threads: Of each method.
+        pair: What is reconstructed.
+        student: Backend that runs the student.
+        peers: ONNX files of networks that take two images.
+
+    Raises:
+        ModelError: A file is missing or does not take two images.
+    """
+    backend = load_backend(student, model, threads=threads)
+    return Profile(
+        pair_times(backend, pair),
+        operation_times(node_times(model, *PEER_SIZE[::-1], threads)),
+        [time_ for path in peers for time_ in peer_times(path, threads)],
+    )
+
+
+def pair_times(backend: Backend, pair: StereoPair, rounds: int = ROUNDS) -> PairTimes:
+    """Time pairs and filled SGBM in turns, so that a busy moment of the machine meets both."""
+    # Each frame has its row estimate due one time in five, as on a rover.
+    engine = StereoReconstructor(backend, ReconstructionOptions(dense=True))
+    sgbm = load_backend('sgbm')
+    pair_ms, sgbm_ms, core_s = [], [], []
+    stages: dict[str, list[float]] = {}
+    for number in range(WARM_UPS + rounds):
+        start, used = time.perf_counter(), time.process_time()
+        result = engine.reconstruct(pair)
+        between, used = time.perf_counter(), time.process_time() - used
+        fill_from_background(sgbm.predict(pair.left, pair.right).disparity)
+        end = time.perf_counter()
+        if number < WARM_UPS:
+            continue
+        pair_ms.append(1e3 * (between - start))
+        sgbm_ms.append(1e3 * (end - between))
+        core_s.append(used)
+        for stage, milliseconds in result.timings_ms.items():
+            stages.setdefault(stage, []).append(milliseconds)
+    ours, theirs = _typical(pair_ms), _typical(sgbm_ms)
+    return PairTimes(
+        ours,
+        theirs,
+        ours / theirs,
+        _typical(core_s) / (pair.left.size / 1e6),
+        {stage: _typical(times) for stage, times in stages.items()},
+        rounds,
+    )
+
+
+def operation_times(nodes: Sequence[tuple[str, float]]) -> OperationTimes:
+    """Sum the times of nodes, (operator, milliseconds) each, by operator."""
+    times: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for operator, milliseconds in nodes:
+        times[operator] = times.get(operator, 0.0) + milliseconds
+        counts[operator] = counts.get(operator, 0) + 1
+    order = sorted(times, key=lambda name: -times[name])
+    total = sum(times.values())
+    products = sum(times.get(name, 0.0) for name in PRODUCTS)
+    return OperationTimes(
+        {name: times[name] for name in order},
+        {name: counts[name] for name in order},
+        total,
+        total / products if products else 0.0,
+    )
+
+
+def peer_times(path: Path, threads: int, rounds: int = ROUNDS // 2) -> list[PeerTime]:
+    """Time a peer's network in each runtime that is installed, at 640x480 or its fixed size.
+
+    Raises:
+        ModelError: The file is missing or does not take two images.
+    """
+    run, feeds = peer_network(path, threads, *PEER_SIZE[::-1])
+    height, width = next(iter(feeds.values())).shape[2:]
+    runtimes: dict[str, Callable[[], Callable[[Mapping[str, np.ndarray]], object]]] = {
+        'onnxruntime': lambda: run
+    }
+    if importlib.util.find_spec('openvino') is not None:
+        from lunar_stereo_recon.backends.openvino_backend import compiled_network
+
+        shapes = {name: image.shape for name, image in feeds.items()}
+        runtimes['OpenVINO float32'] = lambda: compiled_network(path, shapes, threads)
+    found = []
+    for runtime, load in runtimes.items():
+        try:
+            network = load()
+            times = []
+            for number in range(1 + rounds):
+                start = time.perf_counter()
+                network(feeds)
+                if number:
+                    times.append(1e3 * (time.perf_counter() - start))
+        except ModelError as error:
+            found.append(PeerTime(path.name, runtime, width, height, None, str(error)))
+            continue
+        found.append(PeerTime(path.name, runtime, width, height, _typical(times)))
+    return found
+
+
+def _typical(values: Sequence[float]) -> float:
+    return float(np.quantile(values, QUANTILE))
