@@ -22,23 +22,20 @@ from lunar_stereo_recon.datatypes import FloatImage, StereoCalibration, StereoPa
 from lunar_stereo_recon.files.arrays import load_arrays
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.hazard import (
-    GridLayout,
     hazard_map,
     HazardOptions,
     LETHAL,
 )
 from lunar_stereo_recon.preprocess import grey_from_array
+from lunar_stereo_recon.simulation.hazard_ground import (
+    CELL_M,
+    fine_places,
+    LAYOUT,
+    RANGE_M,
+)
 
 VERSION = 1
-RANGE_M, CELL_M, SAMPLES_A_CELL = 10.0, 0.2, 4
-_CELLS = round(RANGE_M / CELL_M)
-# Ahead of the camera, its axes level: x forward, y left.
-LAYOUT = GridLayout(0.0, -RANGE_M, _CELLS, 2 * _CELLS, CELL_M)
-FINE_M = CELL_M / SAMPLES_A_CELL
-# Rows and columns of the true ground's samples.
-FINE_SHAPE = (LAYOUT.rows * SAMPLES_A_CELL, LAYOUT.columns * SAMPLES_A_CELL)
 STEPS_M = (0.3, 0.2, 0.15)
-LOW_SUN_DEG = 8.0
 NEAR_M = 4.0
 # Steps that are this much smaller than the clearance are no matter of opinion.
 CLEARLY_BELOW = 2 / 3
@@ -69,11 +66,6 @@ class HazardScene:
     ground: FloatImage
 
 
-def scene_file(folder: Path, preset: str, low_sun: bool, number: int) -> Path:
-    """Return the file of a pair."""
-    return folder / f'{preset}-{"low" if low_sun else "typical"}_sun-{number:02d}.npz'
-
-
 def load_scene(path: Path) -> HazardScene:
     """Return the pair of a file.
 
@@ -95,14 +87,6 @@ def load_scene(path: Path) -> HazardScene:
         arrays['level_from_optical'],
         arrays['ground'],
     )
-
-
-def fine_places() -> NDArray[np.float64]:
-    """Return (N, 2) x and y of the samples of the true ground, row by row, metres."""
-    rows, columns = FINE_SHAPE
-    x = LAYOUT.x_m + FINE_M * (np.arange(columns) + 0.5)
-    y = LAYOUT.y_m + FINE_M * (np.arange(rows) + 0.5)
-    return np.column_stack([np.tile(x, y.size), np.repeat(y, x.size)])
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 import torch
 
-from lunar_stereo_recon.benchmark.hazards import fine_places, FINE_SHAPE, LOW_SUN_DEG, scene_file
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.atomic import atomic_file
 from lunar_stereo_recon.geometry.rotation import rotation_from_rpy
+from lunar_stereo_recon.simulation.hazard_ground import (
+    fine_places,
+    FINE_SHAPE,
+    LOW_SUN_DEG,
+    scene_file,
+)
 from lunar_stereo_recon.simulation.presets import PRESETS
 from lunar_stereo_recon.simulation.scene import Lighting
 from lunar_stereo_recon.simulation.terrain import make_terrain, Terrain

@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 
 from lunar_stereo_recon.benchmark.hazards import (
-    fine_places,
-    FINE_SHAPE,
     graded_cells,
     ground_figures,
     hazard_tables,
     HazardScene,
     load_scene,
-    scene_file,
     step_figures,
     together,
 )
@@ -21,6 +18,7 @@ from lunar_stereo_recon.cli import main
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.rotation import BODY_FROM_OPTICAL
+from lunar_stereo_recon.simulation.hazard_ground import fine_places, FINE_SHAPE, scene_file
 
 CAMERA_M = 1.4
 CALIBRATION = StereoCalibration(230.0, 230.0, 159.5, 40.0, 159.5, 0.3, 320, 240)
