@@ -83,6 +83,10 @@ EXTRAS = {
     # What `lunar-stereo batch` runs on, and writes its tables with. From 2.52 on Ray can ask for a
     # token; without one, anybody who reaches its ports may run code.
     'batch': ['pyarrow>=15,<26', 'ray>=2.52,<3'],
+    # The charts and the cloud of `lunar-stereo evaluate` and `compare`; 6.1 ships plotly.js 3.
+    'report': ['plotly>=6.1,<8'],
+    # What `--viewer rerun` shows frames with.
+    'viewer': ['rerun-sdk>=0.24,<0.42'],
     'sim': SIMULATION,
     # What renders on a GPU beside [sim]: NVIDIA's CUDA target of numba (the one inside numba is
     # deprecated) with its compiler as wheels. Take that of PyTorch's own CUDA

@@ -16,6 +16,8 @@ _EXTRAS = {
     'laspy': 'map',
     'lazrs': 'map',
     'rasterio': 'map',
+    'plotly': 'report',
+    'rerun': 'viewer',
     'matplotlib': 'train',
     'omegaconf': 'train',
     'onnx': 'train',

@@ -93,7 +93,11 @@ def runs_of(methods: Sequence[str]) -> list[str]:
 
 
 def load_estimator(
-    name: str, model: Path | None, threads: int, student: str = STUDENT_BACKEND
+    name: str,
+    model: Path | None,
+    threads: int,
+    student: str = STUDENT_BACKEND,
+    one_rig: bool = False,
 ) -> Estimator:
     """Return one of `RUNS`, ready.
 
@@ -102,6 +106,8 @@ def load_estimator(
         model: The student's file; None is the shipped one.
         threads: Threads of the matcher.
         student: Backend that runs the student.
+        one_rig: The pairs follow each other in a recording, so that earlier ones tell the rows of
+            later ones. Otherwise every pair is of a rig of its own.
 
     Raises:
         ModelError: The student's file is missing or is not a model, or its backend is not there.
@@ -121,8 +127,8 @@ def load_estimator(
     engine = StereoReconstructor(backend, options)
 
     def reconstructed(pair: StereoPair) -> Estimate:
-        if options.align_rows:
-            # Every pair is of a rig of its own, whose rows the frame before has told.
+        if options.align_rows and not one_rig:
+            # As if the frame before had told the rows.
             engine.reset_rows()
             engine.match(pair)
         start = time.perf_counter()
@@ -173,19 +179,22 @@ def score_methods(
         for method in methods:
             estimate_ = found[method.removesuffix(FILL)]
             estimate_ = filled(estimate_) if method.endswith(FILL) else estimate_
-            results[method].pairs.append(_score(estimate_, images, truth, pair.stratum, masks))
+            results[method].pairs.append(
+                score_estimate(estimate_, images, truth, pair.stratum, masks)
+            )
             results[method].stages_ms.append(estimate_.stages_ms)
         done()
     return results
 
 
-def _score(
+def score_estimate(
     estimate: Estimate,
     images: StereoPair,
     truth: GroundTruth,
     stratum: str,
-    masks: Mapping[str, Any],
+    masks: Mapping[str, Any] | None = None,
 ) -> PairScore:
+    """Return the score of an estimate, with all `DETAILED_SUBSETS` and the further masks."""
     calibration = images.calibration
     return score_pair(
         estimate.disparity,

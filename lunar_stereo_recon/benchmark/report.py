@@ -51,7 +51,7 @@ class BenchmarkRun:
     def summaries(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return figures with intervals: degradation, method, group (stratum or 'overall')."""
         return {
-            variant: {name: _with_intervals(found.pairs) for name, found in methods.items()}
+            variant: {name: with_intervals(found.pairs) for name, found in methods.items()}
             for variant, methods in self.scores.items()
         }
 
@@ -227,11 +227,14 @@ def _badness(score: PairScore) -> tuple[float, float]:
     return figures['bad2_all'], figures['epe_px']
 
 
-def _with_intervals(scores: Sequence[PairScore]) -> dict[str, dict[str, Any]]:
-    summary = summarise(scores)
+def with_intervals(
+    scores: Sequence[PairScore], mean_of_pairs: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Return what `scores.summarise` does, each group with the `intervals` of its figures."""
+    summary = summarise(scores, mean_of_pairs)
     for group, figures in summary.items():
         members = [score for score in scores if group in ('overall', score.tag)]
-        figures['intervals'] = intervals(members)
+        figures['intervals'] = intervals(members, mean_of_pairs)
     return summary
 
 

@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from lunar_stereo_recon.backends import load_backend
     from lunar_stereo_recon.doctor.examination import examine
     from lunar_stereo_recon.doctor.findings import Severity
-    from lunar_stereo_recon.doctor.page import as_text, write_page
+    from lunar_stereo_recon.doctor.page import as_html, as_text
+    from lunar_stereo_recon.files.html_page import write_page
 
     known = _known_distance(args)
     if args.frames < 1:
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         report = examine(subject, backend, known, bar.set_description_str)
     print(as_text(report))
     page = args.out / PAGE
-    write_page(page, report)
+    write_page(page, as_html(report))
     print(f'\nWith pictures: {page}')
     return EXIT_FAULT if report.worst is Severity.FAULT else 0
 

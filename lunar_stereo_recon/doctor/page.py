@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
-from pathlib import Path
 import textwrap
 
-import cv2
-
 from lunar_stereo_recon.doctor.findings import Finding, Report, Severity
-from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.files.atomic import atomic_file
-from lunar_stereo_recon.visualize import RgbImage
+from lunar_stereo_recon.files.html_page import html_document, jpeg, titled_picture
 
 WIDTH = 96
 NAME_WIDTH = 24
-JPEG_QUALITY = 88
 WORDS = {
     Severity.FAULT: 'FAULT',
     Severity.WARNING: 'WARNING',
@@ -24,16 +17,10 @@ WORDS = {
     Severity.GOOD: 'good',
 }
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #19191c; background: #fafafa;
-  max-width: 1160px; margin: 24px auto; padding: 0 16px; }
-h1 { font-size: 22px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 28px 0 2px; }
-p { margin: 4px 0 10px; } .facts { color: #55555c; }
-table { border-collapse: collapse; width: 100%; background: #fff; }
-td, th { text-align: left; vertical-align: top; padding: 7px 10px; border: 1px solid #ddd; }
 .word { color: #fff; font-weight: 600; text-align: center; white-space: nowrap; }
 .FAULT { background: #c4342b; } .WARNING { background: #d08a14; }
 .note { background: #6a7f9a; } .good { background: #3c8c46; }
-.name { white-space: nowrap; font-weight: 600; } img { max-width: 100%; border: 1px solid #ddd; }
+.name { white-space: nowrap; font-weight: 600; }
 """
 
 
@@ -66,43 +53,17 @@ def as_html(report: Report) -> str:
     """Return the report as one HTML document that refers to nothing outside."""
     rows = '\n'.join(_row(finding) for finding in report.findings)
     pictures = '\n'.join(
-        f'<h2>{html.escape(picture.title)}</h2>\n<p>{html.escape(picture.caption)}</p>\n'
-        f'<img alt="{html.escape(picture.title)}" src="{_data_url(picture.image)}">'
+        titled_picture(picture.title, picture.caption, jpeg(picture.image))
         for picture in report.pictures
     )
-    source = html.escape(report.source)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>Stereo check: {source}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{source}: {html.escape(verdict(report))}</h1>
+    body = f"""<h1>{html.escape(report.source)}: {html.escape(verdict(report))}</h1>
 <p class="facts">{html.escape(report.facts)}</p>
 <table>
 <tr><th></th><th>what</th><th>measured</th><th>what to do</th></tr>
 {rows}
 </table>
-{pictures}
-</body>
-</html>
-"""
-
-
-def write_page(path: Path, report: Report) -> None:
-    """Write the HTML document; its folder is made.
-
-    Raises:
-        InputError: The path is a folder.
-        OSError: It cannot be written.
-    """
-    if path.is_dir():
-        raise InputError(f'{path} is a folder; a file name for the page is needed')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(as_html(report).encode('utf-8'))
+{pictures}"""
+    return html_document(f'Stereo check: {report.source}', body, _STYLE)
 
 
 def _wrapped(head: str, text: str) -> list[str]:
@@ -118,10 +79,3 @@ def _row(finding: Finding) -> str:
         f'<tr><td class="word {word}">{word}</td><td class="name">{html.escape(finding.name)}</td>'
         f'<td>{html.escape(finding.measured)}</td><td>{html.escape(advice)}</td></tr>'
     )
-
-
-def _data_url(image: RgbImage) -> str:
-    _, data = cv2.imencode(
-        '.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    )
-    return f'data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode("ascii")}'

@@ -129,6 +129,9 @@ class PairScore:
             `CELLS_PER_BIN`. None without confidence.
         milliseconds: Time of the pair; None where unknown.
         sigma: For each subset the sums of `sigma_counts`; None without sigma.
+        sparsification: (2, CURVE_POINTS) mean errors, pixels, of what is left when growing shares
+            are removed: the least confident pixels first, and those of the largest errors first
+            (the oracle). None without confidence or where there are too few pixels.
     """
 
     tag: str
@@ -138,6 +141,7 @@ class PairScore:
     milliseconds: float | None = None
     slope: NDArray[np.float64] | None = None
     sigma: dict[str, NDArray[np.float64]] | None = None
+    sparsification: NDArray[np.float64] | None = None
 
 
 def load_ground_truth(
@@ -265,7 +269,10 @@ def score_pair(
         )
         for name, mask in chosen_masks.items()
     }
-    return PairScore(tag, sums, ause(error, certainty), bins, milliseconds, slope_sums, sigmas)
+    curves = sparsification(error, certainty)
+    area = None if curves is None else _relative_area(error, *curves)
+    whole = None if curves is None or len(curves[0]) < CURVE_POINTS else np.stack(curves[1:])
+    return PairScore(tag, sums, area, bins, milliseconds, slope_sums, sigmas, whole)
 
 
 def _certainty_terms(
@@ -520,6 +527,23 @@ def ause(error: NDArray[np.floating], confidence: NDArray[np.floating]) -> float
     Returns:
         None for fewer than 100 pixels or where every error is the same.
     """
+    curves = sparsification(error, confidence)
+    return None if curves is None else _relative_area(error, *curves)
+
+
+def sparsification(
+    error: NDArray[np.floating], confidence: NDArray[np.floating]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
+    """Return shares of the pixels, and the mean error of the rest when they are removed.
+
+    Args:
+        error: (N,) absolute errors.
+        confidence: (N,), higher is better.
+
+    Returns:
+        The shares, about `CURVE_POINTS` of them from 0; the mean errors when the least confident
+        pixels are removed first; and when the largest errors are. None for fewer than 100 pixels.
+    """
     count = error.size
     if count < 100:
         return None
@@ -528,8 +552,14 @@ def ause(error: NDArray[np.floating], confidence: NDArray[np.floating]) -> float
     by_confidence = shuffled[np.argsort(confidence[shuffled], kind='stable')]
     curve = _mean_of_rest(error[by_confidence], removed)
     oracle = _mean_of_rest(error[np.argsort(-error)], removed)
-    share = removed / count
-    area_random = _area(np.full(len(removed), error.mean()) - oracle, share)
+    return removed / count, curve, oracle
+
+
+def _relative_area(
+    error: NDArray[Any], share: NDArray[Any], curve: NDArray[Any], oracle: NDArray[Any]
+) -> float | None:
+    """Return the area between the curves over that of removing at random; None of no area."""
+    area_random = _area(np.full(len(share), error.mean()) - oracle, share)
     return _area(curve - oracle, share) / area_random if area_random > 1e-9 else None
 
 

@@ -395,7 +395,8 @@ class ReconstructionNode(LifecycleNode):
         """Say what is wrong with the rig; the answer is the page as text, and says where it is."""
         # Imported when it is asked for: a node that is well needs none of it.
         from lunar_stereo_recon.doctor.findings import Severity
-        from lunar_stereo_recon.doctor.page import as_text, write_page
+        from lunar_stereo_recon.doctor.page import as_html, as_text
+        from lunar_stereo_recon.files.html_page import write_page
         from lunar_stereo_recon.ros.doctor import examine_node
 
         if self._inputs is None or self._engine is None:
@@ -432,7 +433,7 @@ class ReconstructionNode(LifecycleNode):
 
         def write() -> Path:
             page = self._save_folder() / name
-            write_page(page, report)
+            write_page(page, as_html(report))
             return page
 
         try:

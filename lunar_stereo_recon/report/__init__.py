@@ -1,0 +1,1 @@
+"""What `lunar-stereo evaluate` and `compare` measure and show: sources, results, charts, pages."""
