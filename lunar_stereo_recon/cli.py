@@ -23,6 +23,7 @@ COMMANDS = (
     'fuse',
     'sim',
     'evaluate',
+    'compare',
     'bench',
     'dataset',
     'gallery',

@@ -69,6 +69,17 @@ def paired_differences(
     return found
 
 
+def mean_difference(
+    before: Sequence[float], after: Sequence[float], draws: int = DRAWS
+) -> tuple[float, Interval | None]:
+    """Return the mean of after minus before over pairs, and its 95 % interval."""
+    changes = np.subtract(after, before)
+    if len(changes) < 2:
+        return float(changes.mean()), None
+    means = _drawn(len(changes), draws) @ changes / len(changes)
+    return float(changes.mean()), _interval(means)
+
+
 def drawn_figures(
     scores: Sequence[PairScore], weights: NDArray[np.float64], mean_of_pairs: bool
 ) -> Drawn:

@@ -21,6 +21,7 @@ from lunar_stereo_recon.commands.replay import (
     opened_bag,
     print_doubts,
 )
+from lunar_stereo_recon.commands.viewer_arguments import add_viewer_arguments
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.files.atomic import write_json
 
@@ -84,6 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='largest depth of the points in the fused cloud, metres (default: 12)',
     )
     add_bag_arguments(parser)
+    add_viewer_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -93,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from lunar_stereo_recon.evaluation.machine import describe_machine
     from lunar_stereo_recon.evaluation.recordings import ReportSettings, write_report
     from lunar_stereo_recon.evaluation.summary_table import format_summary
+    from lunar_stereo_recon.viewer import opened_viewer
 
     check_ros()
     check_backend(args.backend, args.model)
@@ -105,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     run_nodes(args, rig)
     recorded = json.loads((args.out / 'recording.json').read_text(encoding='utf-8'))
     bar = _progress_bar(count, 'looking at the results')
-    with bar:
+    with bar, opened_viewer(args) as viewer:
         settings = ReportSettings(
             max_range_m=args.fusion_range,
             topics=given_topics(args),
@@ -115,7 +118,14 @@ def run(args: argparse.Namespace) -> int:
             white_level=args.white_level,
             rectify=rig.raw,
         )
-        figures = write_report(args.bag, args.out / 'result', args.out, settings, bar.update)
+        figures = write_report(
+            args.bag,
+            args.out / 'result',
+            args.out,
+            settings,
+            bar.update,
+            None if viewer is None else viewer.show,
+        )
     summary = {
         'bag': str(args.bag),
         'backend': args.backend,

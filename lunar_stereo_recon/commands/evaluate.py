@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 import shlex
 import sys
@@ -19,7 +19,6 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.atomic import write_json, write_text
 
 if TYPE_CHECKING:
-
     from lunar_stereo_recon.benchmark.methods import Estimate, Estimator
     from lunar_stereo_recon.datatypes import StereoPair
     from lunar_stereo_recon.evaluation.scores import GroundTruth, PairScore
@@ -116,10 +115,11 @@ def run(args: argparse.Namespace) -> int:
         return _score_predictions(args)
     from lunar_stereo_recon.backends import STUDENT_BACKENDS
     from lunar_stereo_recon.benchmark.methods import FILL, load_estimator, SHIPPED
+    from lunar_stereo_recon.report.results import RESULTS
 
     if args.backend not in STUDENT_BACKENDS:
         raise InputError(f'--backend is {args.backend}; {" or ".join(STUDENT_BACKENDS)} is needed')
-    prepare(args)
+    prepare(args, (RESULTS, MARKDOWN, PAGE))
     source = opened_source(args, args.source)
     student = 'student'
     estimators = {
@@ -136,8 +136,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace, names: Sequence[str]) -> None:
     """Check the arguments and make the folder of the results.
+
+    Args:
+        args: As parsed.
+        names: Of the files that will be written into it.
 
     Raises:
         InputError: A number is not allowed, or the folder holds the results of another run.
@@ -158,15 +162,15 @@ def prepare(args: argparse.Namespace) -> None:
         require('plotly')
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f'{args.out} is a file; a folder for the results is needed')
-    if (args.out / RESULTS).exists() or (args.out / PANELS).exists():
-        if not args.overwrite:
-            raise InputError(
-                f'{args.out} holds the results of another run; name another --out, or replace '
-                'them with --overwrite'
-            )
-        shutil.rmtree(args.out / PANELS, ignore_errors=True)
-        for name in (RESULTS, MARKDOWN, PAGE):
-            (args.out / name).unlink(missing_ok=True)
+    there = [name for name in (*names, RESULTS, PANELS) if (args.out / name).exists()]
+    if there and not args.overwrite:
+        raise InputError(
+            f'{args.out} holds {", ".join(there)} of another run; name another --out, or replace '
+            'them with --overwrite'
+        )
+    shutil.rmtree(args.out / PANELS, ignore_errors=True)
+    for name in (*names, RESULTS):
+        (args.out / name).unlink(missing_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(args.threads)
 
@@ -210,6 +214,7 @@ def evaluated(
     estimators: Mapping[str, Estimator],
     methods: list[str],
     models: Mapping[str, str],
+    with_clouds: bool = True,
 ) -> tuple[Results, list[ViewedCloud]]:
     """Return the results of all methods, and the clouds of the first; pictures are written.
 
@@ -236,7 +241,8 @@ def evaluated(
     ) -> str:
         nonlocal number
         number += 1
-        drive.add(item, images, estimates[methods[0]])
+        if with_clouds:
+            drive.add(item, images, estimates[methods[0]])
         if args.panels == 0 or (number - 1) % step:
             return ''
         name = f'{PANELS}/{item.id}.jpg'
@@ -248,7 +254,7 @@ def evaluated(
         results = evaluate(
             source, estimators, methods, _setting(args, source, models), seen, bar.update
         )
-    if args.no_page:
+    if args.no_page or not with_clouds:
         return results, []
     whole = drive.cloud(with_confidence=True)
     if whole is not None:

@@ -14,6 +14,7 @@ from lunar_stereo_recon.commands.run import (
     add_self_mask_argument,
     reconstructor,
 )
+from lunar_stereo_recon.commands.viewer_arguments import add_viewer_arguments
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.atomic import write_json
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lunar_stereo_recon.messages import StereoTopics
     from lunar_stereo_recon.offline import PairOptions
     from lunar_stereo_recon.pipeline import StereoReconstructor
+    from lunar_stereo_recon.viewer import RerunViewer
 
 
 OUTPUTS = ('points2', 'confidence', 'disparity', 'depth')
@@ -75,6 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--no-report', action='store_true', help='write only the bag and the summary'
     )
+    add_viewer_arguments(parser)
     add_reconstruction_arguments(parser)
     add_self_mask_argument(parser)
     parser.set_defaults(run=run)
@@ -124,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from lunar_stereo_recon.bags.writer import BagWriter
+    from lunar_stereo_recon.viewer import opened_viewer
 
     check_bag_numbers(args)
     check_numbers(('--fusion-range', args.fusion_range, True))
@@ -134,11 +138,12 @@ def run(args: argparse.Namespace) -> int:
             f'({reader.topics.left_image}); {engine.backend.name} on {engine.backend.provider}'
         )
         with (
+            opened_viewer(args) as viewer,
             BagWriter(args.out / RESULT_BAG, overwrite=True) as writer,
             tqdm(total=reader.frame_count, desc='reconstructing', unit='frame') as bar,
         ):
             start = time.perf_counter()
-            counts = replay(reader, engine, writer, args, bar.update)
+            counts = replay(reader, engine, writer, args, bar.update, viewer)
             elapsed_s = time.perf_counter() - start
         unpaired = Counter(f'{item.side} {item.reason}' for item in reader.unpaired)
     if not counts.latencies_ms:
@@ -218,6 +223,7 @@ def replay(
     writer: BagWriter,
     args: argparse.Namespace,
     progress: Any,
+    viewer: RerunViewer | None = None,
 ) -> ReplayCounts:
     """Reconstruct each frame and write its results; a frame that cannot be used is counted."""
     from lunar_stereo_recon.offline import outcomes, write_result
@@ -233,6 +239,8 @@ def replay(
             counts.latencies_ms.append(outcome.latency_ms)
             counts.stages_ms.append(outcome.result.timings_ms)
             write_result(writer, outcome.result, args.outputs)
+            if viewer is not None:
+                viewer.show(outcome.pair, outcome.result, outcome.frame.pose)
         progress(1)
     return counts
 

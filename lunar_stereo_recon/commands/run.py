@@ -9,6 +9,7 @@ from pathlib import Path
 import time
 from typing import TYPE_CHECKING
 
+from lunar_stereo_recon.commands.viewer_arguments import add_viewer_arguments
 from lunar_stereo_recon.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--white-level', type=float, help='pixel value of white, e.g. 4095 for 12-bit data'
     )
+    add_viewer_arguments(parser)
     add_reconstruction_arguments(parser)
     add_self_mask_argument(parser)
     parser.set_defaults(run=run)
@@ -194,6 +196,7 @@ def run(args: argparse.Namespace) -> int:
 
     from lunar_stereo_recon.doubts import rows_doubt
     from lunar_stereo_recon.files.results import write_arrays, write_reconstruction
+    from lunar_stereo_recon.viewer import opened_viewer
 
     doubts = _Doubts()
     pairs, count = _pairs(args, doubts)
@@ -201,15 +204,18 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     print(f'{engine.backend.name} on {engine.backend.provider}')
     start = time.perf_counter()
-    for name, pair in tqdm(pairs, total=count, unit='pair', disable=count == 1):
-        result = engine.reconstruct(pair)
-        doubts.add('rows', rows_doubt(result.row_alignment, pair.calibration.width, name))
-        if args.arrays_only:
-            write_arrays(args.out / f'{name}.npz', result)
-        else:
-            write_reconstruction(args.out, name, result, arrays=args.npz)
-        if count == 1:
-            _print_summary(result)
+    with opened_viewer(args) as viewer:
+        for name, pair in tqdm(pairs, total=count, unit='pair', disable=count == 1):
+            result = engine.reconstruct(pair)
+            doubts.add('rows', rows_doubt(result.row_alignment, pair.calibration.width, name))
+            if args.arrays_only:
+                write_arrays(args.out / f'{name}.npz', result)
+            else:
+                write_reconstruction(args.out, name, result, arrays=args.npz)
+            if viewer is not None:
+                viewer.show(pair, result)
+            if count == 1:
+                _print_summary(result)
     doubts.print_rest()
     print(f'{count} pairs in {time.perf_counter() - start:.1f} s, results in {args.out}')
     return 0

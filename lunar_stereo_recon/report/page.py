@@ -135,7 +135,7 @@ def as_html(
     """
     from lunar_stereo_recon.report import charts
 
-    facts = '<br>\n'.join(_marked(line) for line in setting_lines(results))
+    facts = '<br>\n'.join(marked(line) for line in setting_lines(results))
     parts = [f'<h1>{html.escape(_headline(results, summaries))}</h1>']
     parts.append(f'<p class="facts">{facts}</p>')
     if not summaries:
@@ -204,7 +204,7 @@ def _chart(content: str) -> str:
     return f'<div class="chart">{content}</div>'
 
 
-def _marked(line: str) -> str:
+def marked(line: str) -> str:
     """Return a line as HTML, what stands between back-quotes as code."""
     parts = html.escape(line).split('`')
     return ''.join(f'<code>{p}</code>' if i % 2 else p for i, p in enumerate(parts))
