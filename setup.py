@@ -83,10 +83,10 @@ EXTRAS = {
     # What `lunar-stereo batch` runs on, and writes its tables with. From 2.52 on Ray can ask for a
     # token; without one, anybody who reaches its ports may run code.
     'batch': ['pyarrow>=15,<26', 'ray>=2.52,<3'],
-    # The charts and the cloud of `lunar-stereo evaluate` and `compare`; 6.1 ships plotly.js 3.
-    'report': ['plotly>=6.1,<8'],
+    # The charts and the cloud of `lunar-stereo evaluate` and `compare`.
+    'report': ['plotly>=7,<8'],
     # What `--viewer rerun` shows frames with.
-    'viewer': ['rerun-sdk>=0.24,<0.42'],
+    'viewer': ['rerun-sdk>=0.41,<0.42; python_version >= "3.11"'],
     'sim': SIMULATION,
     # What renders on a GPU beside [sim]: NVIDIA's CUDA target of numba (the one inside numba is
     # deprecated) with its compiler as wheels. Take that of PyTorch's own CUDA
@@ -113,6 +113,7 @@ EXTRAS = {
         'mypy>=1.11,<3',
         'onnx>=1.16,<2',
         'pip-audit>=2.9,<3',  # make audit
+        'plotly>=7,<8',  # the pages of `evaluate` and `compare`
         'pytest>=8,<10',
         'rosbags-image>=0.10,<0.12',  # a second reader of image messages, to compare with
         'ruff>=0.17,<0.18',  # one release line formats alike

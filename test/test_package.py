@@ -79,6 +79,8 @@ OWN_EXTRAS = {
     'laspy': ('map', 'laspy'),
     'model_signing': ('signing', 'model-signing'),
     'openvino': ('openvino', 'openvino'),
+    'plotly': ('report', 'plotly'),
+    'rerun': ('viewer', 'rerun-sdk'),
 }
 
 

@@ -162,7 +162,8 @@ def prepare(args: argparse.Namespace, names: Sequence[str]) -> None:
         require('plotly')
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f'{args.out} is a file; a folder for the results is needed')
-    there = [name for name in (*names, RESULTS, PANELS) if (args.out / name).exists()]
+    named = dict.fromkeys((*names, RESULTS, PANELS))
+    there = [name for name in named if (args.out / name).exists()]
     if there and not args.overwrite:
         raise InputError(
             f'{args.out} holds {", ".join(there)} of another run; name another --out, or replace '

@@ -206,9 +206,13 @@ def cloud(view: ViewedCloud) -> go.Figure:
         line={'color': '#ff5050', 'width': 3},
         name='left camera',
     )
-    choices = {'image': (hexes, None, False), 'height': (z, 'Plasma', True)}
+    # Two digits are what a colour shows; each more would be a byte a point in the page.
+    choices: dict[str, tuple[Any, str | None, bool]] = {
+        'image': (hexes, None, False),
+        'height': (_two_digits(z), 'Plasma', True),
+    }
     if view.confidence is not None:
-        choices['confidence'] = (view.confidence.astype(np.float32), 'Viridis', True)
+        choices['confidence'] = (_two_digits(view.confidence), 'Viridis', True)
     buttons = [
         {
             'label': f'colour: {name}',
@@ -252,6 +256,10 @@ def cloud(view: ViewedCloud) -> go.Figure:
         },
     )
     return figure
+
+
+def _two_digits(values: Any) -> list[float]:
+    return np.round(np.asarray(values, np.float64), 2).tolist()
 
 
 def _eye(view: ViewedCloud, ratio: Any) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import html
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lunar_stereo_recon.benchmark.release import (
     group_change_table,
 )
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.evaluation.scores import RANGES_M
+from lunar_stereo_recon.evaluation.scores import PairScore, RANGES_M
 from lunar_stereo_recon.files.bounded import read_bounded
 from lunar_stereo_recon.files.html_page import (
     html_document,
@@ -191,7 +191,7 @@ def _changes(
             continue
         at_range = (
             [
-                replace(s, sums={'all': s.sums[name]}, reliability=None, ause=None, slope=None)
+                PairScore(s.tag, {'all': s.sums[name]})
                 for s in (pair[side].scores[method] for pair in members)
             ]
             for side, method in enumerate((before.method, after.method))

@@ -151,16 +151,15 @@ def as_html(
             'scroll to come nearer.</p>',
             _chart(charts.as_html(charts.cloud(view), f'cloud{index}')),
         ]
-    figures = {'By pair': charts.by_pair(results)}
+    figures = {}
     if summaries:
-        figures = {
-            'Error by distance': charts.error_by_range(summaries),
-            'Error by stratum': charts.bad_by_stratum(summaries),
-            'Error by kind of pixel': charts.bad_by_subset(summaries, KINDS),
-            'Sparsification': charts.sparsification(results),
-            'Reliability of the confidence': charts.reliability(results),
-            **figures,
-        }
+        figures['Error by distance'] = charts.error_by_range(summaries)
+        if len(next(iter(summaries.values()))) > 2:
+            figures['Error by stratum'] = charts.bad_by_stratum(summaries)
+        figures['Error by kind of pixel'] = charts.bad_by_subset(summaries, KINDS)
+        figures['Sparsification'] = charts.sparsification(results)
+        figures['Reliability of the confidence'] = charts.reliability(results)
+    figures['By pair'] = charts.by_pair(results)
     for name, figure in figures.items():
         if figure is not None and figure.data and len(figure.data[0].x):
             parts.append(f'<h2>{name}</h2>')
@@ -194,8 +193,8 @@ def _caption(pair: PairResult) -> str:
     for method in pair.scores:
         figures = pair.figures(method)
         texts.append(
-            f'{method}: EPE {figures["epe_px"]:.2f} px, bad-1 {100 * figures["bad1_all"]:.1f} %, '
-            f'bad-2 {100 * figures["bad2_all"]:.1f} %'
+            f'{method}: EPE {figures["epe_px"]:.2f} px, bad-1-all {100 * figures["bad1_all"]:.1f} '
+            f'%, bad-2-all {100 * figures["bad2_all"]:.1f} %'
         )
     return '; '.join(texts)
 

@@ -36,7 +36,8 @@ def _row(
         error = np.where(truth.valid, np.abs(disparity - truth.disparity), np.nan)
         known = error[np.isfinite(error)]
         if known.size:
-            caption += f'   EPE {known.mean():.2f} px, bad-1 {100 * np.mean(known > 1):.1f} %'
+            bad = 1 - (known <= 1).sum() / truth.valid.sum()
+            caption += f'   EPE {known.mean():.2f} px, bad-1-all {100 * bad:.1f} %'
     confidence = estimate.confidence
     if confidence is None:
         # Its own estimates are all it trusts; nothing is drawn as confidence.

@@ -286,6 +286,8 @@ def _score_document(score: PairScore) -> dict[str, Any]:
         document[name] = None if values is None else _numbers(values)
     if score.reliability is not None:
         document['reliability'] = {n: _numbers(v) for n, v in score.reliability.items()}
+    if score.sigma is not None:
+        document['sigma'] = {n: _numbers(v) for n, v in score.sigma.items()}
     return document
 
 
@@ -301,7 +303,9 @@ def _score_of(document: Mapping[str, Any]) -> PairScore:
     for name, values in sums.items():
         if values.shape != (NUMBER_OF_SUMS,):
             raise ValueError(f'sums of {name} have shape {values.shape}, not {(NUMBER_OF_SUMS,)}')
-    bins, slope, curves = (document[n] for n in ('reliability', 'slope', 'sparsification'))
+    bins, sigma, slope, curves = (
+        document[n] for n in ('reliability', 'sigma', 'slope', 'sparsification')
+    )
     return PairScore(
         document['tag'],
         sums,
@@ -309,5 +313,6 @@ def _score_of(document: Mapping[str, Any]) -> PairScore:
         None if bins is None else {n: np.array(v, np.float64) for n, v in bins.items()},
         document['milliseconds'],
         None if slope is None else np.array(slope, np.float64),
+        None if sigma is None else {n: np.array(v, np.float64) for n, v in sigma.items()},
         None if curves is None else np.array(curves, np.float64),
     )

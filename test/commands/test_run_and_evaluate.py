@@ -108,7 +108,10 @@ def test_manifest_and_evaluate(files, capsys):
     assert main(['run', *manifest, *options]) == 0
     capsys.readouterr()
     figures = files / 'figures.json'
-    assert main(['evaluate', out, *manifest, '--filled', '--json', str(figures)]) == 0
+    assert (
+        main(['evaluate', '--predictions', out, manifest[1], '--filled', '--json', str(figures)])
+        == 0
+    )
     table = capsys.readouterr().out
     assert '### prediction + fill' in table and '| easy | all |' in table
     scores = json.loads(figures.read_text())
@@ -122,7 +125,7 @@ def test_pair_without_prediction_counts_as_missing(files, slope_disparity, capsy
     (files / 'some').mkdir()
     np.savez(files / 'some' / 'a.npz', disparity=slope_disparity)
     manifest = str(files / 'manifest.json')
-    assert main(['evaluate', str(files / 'some'), '--manifest', manifest]) == 0
+    assert main(['evaluate', '--predictions', str(files / 'some'), manifest]) == 0
     captured = capsys.readouterr()
     assert 'b.npz; the pair counts as missing' in captured.err
     assert '| easy | all | 50.00 | 0.000 |' in captured.out
@@ -132,7 +135,7 @@ def test_pairs_without_an_estimate_have_no_error(files, capsys):
     (files / 'none').mkdir()
     np.savez(files / 'none' / 'a.npz', disparity=np.full((64, 96), np.nan))
     manifest = str(files / 'manifest.json')
-    assert main(['evaluate', str(files / 'none'), '--manifest', manifest]) == 0
+    assert main(['evaluate', '--predictions', str(files / 'none'), manifest]) == 0
     assert '| easy | all | 0.00 |  |  |  |  | 100.00 |  |' in capsys.readouterr().out
 
 
@@ -157,7 +160,7 @@ def test_bad_predictions_are_one_clear_line(files, capsys, content, message):
         (folder / 'a.npz').write_bytes(content)
     elif content:
         np.savez(folder / 'a.npz', **content)
-    arguments = ('evaluate', folder, '--manifest', files / 'manifest.json')
+    arguments = ('evaluate', '--predictions', folder, files / 'manifest.json')
     assert message in failure(capsys, *arguments)
 
 
@@ -233,7 +236,8 @@ def test_missing_arguments_and_files_are_told(files, capsys, tmp_path):
     assert 'left.png/out' in failure(capsys, 'run', *images, *rig, *here)
     manifest = ('--manifest', files / 'manifest.json')
     assert 'alone' in failure(capsys, 'run', *images, *rig, *manifest)
-    assert 'no folder' in failure(capsys, 'evaluate', tmp_path / 'nowhere', *manifest)
+    nowhere = ('--predictions', tmp_path / 'nowhere')
+    assert 'no folder' in failure(capsys, 'evaluate', *nowhere, manifest[1])
 
 
 @pytest.mark.parametrize(
