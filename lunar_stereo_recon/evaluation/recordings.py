@@ -114,7 +114,7 @@ def write_report(
     directory: Path,
     settings: ReportSettings | None = None,
     progress: Callable[[int], object] | None = None,
-    shown: Callable[[StereoPair, Reconstruction, Pose | None], object] | None = None,
+    show: Callable[[StereoPair, Reconstruction, Pose | None], object] | None = None,
 ) -> dict[str, Any]:
     """Write the fused PLY, the contact sheet and views of the cloud; return the figures.
 
@@ -125,7 +125,7 @@ def write_report(
             `map.png` go.
         settings: Settings of the fused cloud.
         progress: Called with 1 after each frame.
-        shown: Called with each frame that has a result, and its pose.
+        show: Called with each frame that has a result, and its pose.
 
     Returns:
         Figures, ready for JSON: frames with a result, accuracy, fused cloud, files.
@@ -157,8 +157,8 @@ def write_report(
                 with_truth.append(_sheet_row(frame, result, truth))
             elif frame.index in shown:
                 rows.append(_sheet_row(frame, result, truth))
-            if shown is not None:
-                shown(pair, result, frame.pose)
+            if show is not None:
+                show(pair, result, frame.pose)
             if progress is not None:
                 progress(1)
     if not scores.density:

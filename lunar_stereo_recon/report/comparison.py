@@ -178,26 +178,25 @@ def _changes(
     if len(strata) > 1:
         groups |= {name: [pair for pair in known if pair[0].stratum == name] for name in strata}
     found = []
+    mean = before.results.mean_of_pairs
     for name, members in groups.items():
-        scores = (
-            [pair[side].scores[method] for pair in members]
-            for side, method in enumerate((before.method, after.method))
-        )
-        found += compare(name, *scores, mean_of_pairs=before.results.mean_of_pairs)
+        old = [one.scores[before.method] for one, _ in members]
+        new = [other.scores[after.method] for _, other in members]
+        found += compare(name, old, new, mean)
     # The distances as sets of their own: `compare` has none.
     for name in RANGES_M:
-        members = [p for p in known if p[0].scores[before.method].sums[name][0] > 0]
-        if not members:
-            continue
-        at_range = (
-            [
-                PairScore(s.tag, {'all': s.sums[name]})
-                for s in (pair[side].scores[method] for pair in members)
-            ]
-            for side, method in enumerate((before.method, after.method))
-        )
-        found += compare(f'at {name}', *at_range, mean_of_pairs=before.results.mean_of_pairs)
+        old = [_only(one.scores[before.method], name) for one, _ in known]
+        new = [_only(other.scores[after.method], name) for _, other in known]
+        there = [index for index, score in enumerate(old) if score.sums['all'][0] > 0]
+        if there:
+            old, new = ([scores[index] for index in there] for scores in (old, new))
+            found += compare(f'at {name}', old, new, mean)
     return found
+
+
+def _only(score: PairScore, subset: str) -> PairScore:
+    """Return the score of one subset of the pixels, as if there were no others."""
+    return PairScore(score.tag, {'all': score.sums[subset]})
 
 
 def _facts(
@@ -211,8 +210,8 @@ def _facts(
             first, second = ([pair[side] for pair in known] for side in (0, 1))
             means = (sum(first) / len(first), sum(second) / len(second))
             change, interval = mean_difference(first, second)
-            texts = [f'{factor * value:.{decimals}f}' for value in means]
-            found.append((header, *texts, change_text(change, interval, factor, decimals)))
+            old, new = (f'{factor * value:.{decimals}f}' for value in means)
+            found.append((header, old, new, change_text(change, interval, factor, decimals)))
     return found
 
 

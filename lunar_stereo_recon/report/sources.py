@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lunar_stereo_recon.benchmark.pairs import sets_at
+from lunar_stereo_recon.benchmark.pairs import BenchmarkPair, sets_at
 from lunar_stereo_recon.datatypes import StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.recordings import ground_truth_of
 from lunar_stereo_recon.evaluation.scores import GroundTruth
-from lunar_stereo_recon.files.manifests import load_manifest
+from lunar_stereo_recon.files.manifests import load_manifest, ManifestEntry
 
 if TYPE_CHECKING:
     from lunar_stereo_recon.bags.reader import BagFrame, Pose, StereoBagReader
@@ -102,7 +103,7 @@ def _is_bag(folder: Path) -> bool:
 def _of_manifest(path: Path) -> Source:
     entries = load_manifest(path)
     # Those with truth are read as the benchmark reads them.
-    scored = {}
+    scored: dict[str, BenchmarkPair] = {}
     if any(entry.ground_truth is not None for entry in entries):
         for each in sets_at(path):
             if each.reference in TRUSTED_REFERENCES:
@@ -110,15 +111,16 @@ def _of_manifest(path: Path) -> Source:
 
     def pairs() -> Iterator[SourcePair]:
         for entry in entries:
-            load: Callable[[], Loaded]
-            if entry.id in scored:
-                load = scored[entry.id].load
-            else:
-                load = lambda entry=entry: (entry.load_pair(), None)  # noqa: E731
+            known = scored.get(entry.id)
+            load = partial(_without_truth, entry) if known is None else known.load
             yield SourcePair(entry.id, entry.tag or 'untagged', load)
 
     # A manifest that names kinds of reference holds pairs of unlike kinds and sizes.
     return Source(path, len(entries), pairs, mean_of_pairs=any(e.says_reference for e in entries))
+
+
+def _without_truth(entry: ManifestEntry) -> Loaded:
+    return entry.load_pair(), None
 
 
 def _of_samples(path: Path) -> Source:
@@ -148,9 +150,7 @@ def _of_bag(
         with open_bag(path) as reader:
             try:
                 for frame in reader.frames():
-                    yield SourcePair(
-                        f'{frame.index:06d}', name, lambda frame=frame: load(frame), frame.pose
-                    )
+                    yield SourcePair(f'{frame.index:06d}', name, partial(load, frame), frame.pose)
             except InputError as error:  # what came before it is good
                 losses.append(f'nothing is read after this: {error}')
             losses.extend(reader.losses)
