@@ -109,6 +109,7 @@ def test_bad_pairs_are_no_failures_of_the_matcher(matcher):
 def test_slow_matcher_gets_less_to_do_and_more_again(matcher, monkeypatch):
     """The processor slows down to a fifth and recovers."""
     monkeypatch.setattr(load_control, 'NETWORK_WIDTHS', (32, 64, 96))
+    monkeypatch.setattr(load_control, 'QUICK_PAIRS', 8)
     reconstruct = StereoReconstructor.reconstruct
 
     def timed(reconstructor, pair):

@@ -34,14 +34,18 @@ VARIANTS = {
     ],
     'recorder_node': [{}],
     'camera_info_relay': [{}],
-    'replay_node': [{'clock': True, 'loop': True}],
+    'replay_node': [{'clock': True, 'loop': True, 'flow_control': True}],
     'simulator_node': [{}, {'faults': 'lens'}],
 }
 RIG = ('left/image_rect', 'right/image_rect', 'left/camera_info', 'right/camera_info')
 SMALL = {'width': 160, 'height': 120, 'preset': 'mare', 'seed': 3, 'shadow_cache': False}
 PATIENCE_S = 60.0
-# What a node publishes when it has opened everything.
-WANTED = {'reconstruction_node': {'frame_status'}, 'simulator_node': {'/clock'}}
+# What a node opens last.
+LAST = {
+    'reconstruction_node': ('publish', 'frame_status'),
+    'simulator_node': ('subscribe', 'cmd_vel'),
+    'replay_node': ('subscribe', 'frame_status'),
+}
 # Follows use_sim_time, which these nodes are not given, or the parameter of an overridden QoS.
 NOT_OPENED = {'/clock', '/parameter_events', '/tf_static', '/tf'}
 
@@ -58,8 +62,8 @@ def allowed(document: str, node: str) -> dict[str, set[str]]:
     return found
 
 
-def opened(cameras, node: str) -> dict[str, set[str]]:
-    """Return names by what the running node does with them, in the policy's form."""
+def opened(cameras, node: str) -> dict[str, set[str]] | None:
+    """Return names by what the running node does with them, in the policy's form; None if gone."""
     namespace = cameras.node.get_namespace()
     queries = {
         'publish': cameras.node.get_publisher_names_and_types_by_node,
@@ -69,7 +73,11 @@ def opened(cameras, node: str) -> dict[str, set[str]]:
     }
     found = {}
     for action, query in queries.items():
-        names = {name for name, _ in query(node, namespace)}
+        try:
+            names = {name for name, _ in query(node, namespace)}
+        except Exception as error:  # noqa: BLE001 (rclpy's NodeNameNonExistentError, by release)
+            assert 'ode' in type(error).__name__
+            return None
         own = f'{namespace}/{node}/'
         names = {f'~/{n[len(own) :]}' if n.startswith(own) else n for n in names}
         found[action] = {n.removeprefix(f'{namespace}/') for n in names}
@@ -100,33 +108,35 @@ def test_policy_is_what_the_node_opens(node, processes, cameras, tmp_path, make_
             options = {'bag': make_bag(frames=3), 'topics': f'[{topics}]', **options}
         if node == 'simulator_node':
             faults = tmp_path / 'faults.yaml'
-            faults.write_text('distortion: [-0.1, 0.0, 0.0, 0.0]\n')
+            faults.write_text('distortion: [-0.1, 0.0, 0.0, 0.0, 0.0]\n')
             options = {**SMALL, **dict.fromkeys(options, faults)}
-        process = processes.start(node, **options)
-        wanted = WANTED.get(node, set())
-        now = settled(cameras, node, wanted)
+        # A replay has the names of its bag; they are remapped to those of the rig.
+        remap = {f'/rig/{topic}': topic for topic in RIG} if node == 'replay_node' else None
+        process = processes.start(node, remap, **options)
+        now = settled(cameras, node)
         for action, names in now.items():
             assert names <= rules.get(action, set()), (action, options)
             seen.setdefault(action, set()).update(names)
         process.terminate()
         process.wait(PATIENCE_S)
+        # The next one has the same name.
+        cameras.spin_until(lambda: opened(cameras, node) is None)
     for action, names in rules.items():
         unused = names - seen[action] - NOT_OPENED
         assert not unused, f'{node} may {action} {unused} and does not'
 
 
-def settled(cameras, node: str, wanted: set[str]) -> dict[str, set[str]]:
+def settled(cameras, node: str) -> dict[str, set[str]]:
     """Return what a node has open once that no longer grows."""
     end, now, same = time.monotonic() + PATIENCE_S, {}, 0
     while time.monotonic() < end and same < 12:
         cameras.publish()
         cameras.spin_for(0.25)
-        try:
-            new = opened(cameras, node)
-        except Exception as error:  # noqa: BLE001 (rclpy's NodeNameNonExistentError, by release)
-            assert 'ode' in type(error).__name__
+        new = opened(cameras, node)
+        if new is None:
             continue
-        same = same + 1 if new == now and new['reply'] and wanted <= new['publish'] else 0
+        action, last = LAST.get(node, ('reply', '~/set_parameters'))
+        same = same + 1 if new == now and new['reply'] and last in new[action] else 0
         now = new
     return now
 
