@@ -76,9 +76,25 @@ sbom: $(SBOM_VENV)/.stamp
 	$(VENV)/bin/cyclonedx-py environment $(SBOM_VENV)/bin/python --output-reproducible \
 	    --output-format JSON --output-file $(SBOM)
 
-# Known vulnerabilities in the same environment; asks PyPI, so it needs a network.
+# Known vulnerabilities in the same environment; asks PyPI, so it needs a network. Error 1: there
+# are some; Error 3: PyPI was not reached, or knows none of the packages: nothing was audited.
+AUDIT_LOG = $(SBOM_VENV)/audit.log
+AUDITED = $(SBOM_VENV)/lib/python3*/site-packages
+NO_NETWORK = ConnectionError|ProxyError|Max retries|[Tt]imed out|Temporary failure|HTTPError
 audit: $(SBOM_VENV)/.stamp
-	$(VENV)/bin/pip-audit --progress-spinner off --path $(SBOM_VENV)/lib/python3*/site-packages
+	@status=0; $(VENV)/bin/pip-audit --progress-spinner off --path $(AUDITED) \
+	    >$(AUDIT_LOG) 2>&1 || status=$$?; \
+	if grep -qE '$(NO_NETWORK)' $(AUDIT_LOG); then \
+	    tail -n 1 $(AUDIT_LOG) >&2; \
+	    echo 'PyPI, which knows the vulnerabilities, was not reached: nothing was audited' >&2; \
+	    exit 3; \
+	fi; \
+	cat $(AUDIT_LOG); \
+	if [ "$$(grep -c 'could not be audited' $(AUDIT_LOG))" = "$$(ls -d $(AUDITED)/*.dist-info | wc -l)" ]; then \
+	    echo 'The index that was asked knows none of the packages: nothing was audited' >&2; \
+	    exit 3; \
+	fi; \
+	exit $$status
 
 $(SBOM_VENV)/.stamp: $(VENV)/.stamp-dev setup.py
 	$(PYTHON) -m venv --clear --without-pip $(SBOM_VENV)
