@@ -29,7 +29,7 @@ from lunar_stereo_recon.batch.store import Store  # noqa: E402
 from lunar_stereo_recon.cli import main  # noqa: E402
 
 WORDS = ('--backend', 'sgbm', '--outputs', 'depth', '--shard-frames', '4', '--memory', '1')
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 
 
 @pytest.fixture(scope='module')
