@@ -18,7 +18,7 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.self_mask import BoolImage
 
 LEAST_FRAMES = 8
-# Grey levels of 1: the mean of 5x5 pixels changes less by noise alone.
+# Grey levels of 1: the mean of 3x3 pixels changes less by noise alone.
 NOISE = 0.01
 # A drive in which fewer of the lit pixels change shows nothing.
 LEAST_MOVING = 0.1
@@ -32,7 +32,7 @@ STILL_LOOK = 0.5
 ABOVE_PX, ABOVE_SHARE = 2.0, 0.15
 # Edges of parts blur into what is behind them; small specks are no parts. Shares of the width
 # and of the image.
-GROWN, CLOSED, SPECK = 0.01, 0.015, 0.0005
+GROWN, CLOSED, SPECK = 0.01, 0.02, 0.0005
 FIT_ITERATIONS = 6
 
 
@@ -90,7 +90,7 @@ class SelfMaskLearner:
             )
         camera = pair.calibration
         self._nearest_px = camera.fx * camera.baseline_m / self._within_m
-        self._looks.append(np.asarray(cv2.blur(pair.left, (5, 5)), np.float32))
+        self._looks.append(np.asarray(cv2.blur(pair.left, (3, 3)), np.float32))
         sure = result.confidence >= self._min_confidence
         self._disparities.append(np.where(sure, result.disparity, np.float32(np.nan)))
 
@@ -147,12 +147,18 @@ class SelfMaskLearner:
         ground = _ground_disparity(middle, moves & (stillness < STILL_FRAMES))
         if ground is None:
             ground = _ground_disparity(middle, moves)
-        above = np.zeros(moves.shape, np.bool_)
+        above, level = np.zeros((2, *moves.shape), np.bool_)
         if ground is not None:
-            above = middle > np.maximum(ground, 0) * (1 + ABOVE_SHARE) + ABOVE_PX
+            margin = np.maximum(ground, 0) * ABOVE_SHARE + ABOVE_PX
+            above, level = middle > ground + margin, np.abs(middle - ground) <= margin
         typical = float(np.median(change[moves])) if moves.any() else 0.0
         looks_still = change <= max(NOISE, STILL_LOOK * typical)
         part = (stillness >= STILL_FRAMES) & above & looks_still & (middle >= self._nearest_px)
+        # What is too near to be matched has no disparity, or a wrong one: it belongs to a part
+        # that it hangs together with, if it is lit, looks still and is not on the ground.
+        far = (middle > 0) & (middle < self._nearest_px)
+        lit = np.median(looks, axis=0) > LIT
+        part = _joined_to(part, part | (looks_still & lit & ~level & ~far))
         return _cleaned(part), stillness.astype(np.float32), middle.astype(np.float32)
 
 
@@ -179,6 +185,14 @@ def _ground_disparity(middle: FloatImage, usable: BoolImage) -> FloatImage | Non
     return np.asarray(plane[0] * columns + plane[1] * rows + plane[2], np.float32)
 
 
+def _joined_to(seeds: BoolImage, candidates: BoolImage) -> BoolImage:
+    """Return the connected candidates among which there are seeds, more than specks."""
+    count, labels = cv2.connectedComponents(candidates.astype(np.uint8), connectivity=4)
+    many = np.bincount(labels[seeds], minlength=count) >= max(1, SPECK * seeds.size)
+    many[0] = False
+    return np.asarray(many[labels], np.bool_)
+
+
 def _cleaned(part: BoolImage) -> BoolImage:
     """Return the parts without specks and holes, grown over their edges."""
     width = part.shape[1]
@@ -187,7 +201,7 @@ def _cleaned(part: BoolImage) -> BoolImage:
         size = 2 * max(1, round(share * width)) + 1
         return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)), np.uint8)
 
-    image = cv2.morphologyEx(part.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    image = cv2.morphologyEx(part.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
     image = cv2.morphologyEx(image, cv2.MORPH_CLOSE, disc(CLOSED))
     count, labels, figures, _ = cv2.connectedComponentsWithStats(image)
     large = figures[:, cv2.CC_STAT_AREA] >= SPECK * part.size
