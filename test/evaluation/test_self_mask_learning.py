@@ -56,7 +56,7 @@ def overlap(found, true):
 
 def test_a_part_is_found_and_its_place_in_the_right_view():
     found = learnt()
-    assert (found.left & PART).sum() == PART.sum()
+    assert (found.left & PART).sum() > 0.99 * PART.sum()
     assert overlap(found.left, PART) > 0.75  # it is grown over its edges
     right = np.roll(PART, -int(PART_PX), axis=1)
     right[:, 192 - int(PART_PX) :] = False
