@@ -34,7 +34,8 @@ WITHIN_ONE, WITHIN_TWO = math.erf(1 / math.sqrt(2)), math.erf(2 / math.sqrt(2))
 # Errors are fitted as if the logarithm of their density fell with the fourth root of the error:
 # far more robust than a normal distribution, and the fit has one optimum all the same.
 ERROR_POWER = 0.25
-# Errors are cut to this range, pixels: how wrong an outlier is says nothing about the others.
+# The linear model is fitted on errors cut to this range, pixels: how wrong an outlier is says
+# nothing about the others. The curve sees them whole.
 SMALLEST_ERROR_PX, LARGEST_ERROR_PX = 1e-4, 8.0
 
 
@@ -196,9 +197,9 @@ def fit_sigma(
         raise InputError('sigma is fitted on finite features and errors of one pixel or more')
     mean, deviation = rows.mean(axis=1), rows.std(axis=1)
     scale = np.where(deviation > 1e-9, deviation, np.inf)  # a constant feature gets weight 0
-    size = np.clip(size, SMALLEST_ERROR_PX, LARGEST_ERROR_PX)
     design = np.vstack([(rows - mean[:, None]) / scale[:, None], np.ones(size.size)])
-    solution = _scale_regression(design, size, ridge) / math.log(10)
+    cut = np.clip(size, SMALLEST_ERROR_PX, LARGEST_ERROR_PX)
+    solution = _scale_regression(design, cut, ridge) / math.log(10)
     weights = solution[:-1] / scale
     bias = float(solution[-1] - weights @ mean)
     named = dict(zip((*FEATURES, FILLED), weights.tolist(), strict=True))

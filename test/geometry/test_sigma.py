@@ -57,6 +57,17 @@ def test_outliers_do_not_decide():
     assert np.isfinite([value for knot in spoilt.curve for value in knot]).all()
 
 
+def test_gross_errors_have_a_sigma_of_their_own():
+    features, filled, error = errors_by_texture(20_000)
+    lost = features[FEATURES.index('agreement')] < 0.1
+    features[FEATURES.index('outside'), lost] = 1
+    error[lost] = 20 * np.random.default_rng(1).standard_normal(lost.sum())
+    sigma = disparity_sigma(
+        features.astype(np.float32), filled, fit_sigma(features, filled, error)
+    )
+    assert (np.abs(error[lost]) <= 2 * sigma[lost]).mean() == pytest.approx(WITHIN_TWO, abs=0.04)
+
+
 def test_sigma_of_normal_errors_is_theirs():
     error = 0.3 * np.random.default_rng(0).standard_normal(20_000)
     assert normal_like_sigma(error) == pytest.approx(0.3, rel=0.05)
