@@ -34,7 +34,7 @@ MOST_CHANGED = 3
 OVERALL = 'all pairs'
 # By these pairs are ranked; without truth by the share of confident pixels, of which more is
 # better.
-BY_ERROR, BY_CONFIDENCE = 'bad-1 %', 'confident pixels lost, %'
+BY_ERROR, BY_CONFIDENCE = 'bad-1-all %', 'confident pixels lost, %'
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,13 @@ def _changes(
         if there:
             old, new = ([scores[index] for index in there] for scores in (old, new))
             found += compare(f'at {name}', old, new, mean)
+    if any(
+        one.scores[before.method].reliability is None
+        or other.scores[after.method].reliability is None
+        for one, other in known
+    ):
+        # Of a method without confidence nothing is sure, so nothing that is sure is wrong.
+        found = [change for change in found if change.figure != 'sure_wrong']
     return found
 
 
@@ -293,5 +300,9 @@ def as_html(comparison: Comparison) -> str:
             elif path not in seen:
                 seen.add(path)
                 content = read_bounded(path, MAX_IMAGE_BYTES)
-                parts.append(titled_picture(title, side.name, content))
+                shared = found[name][0] is found[name][1]
+                caption = (
+                    f'{comparison.before.name}, {comparison.after.name}' if shared else side.name
+                )
+                parts.append(titled_picture(title, caption, content))
     return html_document(headline(comparison), '\n'.join(parts), STYLE, [charts.script()])

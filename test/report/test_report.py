@@ -244,7 +244,10 @@ def test_the_page_opens_without_network_in_a_browser(make_bag, model_maker, tmp_
     ended = subprocess.run(
         [*command, '--dump-dom', page.as_uri()], capture_output=True, text=True, timeout=300
     )
-    assert 'CONSOLE' not in ended.stderr, ended.stderr
+    said = [line for line in ended.stderr.splitlines() if 'CONSOLE' in line]
+    # The browser's own advice about speed is no error.
+    hints = ('willReadFrequently', 'GPU stall')
+    assert [line for line in said if not any(hint in line for hint in hints)] == []
     # Each chart has drawn itself: plotly puts its pictures into the elements that the page names.
     assert ended.stdout.count('class="main-svg"') >= 5
     assert re.search(r'<div class="gl-container">.*?<canvas', ended.stdout, re.DOTALL)
