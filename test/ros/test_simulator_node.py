@@ -61,7 +61,7 @@ def places(messages):
 def test_pictures_truth_and_calibration_agree(processes, cameras, heard):
     # Four rays a pixel: at this size a single one takes other grains in the two views.
     simulator = processes.start('simulator_node', **SMALL, rate=5.0, speed=0.5, samples=4)
-    cameras.spin_until(lambda: all(len(found) >= 3 for found in heard.values()))
+    cameras.spin_until(lambda: all(len(found) >= 3 for found in heard.values()), PATIENCE_S)
     stamps = {
         topic: [stamp_ns(message) for message in found]
         for topic, found in heard.items()
@@ -121,7 +121,9 @@ def test_raw_images_of_ground_with_mesh_rocks(processes, cameras, tmp_path):
 
 def test_simulator_that_is_interrupted_while_it_makes_the_ground_ends(processes, cameras):
     simulator = processes.start('simulator_node', preset='boulder_field', seed=4)
-    cameras.spin_until(lambda: 'making the ground' in processes.log('simulator_node'), PATIENCE_S)
+    cameras.spin_until(
+        lambda: 'making the ground' in processes.log('simulator_node'), PATIENCE_S, PATIENCE_S
+    )
     simulator.send_signal(signal.SIGINT)
     assert simulator.wait(15) == 0
     assert 'interrupted while making the ground' in processes.log('simulator_node')
@@ -132,7 +134,7 @@ def test_cmd_vel_drives_turns_and_stops_without_news(processes, cameras, heard):
         message_class('geometry_msgs/msg/Twist'), 'cmd_vel', 10
     )
     processes.start('simulator_node', **SMALL, rate=5.0, speed=0.0, turn_rate=0.0)
-    cameras.spin_until(lambda: len(heard['odom']) >= 2)
+    cameras.spin_until(lambda: len(heard['odom']) >= 2, PATIENCE_S)
     np.testing.assert_array_equal(*places(heard)[:2])
     command = make_message('geometry_msgs/msg/Twist')
     command.linear.x, command.angular.z = 0.4, 0.5
@@ -142,12 +144,12 @@ def test_cmd_vel_drives_turns_and_stops_without_news(processes, cameras, heard):
         cameras.spin_for(0.1)
         return len(heard['odom']) and np.ptp(places(heard), axis=0).max() > 0.3
 
-    cameras.spin_until(turned)
+    cameras.spin_until(turned, PATIENCE_S)
     heading = heard['odom'][-1].pose.pose.orientation
     assert abs(2 * math.atan2(heading.z, heading.w)) > 0.1
     # Silence for longer than cmd_vel_timeout (a second of simulated time): it stands.
     count = len(heard['odom'])
-    cameras.spin_until(lambda: len(heard['odom']) >= count + 10)
+    cameras.spin_until(lambda: len(heard['odom']) >= count + 10, PATIENCE_S)
     np.testing.assert_array_equal(places(heard)[-1], places(heard)[-2])
 
 
