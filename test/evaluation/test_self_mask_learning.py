@@ -60,7 +60,8 @@ def test_a_part_is_found_and_its_place_in_the_right_view():
     assert overlap(found.left, PART) > 0.75  # it is grown over its edges
     right = np.roll(PART, -int(PART_PX), axis=1)
     right[:, 192 - int(PART_PX) :] = False
-    assert overlap(found.right, right) > 0.7
+    # What it is grown over lies on the ground, and so elsewhere in the right view.
+    assert (found.right & right).sum() > 0.99 * right.sum() and overlap(found.right, right) > 0.6
     assert found.persistence > 0.9 and found.agreement > 0.9 and found.frames == 12
 
 
