@@ -93,7 +93,7 @@ def node(processes, cameras, fault):
     cameras.advertise()
     cameras.listen('points2', 'frame_status')
     cameras.listen_diagnostics()
-    process = processes.start(NODE, backend='openvino', threads=1)
+    process = processes.start(NODE, backend='openvino', threads=1, save_root=fault.parent)
     cameras.wait_until_heard()
     assert cameras.answer(cameras.publish()).message == 'published'
     return process

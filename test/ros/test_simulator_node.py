@@ -121,9 +121,7 @@ def test_raw_images_of_ground_with_mesh_rocks(processes, cameras, tmp_path):
 
 def test_simulator_that_is_interrupted_while_it_makes_the_ground_ends(processes, cameras):
     simulator = processes.start('simulator_node', preset='boulder_field', seed=4)
-    cameras.spin_until(
-        lambda: 'making the ground' in processes.log('simulator_node'), PATIENCE_S, PATIENCE_S
-    )
+    cameras.spin_until(lambda: 'making the ground' in processes.log('simulator_node'), PATIENCE_S)
     simulator.send_signal(signal.SIGINT)
     assert simulator.wait(15) == 0
     assert 'interrupted while making the ground' in processes.log('simulator_node')
