@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from lunar_stereo_recon.messages import StereoTopics
 # Baselines of stereo rigs: less is P[3] in another unit, more too. OAK cameras of 7.5 cm once
 # wrote centimetres.
 SMALLEST_BASELINE_M, LARGEST_BASELINE_M = 0.005, 3.0
+# 'rect', but not in unrectified, direct, correct, incorrect.
+_RECTIFIED = re.compile(r'(?<!un)(?<!di)(?<!cor)rect')
 # Bits that cameras store in 16-bit images beside all 16.
 _COMMON_BITS = (10, 12, 14)
 
@@ -28,9 +31,14 @@ def looks_raw(topics: StereoTopics, left_info: Any, right_info: Any) -> bool:
 
     camera_infos of rectified images may keep the raw camera's D, so the name decides first.
     """
-    if any('rect' in topic.lower() for topic in (topics.left_image, topics.right_image)):
+    if any(called_rectified(topic) for topic in (topics.left_image, topics.right_image)):
         return False
     return any(bool(np.any(info.d)) for info in (left_info, right_info))
+
+
+def called_rectified(name: str) -> bool:
+    """Say whether a name is one of rectified images: `image_rect`; not `unrectified`, `direct`."""
+    return _RECTIFIED.search(name.lower()) is not None
 
 
 def files_look_raw(images: Sequence[Path], infos: Sequence[Any]) -> bool:

@@ -8,7 +8,12 @@ import pytest
 
 from lunar_stereo_recon.bags.writer import make_message
 from lunar_stereo_recon.datatypes import StereoCalibration
-from lunar_stereo_recon.doubts import baseline_doubt, looks_raw, white_level_doubt
+from lunar_stereo_recon.doubts import (
+    baseline_doubt,
+    called_rectified,
+    looks_raw,
+    white_level_doubt,
+)
 from lunar_stereo_recon.files.calibrations import CameraInfo
 from lunar_stereo_recon.messages import pair_from_messages, StereoTopics
 from lunar_stereo_recon.result_messages import camera_info_message, header, image_message
@@ -116,3 +121,19 @@ def test_names_of_files_and_folders_say_whether_they_are_raw():
     assert files_look_raw(raw, (info, info))
     assert not files_look_raw(raw, (plain, plain)) and not files_look_raw(raw, ())
     assert not files_look_raw([Path('rectified/l.png'), Path('rectified/r.png')], (info, info))
+
+
+@pytest.mark.parametrize(
+    'name, rectified',
+    [
+        ('/left/image_rect', True),
+        ('/stereo/leftRect/image', True),
+        ('rectified/left.png', True),
+        ('/left/image_raw', False),
+        ('direct/left.png', False),
+        ('unrectified/left.png', False),
+        ('/corrected/image', False),
+    ],
+)
+def test_names_of_rectified_images(name, rectified):
+    assert called_rectified(name) == rectified

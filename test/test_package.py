@@ -47,10 +47,7 @@ ROS_ONLY = {
 }
 # Import name and distribution of what only the extras [sim] and [train] bring.
 TRAINING_ONLY = {
-    **{
-        name: name
-        for name in ('embreex', 'numba', 'onnx', 'rasterio', 'ray', 'safetensors', 'torch')
-    },
+    **{name: name for name in ('embreex', 'numba', 'onnx', 'rasterio', 'safetensors', 'torch')},
     **{'erfa': 'pyerfa', 'OpenEXR': 'openexr'},
 }
 
@@ -80,6 +77,8 @@ OWN_EXTRAS = {
     'model_signing': ('signing', 'model-signing'),
     'openvino': ('openvino', 'openvino'),
     'plotly': ('report', 'plotly'),
+    'pyarrow': ('batch', 'pyarrow'),
+    'ray': ('batch', 'ray'),
     'rerun': ('viewer', 'rerun-sdk'),
 }
 

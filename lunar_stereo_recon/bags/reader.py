@@ -31,7 +31,12 @@ from rosbags.typesys import (
 
 from lunar_stereo_recon.bags.storage import DAMAGE, LATEST_NS, Recording
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
-from lunar_stereo_recon.doubts import baseline_doubt, looks_raw, white_level_doubt
+from lunar_stereo_recon.doubts import (
+    baseline_doubt,
+    called_rectified,
+    looks_raw,
+    white_level_doubt,
+)
 from lunar_stereo_recon.errors import CalibrationError, InputError
 from lunar_stereo_recon.files.calibrations import load_camera_infos
 from lunar_stereo_recon.geometry.frame_tree import FrameTree
@@ -718,7 +723,7 @@ class StereoBagReader:
         """Order candidates: rectified first, then uncompressed, then the shortest name."""
         name = topics.left_image
         compressed = self.all_topics[name] == IMAGE_TYPES[1]
-        return ('rect' not in name.lower(), compressed, len(name), name)
+        return (not called_rectified(name), compressed, len(name), name)
 
     def _ground_truth_topic(self, topic: str | None, name: str, types: tuple[str, ...]) -> str:
         if topic:
