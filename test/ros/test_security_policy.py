@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip('rclpy')
 pytestmark = pytest.mark.ros
 
-from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2  # noqa: E402
 
 from lunar_stereo_recon.ros.recorder_node import TOPIC_TYPES  # noqa: E402
 from lunar_stereo_recon.ros.security_policy import (  # noqa: E402
@@ -36,6 +36,7 @@ VARIANTS = {
     'camera_info_relay': [{}],
     'replay_node': [{'clock': True, 'loop': True, 'flow_control': True}],
     'simulator_node': [{}, {'faults': 'lens'}],
+    'terrain_node': [{'pose_source': 'odometry'}, {'pose_source': 'pose'}],
 }
 RIG = ('left/image_rect', 'right/image_rect', 'left/camera_info', 'right/camera_info')
 SMALL = {'width': 160, 'height': 120, 'preset': 'mare', 'seed': 3, 'shadow_cache': False}
@@ -45,9 +46,11 @@ LAST = {
     'reconstruction_node': ('publish', 'frame_status'),
     'simulator_node': ('subscribe', 'cmd_vel'),
     'replay_node': ('subscribe', 'frame_status'),
+    'terrain_node': ('subscribe', 'points2'),
 }
 # Follows use_sim_time, which these nodes are not given, or the parameter of an overridden QoS.
-NOT_OPENED = {'/clock', '/parameter_events', '/tf_static', '/tf'}
+# grid_map_msgs is not among the wheels.
+NOT_OPENED = {'/clock', '/parameter_events', '/tf_static', '/tf', 'terrain/grid_map'}
 
 
 def allowed(document: str, node: str) -> dict[str, set[str]]:
@@ -90,7 +93,10 @@ def test_policy_is_what_the_node_opens(node, processes, cameras, tmp_path, make_
         pytest.importorskip('torch')
         pytest.importorskip('numba')
     cameras.advertise()
-    # It hears images where somebody publishes them.
+    # It hears images and clouds where somebody publishes them.
+    if node == 'terrain_node':
+        clouds = cameras.node.create_publisher(PointCloud2, 'points2', 1)
+        cameras.publishers['points2'] = clouds
     for topic in ('left/image_raw', 'right/image_raw'):
         cameras.publishers[topic] = cameras.node.create_publisher(Image, topic, 1)
     for side, kind in itertools.product(('left', 'right'), ('raw', 'rect')):
