@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import onnx
 
 from lunar_stereo_recon.backends import load_backend, model_seal
+from lunar_stereo_recon.backends.choice_network import ChoiceNetwork
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.scores import (
     ause,
@@ -189,6 +190,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('data', type=Path, nargs='+', help='folders of rendered full frames')
     parser.add_argument('--out', type=Path, help='JSON file to write the calibration to')
     parser.add_argument(
+        '--chooser', type=Path, help='.onnx file of `choice` (default: the shipped one)'
+    )
+    parser.add_argument(
         '--write', action='store_true', help='store the calibration in the metadata of the model'
     )
     parser.add_argument(
@@ -199,7 +203,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Fit on three frames of four, report on the fourth, then fit on all."""
-    engine = StereoReconstructor(load_backend('onnx', args.model, threads=args.threads))
+    backend = load_backend('onnx', args.model, threads=args.threads)
+    chooser = ChoiceNetwork(args.chooser, args.threads) if args.chooser else None
+    engine = StereoReconstructor(backend, chooser=chooser)
     paths = list_samples(args.data)
     if len(paths) < 2:
         raise InputError(f'{len(paths)} frames in {args.data}; at least 2 are needed')

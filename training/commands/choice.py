@@ -11,6 +11,7 @@ from pathlib import Path
 import time
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from training.data.batches import list_samples
 from training.data.choice_examples import ChoiceCrops, make_examples
+from training.losses.stereo import edge_weights
 from training.models.choice import ChoiceStudent, export_choice
 
 BATCH, LEARNING_RATE, WARMUP_SHARE, WEIGHT_DECAY = 8, 3e-3, 0.1, 1e-3
@@ -32,6 +34,7 @@ BOUND_SOFTNESS_PX, COST_SOFTNESS = 0.05, 0.08
 # Beside the cross entropy, the expected cost itself; and the likelihood of the error.
 EXPECTED_COST_WEIGHT, LIKELIHOOD_WEIGHT = 0.3, 0.05
 LARGEST_LOGGED_ERROR_PX, LARGEST_LOG_ERROR = 16.0, 4.0
+EDGE_WEIGHT = 2.0
 NO_CHOICE = 99.0
 REPORT_EVERY = 100
 
@@ -74,13 +77,29 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     network = ChoiceStudent()
     if args.start:
-        network.load_state_dict(load_file(args.start))
+        network.load_state_dict(_weights(args.start))
     train(network, ChoiceCrops(folders, args.seed), args.steps)
     training = f'{args.steps} steps of {BATCH} crops, seed {args.seed}'
     export_choice(network, args.out, {'name': 'choice', 'training': training})
     save_file(network.state_dict(), args.out.with_suffix('.safetensors'))
     print(f'{args.out}: {args.out.stat().st_size / 2**10:.0f} KiB')
     return 0
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a .safetensors file.
+
+    Raises:
+        InputError: It is none, or of another network.
+    """
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f'--start {path} is no readable .safetensors file: {error}') from error
+    shapes = {name: weight.shape for name, weight in ChoiceStudent().state_dict().items()}
+    if {name: weight.shape for name, weight in weights.items()} != shapes:
+        raise InputError(f'--start {path} holds the weights of another network than a chooser')
+    return weights
 
 
 def train(network: ChoiceStudent, crops: ChoiceCrops, steps: int) -> list[dict[str, float]]:
@@ -132,7 +151,7 @@ def choice_loss(
     """Return the loss and the mean costs, see `train`.
 
     The preferences are pulled towards a soft minimum of the candidates' costs, a pixel counting
-    as much as its candidates differ. Where the right camera does not see the prior there is no
+    as much as its candidates differ, and near edges three times. Where the right camera does not see the prior there is no
     choice. The expected error is learnt as the scale of a Laplace distribution; where there is no
     surface (sky) nothing is right.
 
@@ -160,7 +179,8 @@ def choice_loss(
     log_error = output[:, count].clamp(-LARGEST_LOG_ERROR, LARGEST_LOG_ERROR)
     likelihood = (error * (-log_error).exp() + log_error).mean()
     pixels = known.sum().clamp_min(1)
-    asked = known * inside
+    # Beside edges the choice matters most.
+    asked = known * inside * edge_weights(truth, EDGE_WEIGHT)
     loss = (entropy * (most - least) * asked).sum() / pixels
     loss = loss + EXPECTED_COST_WEIGHT * (expected * asked).sum() / pixels
     loss = loss + LIKELIHOOD_WEIGHT * likelihood

@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from lunar_stereo_recon.backends import DEFAULT_MODEL
+from lunar_stereo_recon.backends.choice_network import ChoiceNetwork
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.residual import EVIDENCE
+from training.cli import main
 from training.commands import choice
 from training.data.choice_examples import ChoiceExample
 from training.models.choice import ChoiceStudent
@@ -82,6 +85,31 @@ def test_costs_rise_with_the_error():
     costs = choice.error_cost(errors)
     assert (costs.diff()[:-1] > 0).all()
     assert costs[-1] == costs[-2]
+
+
+def test_command_makes_a_chooser_that_runs(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    texture = (rng.random((192, 268)) * 255).astype(np.uint8)
+    frames = tmp_path / 'frames'
+    frames.mkdir()
+    np.savez(
+        frames / '000000.npz',
+        left=texture[:, :256],
+        right=texture[:, 12:],
+        disparity=np.full((192, 256), 12, np.float32),
+        shadow=np.zeros((192, 256), bool),
+        occlusion=np.zeros((192, 256), np.uint8),
+        intrinsics=np.array([[200, 0, 127.5], [0, 200, 95.5], [0, 0, 1.0]]),
+        baseline_m=0.3,
+    )
+    out = tmp_path / 'choice.onnx'
+    command = ['choice', str(DEFAULT_MODEL), str(frames), '--out', str(out), '--steps', '2']
+    assert main([*command, '--examples', str(tmp_path / 'examples'), '--threads', '1']) == 0
+    assert 'step 2: loss' in capsys.readouterr().out
+    planes = np.zeros((len(EVIDENCE), 16, 24), np.float32)
+    assert ChoiceNetwork(out)(planes).shape == (5, 16, 24)
+    assert main([*command, '--examples', str(tmp_path / 'examples'), '--start', str(out)]) == 2
+    assert 'safetensors' in capsys.readouterr().err
 
 
 def test_steps_must_be_a_number_of_steps(tmp_path):
