@@ -151,9 +151,9 @@ def choice_loss(
     """Return the loss and the mean costs, see `train`.
 
     The preferences are pulled towards a soft minimum of the candidates' costs, a pixel counting
-    as much as its candidates differ, and near edges three times. Where the right camera does not see the prior there is no
-    choice. The expected error is learnt as the scale of a Laplace distribution; where there is no
-    surface (sky) nothing is right.
+    as much as its candidates differ, and near edges three times that. Where the right camera does
+    not see the prior there is no choice. The expected error is learnt as the scale of a Laplace
+    distribution; where there is no surface (sky) nothing is right.
 
     Args:
         output: (B, 5, H, W) of the network.
