@@ -49,8 +49,9 @@ class ElevationFusion:
     A point's depth is uncertain by its sigma. Where the reconstruction has none, by z^2 / (f b)
     times the deviation of its disparity, which then follows from the confidence, the probability
     of an error below 1 px, for an error after Laplace. How much of it is height depends on the
-    direction of the ray. Points weigh one over the variance. The points of a cell that one frame
-    saw share their error, so their number makes it no smaller; the number of frames does.
+    direction of the ray. Points weigh one over the variance. The points of a cell share their
+    error, those of one frame and those of frames that look at the same ground through the same
+    network: their number makes it no smaller.
 
     Args:
         cell_m: Edge of a cell, metres.
@@ -67,7 +68,7 @@ class ElevationFusion:
         self.cell_m = cell_m
         self.max_range_m = max_range_m
         self._keys = np.empty((0, 2), np.int64)  # row to the north, column to the east
-        self._sums = np.empty((0, 6))  # weight, w h, w h^2, count, confidence, frames
+        self._sums = np.empty((0, 5))  # weight, w h, w h^2, count, confidence
 
     def add(self, result: Reconstruction, map_from_camera: NDArray[np.float64]) -> None:
         """Add the valid points of one frame."""
@@ -89,7 +90,6 @@ class ElevationFusion:
         keys = np.floor(placed[:, [1, 0]] / self.cell_m).astype(np.int64)
         terms = [weight, weight * height, weight * height**2, np.ones_like(weight), confidence]
         keys, sums = _sum_by_cell(keys, np.stack(terms, axis=1))
-        sums = np.column_stack([sums, np.ones(len(sums))])
         self._keys, self._sums = _sum_by_cell(
             np.concatenate([self._keys, keys]), np.concatenate([self._sums, sums])
         )
@@ -110,10 +110,10 @@ class ElevationFusion:
                 f'{MOST_CELLS} are possible: take larger cells'
             )
         row, column = high[0] - self._keys[:, 0], self._keys[:, 1] - low[1]
-        weight, first, second, count, confidence, frames = self._sums.T
+        weight, first, second, count, confidence = self._sums.T
         height = first / weight
         scatter = np.maximum(second / weight - height**2, 0.0)
-        deviation = np.sqrt(np.maximum(scatter, count / weight) / frames)
+        deviation = np.sqrt(np.maximum(scatter, count / weight))
 
         def grid(values: NDArray[np.float64], empty: float = math.nan) -> FloatImage:
             image = np.full((rows, columns), empty, np.float32)
