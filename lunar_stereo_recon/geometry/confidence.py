@@ -7,7 +7,7 @@ in the model's metadata.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import itertools
 from typing import Any
@@ -102,23 +102,34 @@ class ConfidenceCalibration:
         Raises:
             ModelError: An entry is missing, unknown or not a number.
         """
-        try:
-            weights = {str(name): float(value) for name, value in entry['weights'].items()}
-            curve = tuple((float(x), float(y)) for x, y in entry.get('curve', ()))
-            bias = float(entry['bias'])
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ModelError(
-                f'confidence_calibration needs weights, bias and curve; got {dict(entry)}'
-            ) from error
-        return cls(weights, bias, curve)
+        return cls(*linear_entry(entry, 'confidence_calibration'))
 
     def to_metadata(self) -> dict[str, Any]:
         """Return what `from_metadata` reads, ready for JSON."""
-        return {
-            'weights': dict(self.weights),
-            'bias': self.bias,
-            'curve': [list(knot) for knot in self.curve],
-        }
+        return linear_document(self.weights, self.bias, self.curve)
+
+
+def linear_entry(
+    entry: Mapping[str, Any], what: str
+) -> tuple[dict[str, float], float, tuple[tuple[float, float], ...]]:
+    """Return weights, bias and curve of a calibration that `linear_document` wrote.
+
+    Raises:
+        ModelError: An entry is missing or not a number; the text names `what`.
+    """
+    try:
+        weights = {str(name): float(value) for name, value in entry['weights'].items()}
+        curve = tuple((float(x), float(y)) for x, y in entry.get('curve', ()))
+        return weights, float(entry['bias']), curve
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelError(f'{what} needs weights, bias and curve; got {entry!r}') from error
+
+
+def linear_document(
+    weights: Mapping[str, float], bias: float, curve: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """Return a calibration ready for JSON."""
+    return {'weights': dict(weights), 'bias': bias, 'curve': [list(knot) for knot in curve]}
 
 
 # For a model that brings none: its own belief, lowered where the images contradict it.

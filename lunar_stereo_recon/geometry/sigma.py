@@ -19,7 +19,12 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, StereoCalibration
 from lunar_stereo_recon.errors import InputError, ModelError
-from lunar_stereo_recon.geometry.confidence import FEATURES, LARGEST_WEIGHT
+from lunar_stereo_recon.geometry.confidence import (
+    FEATURES,
+    LARGEST_WEIGHT,
+    linear_document,
+    linear_entry,
+)
 
 # Beside the features of the confidence: log10 of 1 + how far the fill moved the disparity, in
 # steps of `FILL_STEP_PX`.
@@ -90,25 +95,11 @@ class SigmaCalibration:
         """
         if not entry or 'sigma' not in entry:
             return None
-        try:
-            sigma = entry['sigma']
-            weights = {str(name): float(value) for name, value in sigma['weights'].items()}
-            curve = tuple((float(x), float(y)) for x, y in sigma['curve'])
-            bias = float(sigma['bias'])
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ModelError(
-                f'sigma of confidence_calibration needs weights, bias and curve; got '
-                f'{entry["sigma"]!r}'
-            ) from error
-        return cls(weights, bias, curve)
+        return cls(*linear_entry(entry['sigma'], 'sigma of confidence_calibration'))
 
     def to_metadata(self) -> dict[str, Any]:
         """Return what `from_metadata` reads under `sigma`, ready for JSON."""
-        return {
-            'weights': dict(self.weights),
-            'bias': self.bias,
-            'curve': [list(knot) for knot in self.curve],
-        }
+        return linear_document(self.weights, self.bias, self.curve)
 
 
 def disparity_sigma(

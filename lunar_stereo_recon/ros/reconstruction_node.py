@@ -22,7 +22,7 @@ import cv2
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
@@ -57,6 +57,7 @@ from lunar_stereo_recon.ros.saving import save_folder
 from lunar_stereo_recon.ros.side_thread import SideThreads
 from lunar_stereo_recon.ros.stereo_inputs import PairStamps, source_names, StereoInputs
 from lunar_stereo_recon.ros.stereo_sync import StereoMessages
+from lunar_stereo_recon.ros.working_node import WorkingNode
 
 NAME = 'reconstruction_node'
 CLOUD_WRITERS = {'ply': write_ply, 'pcd': write_pcd}
@@ -86,7 +87,7 @@ class Job:
     given_up: bool = False
 
 
-class ReconstructionNode(LifecycleNode):
+class ReconstructionNode(WorkingNode):
     """See the module."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -171,32 +172,6 @@ class ReconstructionNode(LifecycleNode):
             self.create_timer(DIAGNOSTICS_PERIOD_S, self._report_health, clock=steady),
         ]
         return super().on_activate(state)
-
-    @transition
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribe and let the pair in work finish."""
-        self._stop()
-        return super().on_deactivate(state)
-
-    @transition
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Let the model and the publishers go."""
-        self._release()
-        return TransitionCallbackReturn.SUCCESS
-
-    @transition
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop whatever runs."""
-        self._stop()
-        self._release()
-        return TransitionCallbackReturn.SUCCESS
-
-    @transition
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Return to unconfigured after a failed transition."""
-        self._stop()
-        self._release()
-        return TransitionCallbackReturn.SUCCESS
 
     def destroy_node(self) -> None:
         """Stop the worker before its publishers go."""

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile
 from rclpy.timer import Timer
 from std_srvs.srv import Trigger
@@ -37,6 +37,7 @@ from lunar_stereo_recon.ros.rclpy_messages import (
     OK,
     WARN,
 )
+from lunar_stereo_recon.ros.working_node import WorkingNode
 from lunar_stereo_recon.terrain_messages import (
     cells_message,
     cost_message,
@@ -60,7 +61,7 @@ OUTPUTS = {
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
-class TerrainNode(LifecycleNode):
+class TerrainNode(WorkingNode):
     """See the module."""
 
     _last_ns: int | None
@@ -133,32 +134,6 @@ class TerrainNode(LifecycleNode):
             f'publishes {", ".join(map(self.resolve_topic_name, self._outputs))}'
         )
         return super().on_activate(state)
-
-    @transition
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribe; the map stays until the next activation."""
-        self._stop()
-        return super().on_deactivate(state)
-
-    @transition
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Let the publishers go."""
-        self._release()
-        return TransitionCallbackReturn.SUCCESS
-
-    @transition
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop whatever runs."""
-        self._stop()
-        self._release()
-        return TransitionCallbackReturn.SUCCESS
-
-    @transition
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Return to unconfigured after a failed transition."""
-        self._stop()
-        self._release()
-        return TransitionCallbackReturn.SUCCESS
 
     # Clouds on their way into the map
 

@@ -114,7 +114,8 @@ def test_metadata_round_trip_and_old_files():
 @pytest.mark.parametrize(
     ('entry', 'text'),
     [
-        ({'weights': {}, 'bias': 0.0}, 'needs weights, bias and curve'),
+        ({'weights': {}, 'curve': [[0, 0]]}, 'needs weights, bias and curve'),
+        ({'weights': {}, 'bias': 0.0}, 'empty'),
         (7, 'needs weights, bias and curve'),
         ({'weights': {'mood': 1}, 'bias': 0, 'curve': [[0, 0]]}, 'unknown features mood'),
         ({'weights': {}, 'bias': math.nan, 'curve': [[0, 0]]}, 'not finite'),
