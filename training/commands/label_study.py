@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+import csv
 import dataclasses
 import json
 import logging
@@ -60,39 +61,36 @@ def parts(recipe: Recipe, counts: Sequence[int]) -> Iterator[tuple[str, Recipe]]
         )
 
 
-def train_all(
+def train_seed(
     recipe: Recipe,
     folder: Path,
-    seeds: int,
+    seed: int,
     counts: Sequence[int],
     device: str,
-    minutes: float | None = None,
+    deadline: float | None = None,
     anew: bool = False,
-) -> int:
-    """Train every run, seed by seed, going on where an earlier call was stopped.
+) -> bool:
+    """Train every run of one seed, going on where an earlier call was stopped.
 
     Args:
-        recipe: Its seed is the first.
+        recipe: Its own seed has no part in this.
         folder: Folder of the runs' folders.
-        seeds: How many.
+        seed: Of weights, batches and which pairs are labelled.
         counts: Labelled pairs of the students that learn from ground truth.
         device: Torch device.
-        minutes: For this call; None: to the end.
+        deadline: Time of `time.monotonic` at which to stop; None: at the end.
         anew: Forget what is there.
 
     Returns:
-        How many seeds are trained to the end.
+        Whether all are trained to the end.
     """
-    deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    for number in range(seeds):
-        seed = recipe.seed + number
-        for name, part in parts(recipe, counts):
-            run = dataclasses.replace(part, seed=seed)
-            trainer = Trainer(run, folder / f'seed_{seed}' / name, device, resume=not anew)
-            left = None if deadline is None else (deadline - time.monotonic()) / 60
-            if not trainer.run(left):
-                return number
-    return seeds
+    for name, part in parts(recipe, counts):
+        run = dataclasses.replace(part, seed=seed)
+        trainer = Trainer(run, folder / f'seed_{seed}' / name, device, resume=not anew)
+        left = None if deadline is None else (deadline - time.monotonic()) / 60
+        if not trainer.run(left):
+            return False
+    return True
 
 
 def results(
@@ -115,6 +113,20 @@ def results(
                     raise InputError(f'{run} has no validation/{figure} of {student}')
                 found.setdefault((name, student), []).append(points[-1][1])
     return found
+
+
+def write_results(
+    path: Path, recipe: Recipe, folder: Path, seeds: int, counts: Sequence[int]
+) -> None:
+    """Write a CSV with a row a seed and student, and its figures in columns."""
+    found = [results(recipe, folder, seeds, counts, figure) for figure in FIGURES]
+    with path.open('w', newline='', encoding='utf-8') as file:
+        rows = csv.writer(file)
+        rows.writerow(['seed', 'pairs', 'student', *FIGURES])
+        for part, student in found[0]:
+            for number in range(seeds):
+                values = [figure[part, student][number] for figure in found]
+                rows.writerow([recipe.seed + number, part, student, *values])
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -189,8 +201,19 @@ def work(args: argparse.Namespace) -> bool:
     recipe = load_recipe(recipe_path(args.recipe), args.overrides)
     if not recipe.data.validation:
         raise InputError('data.validation is empty; students are compared on frames in it')
+    if args.seeds < 1:
+        raise InputError(f'--seeds is {args.seeds}; 1 or more is needed')
+    # None would mean all pairs; students without labels are those whose target is the teacher.
+    if min(args.labels) < 1 or len(set(args.labels)) < len(args.labels):
+        raise InputError(f'--labels is {args.labels}; different numbers from 1 on are needed')
     out = args.out or Path('runs') / recipe.name
-    done = train_all(recipe, out, args.seeds, args.labels, args.device, args.minutes, args.anew)
+    deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    done = 0
+    while done < args.seeds and train_seed(
+        recipe, out, recipe.seed + done, args.labels, args.device, deadline, args.anew
+    ):
+        done += 1
+        write_results(out / 'results.csv', recipe, out, done, args.labels)
     print(f'{done} of {args.seeds} seeds are trained')
     if done:
         text = report(recipe, out, done, args.labels, args.device)

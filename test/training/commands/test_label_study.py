@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -78,6 +79,27 @@ def test_command_goes_on_and_writes_its_table(recipe, tmp_path, capsys):
     assert text in capsys.readouterr().out
     assert '2 paired seeds' in text and '| labels_2 | labels |' in text
     assert text.count('| pseudo | labels_1, labels |') == 3  # one a figure
+    rows = (out / 'results.csv').read_text().splitlines()
+    assert rows[0] == 'seed,pairs,student,epe,bad1,bad2'
+    assert len(rows) == 1 + 2 * 3 and rows[2].startswith('1,unlabelled,pseudo,')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'named'),
+    [
+        (['--labels', '0', '8'], r'--labels is \[0, 8\]'),
+        (['--labels', '8', '8'], r'--labels is \[8, 8\]'),
+        (['--seeds', '0'], '--seeds is 0'),
+    ],
+)
+def test_numbers_that_mean_something_else_are_refused(recipe, tmp_path, arguments, named, capsys):
+    from omegaconf import OmegaConf
+
+    path = tmp_path / 'mine.yaml'
+    OmegaConf.save(OmegaConf.create(recipe.as_dict()), path)
+    assert main(['label-study', str(path), '--out', str(tmp_path / 'out'), *arguments]) == 2
+    assert re.search(named, capsys.readouterr().err)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_recipe_of_the_study_compares_starts_with_and_without_labels():
@@ -85,10 +107,6 @@ def test_recipe_of_the_study_compares_starts_with_and_without_labels():
 
     recipe = load_recipe(recipe_path('scarce_labels'))
     runs = dict(parts(recipe, [8]))
-    assert set(runs['labels_8'].students) == {
-        'labels',
-        'labels_truncate',
-        'labels_shared_basis',
-    }
-    assert set(runs[UNLABELLED].students) == {'pseudo', 'pseudo_shared_basis', 'pseudo_features'}
+    assert set(runs['labels_8'].students) == {'labels', 'labels_shared_basis'}
+    assert set(runs[UNLABELLED].students) == {'pseudo_shared_basis', 'pseudo_features'}
     assert len({str(s.model) for s in recipe.students.values()}) == 1
