@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lunar_stereo_recon.report.results import Results
     from lunar_stereo_recon.report.sources import Source, SourcePair
 
-PAGE, MARKDOWN, PANELS = 'report.html', 'report.md', 'panels'
+PAGE, MARKDOWN, PANELS, MAP = 'report.html', 'report.md', 'panels', 'map.jpg'
 # The classical matchers, by the names of their backends.
 CLASSICAL = {
     'sgbm': 'SGBM 3WAY',
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.backend not in STUDENT_BACKENDS:
         raise InputError(f'--backend is {args.backend}; {" or ".join(STUDENT_BACKENDS)} is needed')
-    prepare(args, (RESULTS, MARKDOWN, PAGE))
+    prepare(args, (RESULTS, MARKDOWN, PAGE, MAP))
     source = opened_source(args, args.source)
     student = 'student'
     estimators = {
@@ -227,10 +227,11 @@ def evaluated(
     from lunar_stereo_recon.files.atomic import write_bytes
     from lunar_stereo_recon.files.html_page import jpeg
     from lunar_stereo_recon.report.clouds import DriveCloud
+    from lunar_stereo_recon.report.drives import MappedDrives
     from lunar_stereo_recon.report.panels import panel
     from lunar_stereo_recon.report.results import evaluate
 
-    drive = DriveCloud()
+    drive, ground = DriveCloud(), MappedDrives(methods if with_clouds else ())
     step = max(-(-source.count // max(args.panels, 1)), 1)
     number = 0
 
@@ -244,6 +245,7 @@ def evaluated(
         number += 1
         if with_clouds:
             drive.add(item, images, estimates[methods[0]])
+            ground.add(item, images, truth, estimates)
         if args.panels == 0 or (number - 1) % step:
             return ''
         name = f'{PANELS}/{item.id}.jpg'
@@ -255,6 +257,10 @@ def evaluated(
         results = evaluate(
             source, estimators, methods, _setting(args, source, models), seen, bar.update
         )
+    results.maps, picture = ground.figures(), ground.picture()
+    if picture is not None:
+        results.map_picture = MAP
+        write_bytes(args.out / MAP, jpeg(picture))
     if args.no_page or not with_clouds:
         return results, []
     whole = drive.cloud(with_confidence=True)
@@ -310,6 +316,7 @@ def _setting(
 
 def write(out: Path, results: Results, clouds: list[ViewedCloud], with_page: bool) -> None:
     """Write JSON, Markdown and, if wanted, the page; print the figures and the names."""
+    from lunar_stereo_recon.evaluation.terrain_scores import map_tables
     from lunar_stereo_recon.files.html_page import write_page
     from lunar_stereo_recon.report.page import as_html, as_markdown, facts_table, loss_lines
     from lunar_stereo_recon.report.results import RESULTS
@@ -324,7 +331,9 @@ def write(out: Path, results: Results, clouds: list[ViewedCloud], with_page: boo
         print(f'\n{subset_table(summaries, "overall", "all")}')
     for line in loss_lines(results):
         print(f'WARNING: {line}', file=sys.stderr)
-    names = [RESULTS, MARKDOWN]
+    for table in map_tables(results.maps):
+        print(f'\n{table}')
+    names = [RESULTS, MARKDOWN, *([results.map_picture] if results.map_picture else [])]
     if with_page:
         write_page(out / PAGE, as_html(results, summaries, out, clouds))
         names.append(PAGE)

@@ -152,7 +152,7 @@ def write_report(
             truth = ground_truth_of(frame, pair.calibration)
             _score(scores, result, pair, truth, sgbm)
             cloud.add(result, frame)
-            terrain.add(result, frame)
+            terrain.add_result(result, frame)
             if truth is not None and frame.index % stride == 0:
                 with_truth.append(_sheet_row(frame, result, truth))
             elif frame.index in shown:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lunar_stereo_recon.evaluation.terrain_scores import map_tables
+
 
 def format_summary(summary: dict[str, Any]) -> str:
     """Return the table of a summary, the content of `summary.json`."""
@@ -24,6 +26,11 @@ def format_summary(summary: dict[str, Any]) -> str:
         '',
         *_accuracy_table(summary['accuracy'], summary['backend']),
         '',
+        *(
+            line
+            for table in map_tables({'the drive': summary})
+            for line in (*table.split('\n'), '')
+        ),
     ]
     return '\n'.join(lines)
 

@@ -1,4 +1,4 @@
-"""The map of the ground of a recorded drive: its picture, and how far it is from the truth."""
+"""The map of the ground of a recorded drive: its picture, and its figures against the truth."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lunar_stereo_recon.bags.reader import BagFrame
-from lunar_stereo_recon.datatypes import FloatImage, Reconstruction
+from lunar_stereo_recon.bags.reader import BagFrame, Pose
+from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoCalibration
+from lunar_stereo_recon.evaluation.terrain_scores import hazard_figures, height_error
 from lunar_stereo_recon.files.results import write_png
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.terrain import (
@@ -48,65 +49,84 @@ class TerrainDrive:
         self._start_ns: int | None = None
         self._with_truth = 0
 
-    def add(self, result: Reconstruction, frame: BagFrame) -> None:
-        """Add a frame; without a pose, or with one before the last, it is left out."""
-        if frame.pose is None:
+    def add(
+        self,
+        depth: FloatImage,
+        confidence: FloatImage,
+        sigma_m: FloatImage | None,
+        camera: StereoCalibration,
+        pose: Pose | None,
+        stamp_ns: int,
+        true_depth: FloatImage | None,
+    ) -> None:
+        """Add a frame; without a pose, or with a stamp before the last one, it is left out.
+
+        Args:
+            depth: (H, W) metres; NaN invalid.
+            confidence: (H, W) in [0, 1].
+            sigma_m: (H, W) standard deviation of the depth, metres; None takes what the
+                confidence says.
+            camera: Calibration of the images.
+            pose: Of the left camera.
+            stamp_ns: Time of the frame.
+            true_depth: (H, W) metres, NaN unknown; None where the frame has none.
+        """
+        if pose is None:
             return
-        start_ns = frame.stamp_ns if self._start_ns is None else self._start_ns
-        time_s = 1e-9 * (frame.stamp_ns - start_ns)
+        start_ns = stamp_ns if self._start_ns is None else self._start_ns
+        time_s = 1e-9 * (stamp_ns - start_ns)
         if self._start_ns is not None and time_s < self._map.time_s:
             return
         self._start_ns = start_ns
-        matrix = frame.pose.matrix
-        pose = matrix[:3, :3], matrix[:3, 3], time_s
-        camera = result.calibration
-        points = result.points.reshape(-1, 3)
-        confidence = result.confidence.reshape(-1)
-        sigma: NDArray[Any] | None = result.depth_sigma_m
+        matrix = pose.matrix
+        place = matrix[:3, :3], matrix[:3, 3], time_s
+        points, sure = points_from_depth(depth, camera).reshape(-1, 3), confidence.reshape(-1)
+        sigma: NDArray[Any] | None = sigma_m
         if sigma is None:
-            sigma = depth_deviation_m(confidence, points[:, 2], camera.fx * camera.baseline_m)
-        self._map.add(points, sigma.reshape(-1), confidence, *pose)
-        depth = frame.depth()
+            sigma = depth_deviation_m(sure, points[:, 2], camera.fx * camera.baseline_m)
+        self._map.add(points, sigma.reshape(-1), sure, *place)
         # Without truth the map of it only moves along.
-        true = np.full_like(result.depth, np.nan) if depth is None else depth
-        self._with_truth += depth is not None
-        sure: FloatImage = np.ones(len(points), np.float32)
+        true = np.full_like(depth, np.nan) if true_depth is None else true_depth
+        self._with_truth += true_depth is not None
+        ones: FloatImage = np.ones(len(points), np.float32)
         self._truth.add(
-            points_from_depth(true, camera).reshape(-1, 3), TRUE_SIGMA_M * sure, sure, *pose
+            points_from_depth(true, camera).reshape(-1, 3), TRUE_SIGMA_M * ones, ones, *place
         )
 
-    def write(self, directory: Path) -> dict[str, Any]:
-        """Write `map.png`; return figures of the map, none where no frame has a pose."""
+    def add_result(self, result: Reconstruction, frame: BagFrame) -> None:
+        """Add the result of a frame of a bag."""
+        self.add(
+            result.depth,
+            result.confidence,
+            result.depth_sigma_m,
+            result.calibration,
+            frame.pose,
+            frame.stamp_ns,
+            frame.depth(),
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Return figures of the map for JSON, none where no frame has a pose."""
         if self._map.empty:
             return {}
         layers = self._map.layers()
-        write_png(directory / 'map.png', terrain_picture(layers))
         figures: dict[str, Any] = {'map_cells': int(np.isfinite(layers.height).sum())}
         if self._with_truth:
-            figures['map_height_error'] = height_error(layers, self._truth.layers())
+            truth = self._truth.layers()
+            figures['map_height_error'] = height_error(layers, truth)
+            figures['map_hazards'] = hazard_figures(layers, truth, self._map.options.hazard)
         return figures
 
+    def picture(self) -> RgbImage | None:
+        """Return the picture of the map; None where no frame has a pose."""
+        return None if self._map.empty else terrain_picture(self._map.layers())
 
-def height_error(layers: TerrainLayers, truth: TerrainLayers) -> dict[str, float]:
-    """Return how far heights are from true ones on common cells, and whether their sigma says so.
-
-    Args:
-        layers: The map.
-        truth: The true one, at the same place.
-    """
-    error = np.abs(layers.height - truth.height)
-    known = np.isfinite(error)
-    if not known.any():
-        return {'cells': 0.0}
-    error, sigma = error[known], layers.deviation[known]
-    return {
-        'cells': float(error.size),
-        'median_m': float(np.median(error)),
-        'mean_m': float(error.mean()),
-        'p95_m': float(np.percentile(error, 95)),
-        'within_1_sigma': float((error <= sigma).mean()),
-        'within_2_sigma': float((error <= 2 * sigma).mean()),
-    }
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Write `map.png` where there is a map; return its figures."""
+        picture = self.picture()
+        if picture is not None:
+            write_png(directory / 'map.png', picture)
+        return self.figures()
 
 
 def terrain_picture(layers: TerrainLayers) -> RgbImage:

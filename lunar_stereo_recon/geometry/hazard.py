@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.errors import InputError
 
-UNKNOWN, LETHAL = -1, 100
+# 99 is left out: Nav2 takes it for a cell in which the middle of the rover must not stand.
+UNKNOWN, MOST_DRIVABLE, LETHAL = -1, 98, 100
 # Cells are numbered with 16 bits, so that they and the heights fit in 32 bits for sorting.
 MAX_CELLS = 1 << 16
 # Heights are sorted in steps of a millimetre, within 32 m above and below the middle.
@@ -105,7 +106,7 @@ class HazardMap:
         slope_deg: float32, tilt of the footprint's plane; NaN unknown.
         step_m: float32, largest step within a cell's distance; NaN unknown. Where the ground's
             slope is not known, against level ground.
-        hazard: int8, 0 flat to 99 just drivable, 100 not; -1 unknown. Where the slope is not
+        hazard: int8, 0 flat to 98 just drivable, 100 not; -1 unknown. Where the slope is not
             known (a wall has no ground beside it), 100 if no drivable slope explains the step.
         ground_m: Median height of the known cells; NaN where there is none.
     """
@@ -156,7 +157,7 @@ def hazard_map(
     return HazardMap(
         slope_deg.astype(np.float32),
         step_m.astype(np.float32),
-        _values(slope_deg, step_m, layout.cell_m, options),
+        hazard_values(slope_deg, step_m, layout.cell_m, options),
         float(np.median(mean_z[known])) if known.any() else math.nan,
     )
 
@@ -201,7 +202,7 @@ def hazards_of_heights(
     hazard = HazardMap(
         slope_deg.astype(np.float32),
         step_m.astype(np.float32),
-        _values(slope_deg, step_m, cell_m, options),
+        hazard_values(slope_deg, step_m, cell_m, options),
         middle,
     )
     return hazard, roughness.astype(np.float32)
@@ -343,15 +344,15 @@ def _steps(
     return np.where(known, np.maximum(top - bottom, 0.0), np.nan)
 
 
-def _values(
+def hazard_values(
     slope_deg: Grid, step_m: Grid, cell_m: float, options: HazardOptions
 ) -> NDArray[np.int8]:
-    """Return the hazard of each cell."""
+    """Return the hazard of each cell by its slope and its step; see `HazardMap`."""
     ratio = np.maximum(slope_deg / options.max_slope_deg, step_m / options.clearance_m)
     # The height that the steepest drivable slope gains from corner to corner of three cells.
     rise_m = 3 * math.sqrt(2) * cell_m * math.tan(math.radians(options.max_slope_deg))
     ratio[step_m - rise_m >= options.clearance_m] = np.inf
-    drivable = np.floor(np.nan_to_num(ratio, posinf=1.0) * (LETHAL - 1))
+    drivable = np.floor(np.nan_to_num(ratio, posinf=1.0) * MOST_DRIVABLE)
     values = np.where(ratio >= 1, LETHAL, drivable)
     return np.where(np.isnan(ratio), UNKNOWN, values).astype(np.int8)
 

@@ -133,7 +133,7 @@ class TerrainLayers:
         roughness: float32, metres: root mean square about the plane of the surroundings.
         confidence: float32 in [0, 1], of the points.
         age: float32, seconds since the cell was seen last.
-        cost: int8, 0 flat to 99 just drivable, 100 not; -1 unknown.
+        cost: int8, 0 flat to 98 just drivable, 100 not; -1 unknown.
     """
 
     x_m: float

@@ -11,6 +11,7 @@ import numpy as np
 
 from lunar_stereo_recon.benchmark.tables import interval_table, subset_table
 from lunar_stereo_recon.evaluation.scores import DETAILED_SUBSETS, RANGES_M
+from lunar_stereo_recon.evaluation.terrain_scores import map_tables
 from lunar_stereo_recon.files.bounded import read_bounded
 from lunar_stereo_recon.files.html_page import (
     html_document,
@@ -33,6 +34,7 @@ KINDS = tuple(name for name in DETAILED_SUBSETS if name not in (*RANGES_M, 'all'
 NO_TRUTH = (
     'No pair has a known truth: there are no errors here, only what the methods say of themselves.'
 )
+MAP_CAPTION = 'The ground as terrain_node maps it: height, its deviation, slope and cost.'
 Summaries = Mapping[str, Mapping[str, Any]]
 
 
@@ -77,6 +79,8 @@ def facts_table(results: Results) -> str:
 def tables(results: Results, summaries: Summaries) -> list[tuple[str, str]]:
     """Return titles and Markdown tables."""
     found = [('What users get, medians over pairs', facts_table(results))]
+    titles = ('Heights of the map', 'Hazards of the map')
+    found += list(zip(titles, map_tables(results.maps), strict=False))
     if not summaries:
         return found
     first = next(iter(summaries.values()))
@@ -107,6 +111,8 @@ def as_markdown(results: Results, summaries: Summaries) -> str:
     losses = loss_lines(results)
     if losses:
         parts += ['## Not used', '\n'.join(f'- {line}' for line in losses)]
+    if results.map_picture:
+        parts += ['## Map of the drive', f'![{MAP_CAPTION}]({results.map_picture})']
     for title, table in tables(results, summaries):
         parts += [f'## {title}', table]
     return '\n\n'.join(parts) + '\n'
@@ -151,6 +157,9 @@ def as_html(
             'scroll to come nearer.</p>',
             _chart(charts.as_html(charts.cloud(view), f'cloud{index}')),
         ]
+    if results.map_picture:
+        content = read_bounded(folder / results.map_picture, MAX_IMAGE_BYTES)
+        parts.append(titled_picture('Map of the drive', MAP_CAPTION, content))
     figures = {}
     if summaries:
         figures['Error by distance'] = charts.error_by_range(summaries)

@@ -79,6 +79,8 @@ class Results:
         pairs: Those that could be used.
         left_out: Why others could not, by id.
         losses: What could not be read of the source.
+        maps: Figures of the map of the drive, by method; empty where no pair has a pose.
+        map_picture: Picture of the first method's map, as `PairResult.panel`.
     """
 
     setting: dict[str, Any]
@@ -87,6 +89,8 @@ class Results:
     pairs: list[PairResult] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     losses: list[str] = field(default_factory=list)
+    maps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    map_picture: str = ''
 
     def with_truth(self) -> list[PairResult]:
         """Return the pairs that have scores."""
@@ -125,6 +129,8 @@ class Results:
             'summaries': self.summaries(),
             'left_out': self.left_out,
             'losses': self.losses,
+            'maps': self.maps,
+            'map_picture': self.map_picture,
             'pairs': [
                 {
                     'id': pair.id,
@@ -260,6 +266,8 @@ def load_results(path: Path) -> Results:
             [_pair_of(pair) for pair in document['pairs']],
             dict(document['left_out']),
             list(document['losses']),
+            dict(document.get('maps', {})),
+            str(document.get('map_picture', '')),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f'{type(error).__name__}: {error}'

@@ -36,12 +36,14 @@ class SourcePair:
         stratum: Group for the tables.
         load: Returns the images and, where it is known, the truth. Raises ReconError.
         pose: Of the left camera in a fixed frame; None where it is unknown.
+        stamp_ns: Time of the left image; 0 where it is unknown.
     """
 
     id: str
     stratum: str
     load: Callable[[], Loaded]
     pose: Pose | None = None
+    stamp_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,10 @@ def _of_bag(
         with open_bag(path) as reader:
             try:
                 for frame in reader.frames():
-                    yield SourcePair(f'{frame.index:06d}', name, partial(load, frame), frame.pose)
+                    loaded = partial(load, frame)
+                    yield SourcePair(
+                        f'{frame.index:06d}', name, loaded, frame.pose, frame.stamp_ns
+                    )
             except InputError as error:  # what came before it is good
                 losses.append(f'nothing is read after this: {error}')
             losses.extend(reader.losses)
