@@ -33,6 +33,8 @@ class BatchSettings:
         model: Model file, or name of a shipped one; None is the default.
         providers: Execution providers of the backend onnx; None takes the CPU.
         threads: Threads of a worker.
+        self_mask: Parts of the rover in the left and the right view, as `read_self_mask` takes
+            them.
         outputs: Results that are written.
         shard_frames: About how many frames a shard has.
     """
@@ -46,6 +48,7 @@ class BatchSettings:
     model: str | None = None
     providers: tuple[str, ...] | None = None
     threads: int = 1
+    self_mask: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ('points2', 'confidence', 'disparity', 'depth')
     shard_frames: int = 200
 
@@ -63,10 +66,14 @@ class BatchSettings:
         """Return all that results depend on as plain values for JSON; files by their content.
 
         Raises:
-            OSError: The model or a calibration cannot be read.
+            OSError: The model, a calibration or a self-mask cannot be read.
         """
         found = dataclasses.asdict(self)
         found['calibration'] = [content_digest(Path(path)) for path in self.calibration]
+        found['self_mask'] = [
+            text if text.lstrip().startswith('[') else content_digest(Path(text).expanduser())
+            for text in self.self_mask
+        ]
         found['model'] = (
             content_digest(model_file(self.model)) if self.backend in STUDENT_BACKENDS else None
         )

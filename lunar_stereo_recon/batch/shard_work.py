@@ -21,6 +21,7 @@ from lunar_stereo_recon.batch.plan import Shard
 from lunar_stereo_recon.batch.settings import BatchSettings
 from lunar_stereo_recon.batch.store import content_of, new_shard, RECORD, Record
 from lunar_stereo_recon.files.atomic import write_bytes, write_json
+from lunar_stereo_recon.files.self_masks import read_self_mask
 from lunar_stereo_recon.offline import FrameOutcome, outcomes, write_result
 from lunar_stereo_recon.pipeline import StereoReconstructor
 
@@ -45,6 +46,8 @@ def do_shard(given: tuple[BatchSettings, Path], shard: Shard) -> Record:
     started = time.perf_counter()
     backend = _backend(settings.backend, settings.model, settings.providers, settings.threads)
     engine = StereoReconstructor(backend, settings.options)
+    if settings.self_mask:
+        engine.self_mask = read_self_mask(*settings.self_mask)
     rows: list[dict[str, Any]] = []
     latencies_ms: list[float] = []
     errors: Counter[str] = Counter()

@@ -20,7 +20,9 @@ from lunar_stereo_recon.commands.replay import (
 )
 from lunar_stereo_recon.commands.run import (
     add_reconstruction_arguments,
+    add_self_mask_argument,
     check_reconstruction_arguments,
+    given_self_mask,
     reconstruction_options,
 )
 from lunar_stereo_recon.errors import InputError
@@ -129,6 +131,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_bag_arguments(parser)
     add_reconstruction_arguments(parser)
+    add_self_mask_argument(parser)
     parser.set_defaults(run=run, threads=1)
 
 
@@ -193,8 +196,22 @@ def _settings(args: argparse.Namespace) -> BatchSettings:
         model=_model(args.model),
         providers=tuple(args.provider) if args.provider else None,
         threads=args.threads,
+        self_mask=_self_mask(args),
         outputs=tuple(name for name in OUTPUTS if name in args.outputs),
         shard_frames=args.shard_frames,
+    )
+
+
+def _self_mask(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the masks as every process finds them, whatever its folder is.
+
+    Raises:
+        InputError: One is none.
+    """
+    given_self_mask(args)
+    return tuple(
+        text if text.lstrip().startswith('[') else str(Path(text).expanduser().resolve())
+        for text in args.self_mask
     )
 
 

@@ -21,6 +21,7 @@ from lunar_stereo_recon.commands.replay import (
     opened_bag,
     print_doubts,
 )
+from lunar_stereo_recon.commands.run import add_self_mask_argument, given_self_mask
 from lunar_stereo_recon.commands.viewer_arguments import add_viewer_arguments
 from lunar_stereo_recon.errors import InputError, ReconError
 from lunar_stereo_recon.files.atomic import write_json
@@ -85,6 +86,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='largest depth of the points in the fused cloud, metres (default: 12)',
     )
     add_bag_arguments(parser)
+    add_self_mask_argument(parser)
     add_viewer_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -101,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     check_backend(args.backend, args.model)
     check_bag_numbers(args)
     check_numbers(('--rate', args.rate, False), ('--fusion-range', args.fusion_range, True))
+    given_self_mask(args)  # what cannot be read is said before any node starts
     rig = find_rig(args)
     count = rig.count
     _clear(args.out)
@@ -232,6 +235,7 @@ def run_nodes(args: argparse.Namespace, rig: DemoRig) -> None:
                 'baseline': rig.baseline_m,
                 'white_level': float(args.white_level or 0),
                 **_calibration_urls(args),
+                **dict(zip(('self_mask', 'self_mask_right'), args.self_mask, strict=False)),
                 'approximate_sync': args.tolerance > 0,
                 'approximate_sync_tolerance_seconds': args.tolerance or 0.01,
             },

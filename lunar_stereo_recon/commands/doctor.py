@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lunar_stereo_recon.commands.replay import add_bag_arguments, check_bag_numbers, given_topics
+from lunar_stereo_recon.commands.run import add_self_mask_argument, given_self_mask
 from lunar_stereo_recon.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         '--threads', type=int, default=0, help='CPU threads; 0 leaves the number to the runtime'
     )
     add_bag_arguments(parser)
+    add_self_mask_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -82,10 +84,11 @@ def run(args: argparse.Namespace) -> int:
     if args.frames < 1:
         raise InputError(f'--frames is {args.frames}; at least 1 is needed')
     check_bag_numbers(args)
+    mask = given_self_mask(args)
     with tqdm(bar_format='{desc}', leave=False, disable=None) as bar:
         subject = _subject(args, bar.set_description_str)
         backend = load_backend(args.backend, args.model, None, args.threads)
-        report = examine(subject, backend, known, bar.set_description_str)
+        report = examine(subject, backend, known, bar.set_description_str, mask)
     print(as_text(report))
     page = args.out / PAGE
     write_page(page, as_html(report))

@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='merge a recorded drive into one map',
         description='Reconstruct every posed frame of a rosbag2 recording and merge them: '
         'map.ply, map.laz, dem.tif (height, deviation, slope, count, confidence), relief.png, '
-        'map.json. Poses come from a PoseStamped, an Odometry or the transforms on /tf. With true '
+        'map.png, map.json. Poses come from a PoseStamped, an Odometry or the transforms on /tf. With true '
         'depth in the bag, the height errors are measured too. Needs the extra [map].',
     )
     parser.add_argument('bag', type=Path, help='Recording: a rosbag2 folder, .mcap or .db3')
@@ -105,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
         shaded_relief,
     )
     from lunar_stereo_recon.evaluation.fusion import VoxelFusion
+    from lunar_stereo_recon.evaluation.terrain_drive import TerrainDrive
     from lunar_stereo_recon.files.results import write_ply_points, write_png
+    from lunar_stereo_recon.geometry.terrain import TerrainOptions
     from lunar_stereo_recon.offline import outcomes
 
     _check_packages()
@@ -113,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
     grid = ElevationFusion(args.cell, args.map_range)
     truth = ElevationFusion(args.cell, args.map_range)
+    terrain = TerrainDrive(TerrainOptions(max_range_m=min(args.map_range, 10.0)))
     voxels = VoxelFusion(args.voxel, args.confidence, args.map_range)
     left_out: Counter[str] = Counter()
     merged = with_truth = 0
@@ -137,6 +140,15 @@ def run(args: argparse.Namespace) -> int:
             assert pose is not None
             voxels.add(outcome.result, pose)
             grid.add(outcome.result, pose)
+            terrain.add(
+                outcome.result.depth,
+                outcome.result.confidence,
+                outcome.result.depth_sigma_m,
+                outcome.result.calibration,
+                pose,
+                outcome.frame.stamp_ns,
+                None if true is None else true.depth,
+            )
             if true is not None:
                 truth.add(true, pose)
                 with_truth += 1
@@ -164,6 +176,7 @@ def run(args: argparse.Namespace) -> int:
             summary['height_error'] = height_errors(elevation, truth.map())
         except InputError as error:  # the map is good without; the reason takes its place
             summary['height_error'] = str(error)
+    summary |= terrain.write(args.out)
     text = json.dumps(summary, indent=2)
     write_text(args.out / 'map.json', text + '\n')
     print(text)

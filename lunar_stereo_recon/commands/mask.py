@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_bag_arguments(parser)
     add_reconstruction_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, self_mask=[])
 
 
 def run(args: argparse.Namespace) -> int:

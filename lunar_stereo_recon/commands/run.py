@@ -15,6 +15,7 @@ from lunar_stereo_recon.errors import InputError
 if TYPE_CHECKING:
     from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
     from lunar_stereo_recon.files.manifests import ManifestEntry
+    from lunar_stereo_recon.geometry.self_mask import SelfMask
     from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
 
@@ -171,7 +172,6 @@ def reconstruction_options(args: argparse.Namespace) -> ReconstructionOptions:
 def reconstructor(args: argparse.Namespace) -> StereoReconstructor:
     """Return the StereoReconstructor that the arguments describe."""
     from lunar_stereo_recon.backends import load_backend
-    from lunar_stereo_recon.files.self_masks import read_self_mask
     from lunar_stereo_recon.pipeline import StereoReconstructor
 
     check_reconstruction_arguments(args)
@@ -182,12 +182,21 @@ def reconstructor(args: argparse.Namespace) -> StereoReconstructor:
     options = reconstruction_options(args)
     backend = load_backend(args.backend, args.model, args.provider, args.threads)
     engine = StereoReconstructor(backend, options)
-    masks = getattr(args, 'self_mask', [])  # not every command has the argument
-    if masks:
-        if len(masks) > 2:
-            raise InputError(f'--self-mask has {len(masks)} masks; one or two are needed')
-        engine.self_mask = read_self_mask(*masks)
+    engine.self_mask = given_self_mask(args)
     return engine
+
+
+def given_self_mask(args: argparse.Namespace) -> SelfMask | None:
+    """Return what `--self-mask` names; None where it is not given.
+
+    Raises:
+        InputError: There are more than two, or one is none.
+    """
+    from lunar_stereo_recon.files.self_masks import read_self_mask
+
+    if len(args.self_mask) > 2:
+        raise InputError(f'--self-mask has {len(args.self_mask)} masks; one or two are needed')
+    return read_self_mask(*args.self_mask) if args.self_mask else None
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ from lunar_stereo_recon.doctor.pictures import (
 )
 from lunar_stereo_recon.doctor.rows import check_rows, measure_rows
 from lunar_stereo_recon.errors import ReconError
+from lunar_stereo_recon.geometry.self_mask import SelfMask
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
 
@@ -36,6 +37,7 @@ def examine(
     backend: Backend,
     known: KnownDistance | None = None,
     progress: Callable[[str], object] = lambda text: None,
+    self_mask: SelfMask | None = None,
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Report:
     """Return everything that is found about a rig.
@@ -45,6 +47,7 @@ def examine(
         backend: The matcher.
         known: A distance that somebody measured, in the first pair.
         progress: Called with what is done next.
+        self_mask: Parts of the rover in the views, which get no depth.
         turn: Entered around each pair that is matched, where others use the matcher too.
 
     Raises:
@@ -52,7 +55,7 @@ def examine(
     """
     findings, pictures = list(subject.findings), _stamps(subject)
     if subject.pairs:
-        more, seen = _examine_pairs(subject, backend, known, progress, turn)
+        more, seen = _examine_pairs(subject, backend, known, progress, self_mask, turn)
         findings += more
         pictures = seen + pictures
     findings.sort(key=lambda finding: -finding.severity)
@@ -64,6 +67,7 @@ def _examine_pairs(
     backend: Backend,
     known: KnownDistance | None,
     progress: Callable[[str], object],
+    self_mask: SelfMask | None,
     turn: Callable[[], AbstractContextManager[None]],
 ) -> tuple[list[Finding], list[Picture]]:
     pairs = subject.pairs
@@ -74,7 +78,7 @@ def _examine_pairs(
     of_matches = check_matches(matches, pairs[0].calibration.disparity_offset_px)
     findings += of_matches
     progress('matching the pairs')
-    results = _reconstructed(pairs, backend, findings, turn)
+    results = _reconstructed(pairs, backend, findings, self_mask, turn)
     rows = measure_rows(pairs, results, matches)
     # Of views of different scenes, or swapped ones, rows and depths say nothing.
     comparable = all(
@@ -102,6 +106,7 @@ def _reconstructed(
     pairs: Sequence[StereoPair],
     backend: Backend,
     findings: list[Finding],
+    self_mask: SelfMask | None,
     turn: Callable[[], AbstractContextManager[None]],
 ) -> list[Reconstruction]:
     """Return the dense results; none, and a finding, where the matcher refuses the pairs.
@@ -109,6 +114,7 @@ def _reconstructed(
     The first pair is matched twice, to warm up what is lazy.
     """
     engine = StereoReconstructor(backend, ReconstructionOptions(dense=True))
+    engine.self_mask = self_mask
 
     def reconstructed(pair: StereoPair) -> Reconstruction:
         with turn():

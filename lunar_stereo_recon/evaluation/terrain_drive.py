@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lunar_stereo_recon.bags.reader import BagFrame, Pose
+from lunar_stereo_recon.bags.reader import BagFrame
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoCalibration
 from lunar_stereo_recon.evaluation.terrain_scores import hazard_figures, height_error
 from lunar_stereo_recon.files.results import write_png
@@ -55,7 +55,7 @@ class TerrainDrive:
         confidence: FloatImage,
         sigma_m: FloatImage | None,
         camera: StereoCalibration,
-        pose: Pose | None,
+        map_from_camera: NDArray[np.float64] | None,
         stamp_ns: int,
         true_depth: FloatImage | None,
     ) -> None:
@@ -67,19 +67,18 @@ class TerrainDrive:
             sigma_m: (H, W) standard deviation of the depth, metres; None takes what the
                 confidence says.
             camera: Calibration of the images.
-            pose: Of the left camera.
+            map_from_camera: (4, 4) pose of the left camera, the map's z up; None unknown.
             stamp_ns: Time of the frame.
             true_depth: (H, W) metres, NaN unknown; None where the frame has none.
         """
-        if pose is None:
+        if map_from_camera is None:
             return
         start_ns = stamp_ns if self._start_ns is None else self._start_ns
         time_s = 1e-9 * (stamp_ns - start_ns)
         if self._start_ns is not None and time_s < self._map.time_s:
             return
         self._start_ns = start_ns
-        matrix = pose.matrix
-        place = matrix[:3, :3], matrix[:3, 3], time_s
+        place = map_from_camera[:3, :3], map_from_camera[:3, 3], time_s
         points, sure = points_from_depth(depth, camera).reshape(-1, 3), confidence.reshape(-1)
         sigma: NDArray[Any] | None = sigma_m
         if sigma is None:
@@ -100,7 +99,7 @@ class TerrainDrive:
             result.confidence,
             result.depth_sigma_m,
             result.calibration,
-            frame.pose,
+            None if frame.pose is None else frame.pose.matrix,
             frame.stamp_ns,
             frame.depth(),
         )

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.images import read_image
-from lunar_stereo_recon.geometry.self_mask import BoolImage, SelfMask
-from lunar_stereo_recon.limits import MAX_PIXELS, MAX_SIDE_PX
+from lunar_stereo_recon.geometry.self_mask import BoolImage, Polygon, SelfMask
+from lunar_stereo_recon.limits import MAX_SIDE_PX
 
 MOST_CORNERS = 1000
 
 
-def read_self_mask(left: str, right: str = '', size: tuple[int, int] | None = None) -> SelfMask:
+def read_self_mask(left: str, right: str = '') -> SelfMask:
     """Return the masks that two texts name.
 
     Args:
         left, right: Path of an image in which the rover is not black, or a polygon as
             '[[x, y], [x, y], ...]' in pixels; '' is none.
-        size: Width and height of the images that polygons are for.
 
     Raises:
         InputError: A file cannot be read, or a polygon is none.
     """
-    return SelfMask(
-        _mask(left, size), _mask(right, size), left or 'self_mask', right or 'self_mask_right'
-    )
+    return SelfMask(_mask(left), _mask(right), left or 'self_mask', right or 'self_mask_right')
 
 
-def _mask(text: str, size: tuple[int, int] | None) -> BoolImage | None:
+def _mask(text: str) -> BoolImage | Polygon | None:
     if not text:
         return None
     if text.lstrip().startswith('['):
-        return _polygon(text, size)
+        return _polygon(text)
     image = read_image(Path(text).expanduser())
     grey = image if image.ndim == 2 else image.max(axis=2)
     return np.asarray(grey > 0, np.bool_)
 
 
-def _polygon(text: str, size: tuple[int, int] | None) -> BoolImage:
+def _polygon(text: str) -> Polygon:
     try:
         corners = np.array(json.loads(text), np.float64)
     except (ValueError, TypeError, RecursionError) as error:
@@ -54,9 +49,4 @@ def _polygon(text: str, size: tuple[int, int] | None) -> BoolImage:
             f'self-mask {text[:60]!r} is no polygon; between 3 and {MOST_CORNERS} corners [x, y] '
             f'within {MAX_SIDE_PX} px are needed'
         )
-    width, height = size or (math.ceil(corners[:, 0].max()), math.ceil(corners[:, 1].max()))
-    if not 0 < width * height <= MAX_PIXELS:
-        raise InputError(f'self-mask {text[:60]!r} is for images of {width}x{height}')
-    mask = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 1)
-    return mask > 0
+    return Polygon(corners)

@@ -17,16 +17,34 @@ RATIO_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
+class Polygon:
+    """An area of an image of any size.
+
+    Attributes:
+        corners: (N, 2), columns and rows, pixels.
+    """
+
+    corners: NDArray[np.float64]
+
+    def drawn(self, width: int, height: int) -> BoolImage:
+        """Return the area in an image of this size, its border included."""
+        mask = np.zeros((height, width), np.uint8)
+        cv2.fillPoly(mask, [np.rint(self.corners).astype(np.int32)], 1)
+        return np.asarray(mask > 0, np.bool_)
+
+
+@dataclass(frozen=True)
 class SelfMask:
     """Which pixels of the rectified views show the rover itself.
 
     Attributes:
-        left, right: (H, W) bool, of any size with the ratio of the images; None is none.
+        left, right: (H, W) bool, of any size with the ratio of the images, or a polygon in pixels
+            of the images; None is none.
         left_name, right_name: Where they come from, for texts.
     """
 
-    left: BoolImage | None
-    right: BoolImage | None = None
+    left: BoolImage | Polygon | None
+    right: BoolImage | Polygon | None = None
     left_name: str = 'self_mask'
     right_name: str = 'self_mask_right'
 
@@ -50,7 +68,7 @@ def without_rover(pair: StereoPair, mask: SelfMask) -> StereoPair:
     )
 
 
-def fitted(mask: BoolImage | None, width: int, height: int, name: str) -> BoolImage:
+def fitted(mask: BoolImage | Polygon | None, width: int, height: int, name: str) -> BoolImage:
     """Return a mask at the size of the images; without one, nothing is masked.
 
     Raises:
@@ -58,6 +76,8 @@ def fitted(mask: BoolImage | None, width: int, height: int, name: str) -> BoolIm
     """
     if mask is None:
         return np.zeros((height, width), np.bool_)
+    if isinstance(mask, Polygon):
+        return mask.drawn(width, height)
     if mask.shape == (height, width):
         return mask
     own_height, own_width = mask.shape

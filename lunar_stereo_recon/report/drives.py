@@ -51,7 +51,7 @@ class MappedDrives:
                 confidence,
                 sigma_m,
                 images.calibration,
-                item.pose,
+                None if item.pose is None else item.pose.matrix,
                 item.stamp_ns,
                 true_depth,
             )

@@ -16,6 +16,7 @@ from lunar_stereo_recon.doctor.collect import BagSettings, Subject, take_frames
 from lunar_stereo_recon.doctor.examination import examine
 from lunar_stereo_recon.doctor.findings import Finding, Report, Severity
 from lunar_stereo_recon.doctor.streams import check_streams, Stream
+from lunar_stereo_recon.files.self_masks import read_self_mask
 from lunar_stereo_recon.messages import StereoTopics
 from lunar_stereo_recon.pairing import OTHER
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
@@ -84,7 +85,9 @@ def examine_node(
     else:
         advice = 'see docs/ros.md, "When something is wrong"'
         subject.findings.append(Finding('pairs', Severity.FAULT, why_no_pair, advice))
-    return examine(subject, backend, turn=turn)
+    masks = parameters.self_mask, parameters.self_mask_right
+    self_mask = read_self_mask(*masks) if any(masks) else None
+    return examine(subject, backend, self_mask=self_mask, turn=turn)
 
 
 def _settings(parameters: ReconstructionParameters, topics: StereoTopics) -> BagSettings:

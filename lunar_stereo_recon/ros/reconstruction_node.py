@@ -104,7 +104,7 @@ class ReconstructionNode(WorkingNode):
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._engine: MatchingEngine | None = None
         # With the size of the images that it was read for; polygons are drawn at their size.
-        self._self_mask: tuple[tuple[int, int], SelfMask] | None = None
+        self._self_mask: SelfMask | None = None
         self._file_infos: dict[Side, CameraInfo] = {}
         self._newest: Reconstruction | None = None
         self._enabled = True
@@ -142,7 +142,8 @@ class ReconstructionNode(WorkingNode):
         if parameters.threads > 0:
             cv2.setNumThreads(parameters.threads)
         # What cannot be read is said now, not with the first pair.
-        read_self_mask(parameters.self_mask, parameters.self_mask_right)
+        masks = parameters.self_mask, parameters.self_mask_right
+        self._self_mask = read_self_mask(*masks) if any(masks) else None
         self._file_infos = camera_infos_from_files(
             parameters.left_camera_info_url, parameters.right_camera_info_url
         )
@@ -279,13 +280,7 @@ class ReconstructionNode(WorkingNode):
         Raises:
             InputError: The self-mask does not fit the images.
         """
-        left, right = self.parameters.self_mask, self.parameters.self_mask_right
-        if not (left or right):
-            return pair
-        size = pair.calibration.width, pair.calibration.height
-        if self._self_mask is None or self._self_mask[0] != size:
-            self._self_mask = size, read_self_mask(left, right, size)
-        return without_rover(pair, self._self_mask[1])
+        return pair if self._self_mask is None else without_rover(pair, self._self_mask)
 
     def _on_failure(self, job: Job, error: Exception) -> None:
         """Answer for a pair that failed in a way that nobody foresaw; the next one is served."""

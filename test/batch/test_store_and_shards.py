@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 import resource
@@ -70,6 +71,27 @@ def test_results_do_not_depend_on_what_was_done_before(make_drive, settings, tmp
             records = [do_shard((settings, store.path), shard) for shard in order]
             found.append(sorted(json.dumps(lasting(record)) for record in records))
     assert found[0] == found[1]
+
+
+def test_the_rovers_own_parts_have_no_results(make_drive, settings, tmp_path):
+    half = '[[0, 0], [159, 0], [159, 239], [0, 239]]'
+    bag, shares = str(make_drive()), []
+    for masks in ((), (half,)):
+        chosen = dataclasses.replace(settings, self_mask=masks)
+        with opened(tmp_path / f'store{len(masks)}', chosen) as store:
+            shard = plan_bag(chosen, bag).shards()[0]
+            do_shard((chosen, store.path), shard)
+            [table] = store.path.glob('shards/*/*/frames.parquet')
+            shares.append(parquet.read_table(table).to_pylist()[0]['valid_share'])
+    assert shares[1] < 0.6 * shares[0]
+    assert chosen.parameters()['self_mask'] == [half]
+    mask = tmp_path / 'mask.png'
+    digests = []
+    for content in (b'one', b'two'):
+        mask.write_bytes(content)
+        named = dataclasses.replace(settings, self_mask=(str(mask),))
+        digests.append(named.parameters()['self_mask'])
+    assert digests[0] != digests[1]
 
 
 def test_a_shard_that_two_do_is_there_once(make_drive, settings, tmp_path):

@@ -153,6 +153,7 @@ def test_only_results_of_an_earlier_demo_are_deleted(tmp_path):
         (['--model', 'nowhere.onnx'], 'no model file at nowhere.onnx'),
         (['--rate', '-1'], '--rate is -1; 0 or more is needed'),
         (['--white-level', '0'], '--white-level is 0; a number above 0 is needed'),
+        (['--self-mask', 'nowhere.png'], 'no image at nowhere.png'),
         (['--left-image', '/rig/left/image_rect'], 'all four or none'),
     ],
 )

@@ -22,6 +22,7 @@ from lunar_stereo_recon.doctor.examination import examine
 from lunar_stereo_recon.doctor.findings import Severity
 from lunar_stereo_recon.doctor.page import as_html, as_text
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.self_mask import Polygon, SelfMask
 from lunar_stereo_recon.result_messages import camera_info_message, image_message
 
 FRAMES = (0, 8)
@@ -329,6 +330,20 @@ def test_image_of_one_row_is_survived(backend):
     line = np.linspace(0, 1, 64, dtype=np.float32)[None]
     report = examine(Subject('line', [StereoPair(line, line[:, ::-1].copy(), rig)]), backend)
     assert '64x1' in complaints(report)['matcher'].measured
+
+
+def test_parts_of_the_rover_get_no_depth(pairs, backend):
+    found = [
+        next(f for f in examine(Subject('demo', pairs[:1]), backend, self_mask=m).findings
+             if f.name == 'depth')
+        for m in (None, SelfMask(Polygon(np.array([[0, 200], [639, 200], [639, 479], [0, 479]]))))
+    ]  # fmt: skip
+    assert found[0].measured != found[1].measured
+
+
+def test_command_refuses_a_mask_that_is_none(tmp_path, capsys):
+    assert main(['doctor', 'a', 'b', '--self-mask', str(tmp_path / 'none.png')]) == 2
+    assert 'no image at' in capsys.readouterr().err
 
 
 def test_command_writes_a_page_that_needs_nothing_else(tmp_path, pairs, capsys):

@@ -39,17 +39,19 @@ def seen(number, posed=True, true=True):
 def test_the_map_is_drawn_and_compared_with_the_truth(tmp_path):
     drive = TerrainDrive()
     for number in range(4):
-        drive.add(*seen(number, true=number % 2 == 0))
+        drive.add_result(*seen(number, true=number % 2 == 0))
     figures = drive.write(tmp_path)
     error = figures['map_height_error']
     assert figures['map_cells'] > 500 and error['cells'] > 500
     assert error['median_m'] == pytest.approx(0.014, abs=0.004)  # 1 % of 1.4 m
     assert 0 <= error['within_1_sigma'] <= error['within_2_sigma'] <= 1
+    hazards = figures['map_hazards']['0.3 m']
+    assert hazards['steps'] == 0 and hazards['free'] > 500 and hazards['false'] == 0
     picture = read_image(tmp_path / 'map.png')
     assert picture.shape[1] > 4 * 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
 
 
 def test_a_drive_without_poses_has_no_map(tmp_path):
     drive = TerrainDrive()
-    drive.add(*seen(0, posed=False))
+    drive.add_result(*seen(0, posed=False))
     assert drive.write(tmp_path) == {} and not (tmp_path / 'map.png').exists()

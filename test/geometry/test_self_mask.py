@@ -72,9 +72,11 @@ def test_a_mask_of_the_same_ratio_is_scaled_and_another_refused():
 def test_masks_come_from_images_and_polygons(tmp_path):
     path = tmp_path / 'mask.png'
     cv2.imwrite(str(path), box(60, 40, 50, 60).astype(np.uint8) * 255)
-    found = read_self_mask(str(path), '[[60, 40], [109, 40], [109, 99], [60, 99]]', (192, 128))
+    found = read_self_mask(str(path), '[[60, 40], [109, 40], [109, 99], [60, 99]]')
     assert (found.left == box(60, 40, 50, 60)).all()
-    assert (found.right == box(60, 40, 50, 60)).all()
+    # A polygon is in pixels of the image, whatever part of it its corners reach.
+    assert (fitted(found.right, 192, 128, '') == box(60, 40, 50, 60)).all()
+    assert (fitted(found.right, 640, 480, '') == box(60, 40, 50, 60, (480, 640))).all()
     assert found.left_name == str(path)
 
 

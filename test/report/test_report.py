@@ -70,6 +70,19 @@ def test_a_bag_with_truth_is_scored(make_bag, model_maker, tmp_path, capsys):
         assert cv2.imread(str(out / pair.panel)).shape[1] > 1000
 
 
+def test_the_map_of_a_drive_is_drawn_and_graded(make_bag, model_maker, tmp_path, capsys):
+    out = tmp_path / 'out'
+    options = ('--model', model_maker(), '--rival', 'sgbm', '--no-page', '--out', out)
+    assert evaluate(make_bag(frames=2), *options) == 0
+    results = load_results(out)
+    assert cv2.imread(str(out / results.map_picture)).shape[1] > 1000
+    assert results.maps['sgbm']['map_height_error']['cells'] > 0
+    assert list(results.maps['sgbm']['map_hazards']) == ['0.3 m', '0.2 m', '0.15 m']
+    text, said = (out / 'report.md').read_text(), capsys.readouterr().out
+    assert '(map.jpg)' in text and '## Hazards of the map' in text
+    assert '| map of | steps from |' in said and str(out / 'map.jpg') in said
+
+
 def test_stored_scores_are_the_same(make_bag, model_maker, tmp_path):
     out = tmp_path / 'out'
     assert evaluate(make_bag(), '--model', model_maker(), '--no-page', '--out', out) == 0
@@ -134,7 +147,7 @@ def test_results_of_another_run_are_kept(make_bag, model_maker, tmp_path, capsys
     assert evaluate(bag, *options) == 0
     before = (out / 'results.json').read_bytes()
     line = failure(capsys, 'evaluate', bag, *options)
-    assert 'holds results.json, report.md, panels of another run' in line
+    assert 'holds results.json, report.md, map.jpg, panels of another run' in line
     assert (out / 'results.json').read_bytes() == before
     assert evaluate(bag, *options, '--overwrite', '--panels', '1') == 0
     assert len(list((out / 'panels').iterdir())) == 1
