@@ -38,8 +38,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='merge a recorded drive into one map',
         description='Reconstruct every posed frame of a rosbag2 recording and merge them: '
         'map.ply, map.laz, dem.tif (height, deviation, slope, count, confidence), relief.png, '
-        'map.png, map.json. Poses come from a PoseStamped, an Odometry or the transforms on /tf. With true '
-        'depth in the bag, the height errors are measured too. Needs the extra [map].',
+        'map.png, map.json. Poses come from a PoseStamped, an Odometry or the transforms on /tf. '
+        'With true depth in the bag, errors of heights and hazards are measured too. Needs the '
+        'extra [map].',
     )
     parser.add_argument('bag', type=Path, help='Recording: a rosbag2 folder, .mcap or .db3')
     parser.add_argument('--out', type=Path, default=Path('out/map'), help='folder for results')

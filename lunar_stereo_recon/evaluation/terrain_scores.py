@@ -78,12 +78,17 @@ def hazard_figures(
 
 
 def map_tables(maps: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return Markdown tables of the figures of maps by method; none where no truth is known.
+    """Return Markdown tables of the figures of maps by method; none where no truth is
+    known of any cell.
 
     Args:
         maps: For each method what `TerrainDrive.figures` returns.
     """
-    known = {name: figures for name, figures in maps.items() if 'map_hazards' in figures}
+    known = {
+        name: figures
+        for name, figures in maps.items()
+        if figures.get('map_height_error', {}).get('cells')
+    }
     if not known:
         return []
     heights = ['| map of | cells | median cm | mean cm | 95 % cm | within 1 sigma % | 2 sigma % |']
@@ -94,12 +99,11 @@ def map_tables(maps: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines.append('|---' * (lines[0].count('|') - 1) + '|')
     for name, figures in known.items():
         error = figures['map_height_error']
-        if error['cells']:
-            numbers = [100 * error[key] for key in ('median_m', 'mean_m', 'p95_m')]
-            shares = [100 * error[f'within_{n}_sigma'] for n in (1, 2)]
-            cells = [f'{error["cells"]:.0f}', *(f'{n:.2f}' for n in numbers)]
-            cells += [f'{share:.1f}' for share in shares]
-            heights.append(f'| {name} | {" | ".join(cells)} |')
+        numbers = [100 * error[key] for key in ('median_m', 'mean_m', 'p95_m')]
+        shares = [100 * error[f'within_{n}_sigma'] for n in (1, 2)]
+        cells = [f'{error["cells"]:.0f}', *(f'{n:.2f}' for n in numbers)]
+        cells += [f'{share:.1f}' for share in shares]
+        heights.append(f'| {name} | {" | ".join(cells)} |')
         for height, of in figures['map_hazards'].items():
             kinds = [_percent(of[key]) for key in ('found', 'unknown', 'missed')]
             cells = [height, f'{of["steps"]:.0f}', *kinds]

@@ -13,6 +13,7 @@ from lunar_stereo_recon.benchmark.bootstrap import mean_difference
 from lunar_stereo_recon.cli import main
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.scores import ause, CURVE_POINTS, score_pair
+from lunar_stereo_recon.report.page import as_markdown
 from lunar_stereo_recon.report.results import load_results
 
 RIG = {'fx': 90.0, 'fy': 91.0, 'cx': 47.5, 'cy': 31.5, 'baseline_m': 0.2}
@@ -76,11 +77,22 @@ def test_the_map_of_a_drive_is_drawn_and_graded(make_bag, model_maker, tmp_path,
     assert evaluate(make_bag(frames=2), *options) == 0
     results = load_results(out)
     assert cv2.imread(str(out / results.map_picture)).shape[1] > 1000
-    assert results.maps['sgbm']['map_height_error']['cells'] > 0
-    assert list(results.maps['sgbm']['map_hazards']) == ['0.3 m', '0.2 m', '0.15 m']
-    text, said = (out / 'report.md').read_text(), capsys.readouterr().out
-    assert '(map.jpg)' in text and '## Hazards of the map' in text
-    assert '| map of | steps from |' in said and str(out / 'map.jpg') in said
+    assert list(results.maps) == results.methods
+    assert '(map.jpg)' in (out / 'report.md').read_text()
+    assert str(out / 'map.jpg') in capsys.readouterr().out
+    # A wall has no height: of such a map nothing can be compared.
+    assert results.maps['sgbm']['map_height_error'] == {'cells': 0.0}
+    assert 'Hazards of the map' not in as_markdown(results, {})
+    kinds = {'steps': 8.0, 'found': 0.75, 'unknown': 0.0, 'missed': 0.25, 'free': 90.0}
+    names = ('cells', 'median_m', 'mean_m', 'p95_m', 'within_1_sigma', 'within_2_sigma')
+    results.maps['sgbm'] = {
+        'map_height_error': dict(zip(names, (99.0, 0.01, 0.02, 0.03, 0.6, 0.9), strict=True)),
+        'map_hazards': {'0.3 m': {**kinds, 'false': 0.1}},
+    }
+    results.write(out / 'results.json')
+    text = as_markdown(load_results(out), {})
+    assert '| sgbm | 99 | 1.00 | 2.00 | 3.00 | 60.0 | 90.0 |' in text
+    assert '| sgbm | 0.3 m | 8 | 75.0 | 0.0 | 25.0 | 90 | 10.0 |' in text
 
 
 def test_stored_scores_are_the_same(make_bag, model_maker, tmp_path):
