@@ -78,8 +78,7 @@ def hazard_figures(
 
 
 def map_tables(maps: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return Markdown tables of the figures of maps by method; none where no truth is
-    known of any cell.
+    """Return Markdown tables of the figures of maps by method; none without a comparable cell.
 
     Args:
         maps: For each method what `TerrainDrive.figures` returns.
