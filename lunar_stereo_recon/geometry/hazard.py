@@ -30,6 +30,9 @@ HEIGHT_STEP_M = 1e-3
 HEIGHT_LEVELS = 1 << 16
 # A step reaches from the lowest to the highest twentieth of the points: single ones may be wrong.
 TAIL = 0.05
+# Steps come out lower than they are: matching rounds edges off, and the tails are left out. They
+# are marked from this share of the clearance.
+MARKED_FROM = 0.9
 # Edge of the windows that the ground's slope is taken from, and how far from the cell they may be,
 # cells. Another window must have less than this share of the variance, and of a centimetre's more.
 GROUND_WINDOW = 5
@@ -48,7 +51,8 @@ class HazardOptions:
     """What the rover can do.
 
     Attributes:
-        clearance_m: Steps of this height cannot be driven over, metres.
+        clearance_m: Steps of this height cannot be driven over, metres; they are marked from
+            `MARKED_FROM` of it.
         max_slope_deg: Slopes of this angle cannot be driven, degrees.
         footprint_m: Edge of the square over which slope is taken, about the rover's size, metres.
         min_points: A cell with fewer is unknown.
@@ -348,10 +352,11 @@ def hazard_values(
     slope_deg: Grid, step_m: Grid, cell_m: float, options: HazardOptions
 ) -> NDArray[np.int8]:
     """Return the hazard of each cell by its slope and its step; see `HazardMap`."""
-    ratio = np.maximum(slope_deg / options.max_slope_deg, step_m / options.clearance_m)
+    marked_m = MARKED_FROM * options.clearance_m
+    ratio = np.maximum(slope_deg / options.max_slope_deg, step_m / marked_m)
     # The height that the steepest drivable slope gains from corner to corner of three cells.
     rise_m = 3 * math.sqrt(2) * cell_m * math.tan(math.radians(options.max_slope_deg))
-    ratio[step_m - rise_m >= options.clearance_m] = np.inf
+    ratio[step_m - rise_m >= marked_m] = np.inf
     drivable = np.floor(np.nan_to_num(ratio, posinf=1.0) * MOST_DRIVABLE)
     values = np.where(ratio >= 1, LETHAL, drivable)
     return np.where(np.isnan(ratio), UNKNOWN, values).astype(np.int8)

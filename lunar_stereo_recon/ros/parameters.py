@@ -382,7 +382,7 @@ class ReconstructionParameters:
     hazard_clearance: float = parameter(
         0.3,
         'Height of a step that the hazard grid marks as not drivable: the ground clearance of the '
-        'rover.',
+        'rover. Steps come out lower than they are, and are marked from nine tenths of it.',
         unit='m',
         minimum=0.01,
         maximum=10.0,
@@ -943,7 +943,8 @@ class TerrainParameters:
     )
     hazard_clearance: float = parameter(
         0.3,
-        'Height of a step that the map marks as not drivable: the ground clearance of the rover.',
+        'Height of a step that the map marks as not drivable: the ground clearance of the rover. '
+        'Steps come out lower than they are, and are marked from nine tenths of it.',
         unit='m',
         minimum=0.01,
         maximum=10.0,

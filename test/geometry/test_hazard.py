@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.geometry.hazard import GridLayout, hazard_map, HazardOptions
+from lunar_stereo_recon.geometry.hazard import (
+    GridLayout,
+    hazard_map,
+    hazard_values,
+    HazardOptions,
+)
 
 LAYOUT = GridLayout(x_m=0.0, y_m=-2.0, columns=30, rows=20, cell_m=0.2)
 OPTIONS = HazardOptions(clearance_m=0.3, max_slope_deg=20.0, footprint_m=1.0)
@@ -65,6 +70,13 @@ def test_rock_is_a_step_where_it_stands(rock_m):
     far = np.ones(result.hazard.shape, bool)
     far[row - 5 : row + 6, column - 5 : column + 6] = False
     assert result.hazard[far].max() < 15
+
+
+def test_steps_are_marked_from_nine_tenths_of_the_clearance_and_no_grade_is_99():
+    step_m = np.linspace(0.0, 0.4, 401)
+    values = hazard_values(np.zeros_like(step_m), step_m, 0.2, HazardOptions(clearance_m=0.3))
+    assert (values[step_m > 0.271] == 100).all() and (values[step_m < 0.269] <= 98).all()
+    assert values[0] == 0 and (np.diff(values) >= 0).all() and 99 not in values
 
 
 def test_crater_is_steep_on_its_walls_alone():

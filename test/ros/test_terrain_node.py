@@ -13,6 +13,13 @@ pytestmark = pytest.mark.ros
 
 import rclpy  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.qos import (  # noqa: E402
+    DurabilityPolicy,
+    qos_check_compatible,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+)
 from std_srvs.srv import Trigger  # noqa: E402
 
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration  # noqa: E402
@@ -28,6 +35,7 @@ from lunar_stereo_recon.result_messages import (  # noqa: E402
     header,
     point_cloud_message,
 )
+from lunar_stereo_recon.ros import result_outputs, terrain_node  # noqa: E402
 from lunar_stereo_recon.ros.parameters import TerrainParameters  # noqa: E402
 from lunar_stereo_recon.ros.rclpy_messages import make_message, message_class  # noqa: E402
 from lunar_stereo_recon.ros.terrain_node import TerrainNode  # noqa: E402
@@ -245,6 +253,18 @@ def test_the_sigma_of_the_cloud_counts_where_it_has_one(made, monkeypatch, sigma
 def test_a_map_larger_than_memory_is_refused():
     with pytest.raises(InputError, match='take another size of the cells or of the map'):
         TerrainParameters(length=1000.0, cell=0.01).options  # noqa: B018
+
+
+@pytest.mark.parametrize('published', [terrain_node.LATCHED, result_outputs.LATCHED])
+@pytest.mark.parametrize('durability', ['TRANSIENT_LOCAL', 'VOLATILE'])
+def test_a_static_layer_of_nav2_can_listen(published, durability):
+    """As Nav2 subscribes: reliable, the last ten, with `map_subscribe_transient_local` or not."""
+    asked = QoSProfile(
+        depth=10,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy[durability],
+    )
+    assert qos_check_compatible(published, asked)[0] == QoSCompatibility.OK
 
 
 def test_over_dds_costs_cells_reset_and_the_log(processes, cameras, tmp_path):
