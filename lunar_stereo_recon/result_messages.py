@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import dataclasses
 from dataclasses import dataclass
+import struct
 from typing import Any, Protocol
 
 import cv2
@@ -29,6 +30,15 @@ SIGMA_FIELD = 'sigma'
 _POINT_FIELD_FLOAT32 = 7
 # Refined disparities are continuous; this is the step below which differences mean nothing.
 DISPARITY_RESOLUTION_PX = 1.0 / 16.0
+# Steps of a pixel of disparity in which compressed depth is given: half of one is the largest
+# error. Disparities that 16 bits cannot hold in these steps get larger ones.
+COMPRESSED_STEPS = 64
+# What image_transport's plugin `compressedDepth` puts before the PNG: that the values are of
+# inverse depth (0), and their two parameters, depth = a / (value - b).
+COMPRESSED_DEPTH_HEADER = struct.Struct('<iff')
+INVERSE_DEPTH = 0
+# Higher levels take several times as long for a tenth of the bytes.
+PNG_LEVEL = 1
 
 
 class MakeMessage(Protocol):
@@ -272,6 +282,30 @@ def depth_message(
     depth = reconstruction.depth
     values = depth if encoding == '32FC1' else depth_millimetres(depth)
     return image_message(make, values, encoding, reconstruction.stamp_ns, reconstruction.frame_id)
+
+
+def compressed_depth_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:
+    """Return the depth as image_transport's `compressedDepth` has it, a tenth of the bytes.
+
+    Any subscriber with that plugin makes a 32FC1 image in metres of it, NaN where invalid. Inverse
+    depth is stored, in steps of 1 / `COMPRESSED_STEPS` px of disparity: the error is at most half
+    a step, beyond 1,023 px of disparity 1 part in 131,070 of the largest one.
+    """
+    calibration = reconstruction.calibration
+    focal_times_baseline = np.float32(calibration.fx * calibration.baseline_m)
+    disparity = np.nan_to_num(focal_times_baseline / reconstruction.depth, nan=0.0, copy=False)
+    largest = float(disparity.max(initial=1.0))
+    steps = np.float32(min(COMPRESSED_STEPS, np.iinfo(np.uint16).max / largest))
+    values = np.rint(disparity * steps).astype(np.uint16)
+    _, png = cv2.imencode('.png', values, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
+    parameters = float(focal_times_baseline * steps), 0.0
+    start = COMPRESSED_DEPTH_HEADER.pack(INVERSE_DEPTH, *parameters)
+    return make(
+        'sensor_msgs/msg/CompressedImage',
+        header=header(make, reconstruction.stamp_ns, reconstruction.frame_id),
+        format='32FC1; compressedDepth png',
+        data=np.concatenate([np.frombuffer(start, np.uint8), png.reshape(-1)]),
+    )
 
 
 def depth_sigma_message(make: MakeMessage, reconstruction: Reconstruction) -> Any:

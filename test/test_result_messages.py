@@ -1,7 +1,9 @@
 """Forms of the cloud: thinned, cut, without padding, in voxels, moved."""
 
 import dataclasses
+import struct
 
+import cv2
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.results import write_pcd
 from lunar_stereo_recon.result_messages import (
     CloudForm,
+    compressed_depth_message,
     confidence_view_message,
     depth_sigma_message,
     disparity_message,
@@ -167,6 +170,39 @@ def test_moved_points_are_in_the_other_frame(reconstruction):
     np.testing.assert_allclose(moved.points[..., 2], -y + 1.2, rtol=1e-5, atol=1e-6)
     assert point_cloud_message(make_message, moved).header.frame_id == 'base_link'
     assert np.isnan(moved.points[2, 3]).any()
+
+
+def decompressed(message):
+    """Return what image_transport's plugin `compressedDepth` makes of a message."""
+    assert message.format == '32FC1; compressedDepth png'
+    kind, a, b = struct.unpack('<iff', message.data[:12].tobytes())
+    assert kind == 0
+    values = cv2.imdecode(message.data[12:], cv2.IMREAD_UNCHANGED)
+    assert values.dtype == np.uint16
+    with np.errstate(divide='ignore'):
+        depth = np.float32(a) / (values.astype(np.float32) - np.float32(b))
+    return np.where(values > 0, depth, np.nan)
+
+
+@pytest.mark.parametrize('nearest_m', [1.0, 0.001])
+def test_compressed_depth_is_as_exact_as_it_says(reconstruction, nearest_m):
+    depth = reconstruction.depth.copy()
+    depth[0, 0], depth[0, 1] = 300.0, nearest_m  # 0.01 px, and 3 or 3,000 px
+    message = compressed_depth_message(
+        make_message, dataclasses.replace(reconstruction, depth=depth, stamp_ns=7)
+    )
+    assert message.header.stamp.nanosec == 7 and message.header.frame_id == 'left_optical'
+    found = decompressed(message)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(depth))
+    known = np.isfinite(depth)
+    disparity = CALIBRATION.fx * CALIBRATION.baseline_m / depth[known]
+    error = np.abs(CALIBRATION.fx * CALIBRATION.baseline_m / found[known] - disparity)
+    assert error.max() <= max(1 / 128, disparity.max() / 131070) * 1.001
+
+
+def test_compressed_depth_without_a_point(reconstruction):
+    nothing = dataclasses.replace(reconstruction, depth=np.full_like(reconstruction.depth, np.nan))
+    assert np.isnan(decompressed(compressed_depth_message(make_message, nothing))).all()
 
 
 def test_confidence_view_is_for_eyes(reconstruction):

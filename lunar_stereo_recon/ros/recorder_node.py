@@ -42,6 +42,7 @@ TOPIC_TYPES = {
     'confidence': 'sensor_msgs/msg/Image',
     'disparity': 'stereo_msgs/msg/DisparityImage',
     'depth/image': 'sensor_msgs/msg/Image',
+    'depth/image/compressedDepth': 'sensor_msgs/msg/CompressedImage',
     'depth/camera_info': 'sensor_msgs/msg/CameraInfo',
     'depth/sigma': 'sensor_msgs/msg/Image',
     STATUS: 'diagnostic_msgs/msg/DiagnosticArray',

@@ -20,6 +20,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from lunar_stereo_recon.datatypes import Reconstruction
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.result_messages import (
+    compressed_depth_message,
     confidence_message,
     confidence_view_message,
     depth_info_message,
@@ -42,6 +43,10 @@ from lunar_stereo_recon.ros.rclpy_messages import (
 from lunar_stereo_recon.ros.rover_motion import RoverMotion
 
 DEPTH_SIGMA_TOPIC = 'depth/sigma'
+# The name that image_transport gives it.
+COMPRESSED_DEPTH_TOPIC = 'depth/image/compressedDepth'
+# These take time, and few want them: they are made for who subscribes, whatever `lazy` says.
+ON_DEMAND = (DEPTH_SIGMA_TOPIC, COMPRESSED_DEPTH_TOPIC)
 # Topic: message type, and the entry of the parameter `outputs` that it belongs to.
 OUTPUT_TOPICS = {
     'points2': ('sensor_msgs/msg/PointCloud2', 'points2'),
@@ -49,6 +54,7 @@ OUTPUT_TOPICS = {
     'confidence/image_mono8': ('sensor_msgs/msg/Image', 'confidence'),
     'disparity': ('stereo_msgs/msg/DisparityImage', 'disparity'),
     'depth/image': ('sensor_msgs/msg/Image', 'depth'),
+    COMPRESSED_DEPTH_TOPIC: ('sensor_msgs/msg/CompressedImage', 'depth'),
     'depth/camera_info': ('sensor_msgs/msg/CameraInfo', 'depth'),
     DEPTH_SIGMA_TOPIC: ('sensor_msgs/msg/Image', 'depth'),
     'hazard': ('nav_msgs/msg/OccupancyGrid', 'hazard'),
@@ -176,6 +182,7 @@ class ResultOutputs:
             'confidence/image_mono8': _unparametrized(confidence_view_message),
             'disparity': _unparametrized(disparity_message),
             'depth/image': _depth_message,
+            COMPRESSED_DEPTH_TOPIC: _unparametrized(compressed_depth_message),
             'depth/camera_info': _unparametrized(depth_info_message),
             DEPTH_SIGMA_TOPIC: _unparametrized(depth_sigma_message),
             'left/image_rect': _unparametrized(left_image_message),
@@ -223,8 +230,7 @@ class ResultOutputs:
         wanted = self.wanted()
         if self._parameters().lazy:
             return wanted
-        # Not every model has a sigma, and it takes time: it is given to those who ask for it.
-        return [t for t in self._selected() if t != DEPTH_SIGMA_TOPIC or t in wanted]
+        return [topic for topic in self._selected() if topic not in ON_DEMAND or topic in wanted]
 
     def _cloud_message(self, result: Reconstruction, parameters: ReconstructionParameters) -> Any:
         """Return the cloud in the frame and form that are wanted.

@@ -18,7 +18,7 @@ _RIG = ('left/image_rect', 'right/image_rect', 'left/camera_info', 'right/camera
 _RAW = ('left/image_raw', 'right/image_raw')
 _RESULTS = (
     *('points2', 'confidence', 'confidence/image_mono8', 'disparity', 'depth/image'),
-    *('depth/camera_info', 'depth/sigma', 'hazard'),
+    *('depth/image/compressedDepth', 'depth/camera_info', 'depth/sigma', 'hazard'),
 )
 _RECORDED = tuple(topic for topic in _RESULTS if topic not in ('confidence/image_mono8', 'hazard'))
 # What every node of rclpy opens: its log, its parameters, and the clock that it may follow.

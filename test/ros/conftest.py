@@ -106,11 +106,13 @@ class Cameras:
         'depth/camera_info': 'sensor_msgs/msg/CameraInfo',
         'frame_status': 'diagnostic_msgs/msg/DiagnosticArray',
         'depth/sigma': 'sensor_msgs/msg/Image',
+        'depth/image/compressedDepth': 'sensor_msgs/msg/CompressedImage',
         'hazard': 'nav_msgs/msg/OccupancyGrid',
         'left/image_rect': 'sensor_msgs/msg/Image',
     }
-    # The rest wants a calibration of sigma, to know gravity, or is there where the node rectifies.
-    USUAL_OUTPUTS = tuple(OUTPUTS)[:-3]
+    # The rest wants a calibration of sigma, is made for who asks alone, wants to know gravity, or
+    # is there where the node rectifies.
+    USUAL_OUTPUTS = tuple(OUTPUTS)[:-4]
 
     views = staticmethod(views)
 

@@ -513,6 +513,23 @@ def test_depth_in_millimetres(running):
     np.testing.assert_allclose(millimetres[valid], 1000 * metres[valid], atol=0.5)
 
 
+def test_compressed_depth_is_made_for_who_asks(running):
+    running.listen('depth/image/compressedDepth')
+    running.wait_until_heard()
+    stamp = running.publish()
+    message = running.result('depth/image/compressedDepth', stamp)
+    assert message.format == '32FC1; compressedDepth png'
+    depth = decode_image(running.result('depth/image', stamp), 'depth')
+    data = np.frombuffer(message.data, np.uint8)
+    factor = np.frombuffer(message.data[4:8], np.float32)[0]
+    values = cv2.imdecode(data[12:], cv2.IMREAD_UNCHANGED)
+    valid = np.isfinite(depth)
+    np.testing.assert_array_equal(values > 0, valid)
+    np.testing.assert_allclose(
+        60 * 0.2 * values[valid] / factor, 60 * 0.2 / depth[valid], atol=0.008
+    )
+
+
 def test_enable_stops_and_resumes_the_work(running):
     assert running.call(SetBool, 'enable', data=False).success
     heard = running.publishers['left image']
