@@ -263,16 +263,22 @@ def blindness(features: FloatImage, left: FloatImage) -> FloatImage:
         features: (K, H, W), `FEATURES`.
         left: (H, W) in [0, 1].
     """
-    brightness = cv2.blur(left, (WINDOW_PX, WINDOW_PX))
-    dim = np.subtract(np.float32(DIM_UNTIL), brightness, out=brightness)
-    dim *= np.float32(1 / (DIM_UNTIL - DIM_FROM))
-    np.clip(dim, 0, 1, out=dim)
-    blind = features[FEATURES.index('deviation')] - BLIND_FROM_LOG10_PX
-    np.clip(blind, 0, 1, out=blind)
-    blind *= dim
-    for name in ('outside', 'dark', 'saturated'):
-        np.maximum(blind, features[FEATURES.index(name)], out=blind)
-    return blind
+    blindness = np.empty_like(left)
+
+    def write(band: Band) -> None:
+        rows, blind = band.rows, blindness[band.rows]
+        dim = cv2.blur(left[band.seen], (WINDOW_PX, WINDOW_PX))[band.own]
+        np.subtract(np.float32(DIM_UNTIL), dim, out=dim)
+        dim *= np.float32(1 / (DIM_UNTIL - DIM_FROM))
+        np.clip(dim, 0, 1, out=dim)
+        np.subtract(features[FEATURES.index('deviation'), rows], BLIND_FROM_LOG10_PX, out=blind)
+        np.clip(blind, 0, 1, out=blind)
+        blind *= dim
+        for name in ('outside', 'dark', 'saturated'):
+            np.maximum(blind, features[FEATURES.index(name), rows], out=blind)
+
+    over_bands(left.shape[0], WINDOW_PX // 2, write)
+    return blindness
 
 
 def calibrated_confidence(

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from lunar_stereo_recon.datatypes import FloatImage
+from lunar_stereo_recon.geometry.bands import Band, over_bands
 
 REDUCTION = 8
 # Confidence from which a pixel keeps its disparity, and at which it loses it.
@@ -52,40 +53,74 @@ def follow_surroundings(
             `geometry.confidence.blindness`), and 0 where an unsure pixel keeps its disparity;
             None for everywhere.
     """
-    if dark is not None:
-        odds = cv2.exp(np.float32(-DARK_LOGIT) * dark)
-        odds *= confidence
-        confidence = odds / (odds + (1 - confidence))
-    share = np.subtract(np.float32(KEPT), confidence)
-    share *= np.float32(1 / (KEPT - LOST))
-    np.clip(share, 0, 1, out=share)
-    if blind is not None:
-        # Where the images say something, an unsure disparity is still better than the ground
-        # around it: what stands up is unsure first.
-        share *= blind
-    if outside is not None:
-        np.maximum(share, np.float32(OUTSIDE_SHARE) * outside, out=share)
+    # Each pixel's share of its surroundings, and its weight in them.
+    share, sure = np.empty_like(disparity), np.empty_like(disparity)
+
+    def weigh(band: Band) -> None:
+        rows = band.rows
+        trust = confidence[rows] if dark is None else _darkened(confidence[rows], dark[rows])
+        _write_weights(share[rows], sure[rows], trust, disparity[rows])
+        if blind is not None:
+            # Where the images say something, an unsure disparity is still better than the ground
+            # around it: what stands up is unsure first.
+            share[rows] *= blind[rows]
+        if outside is not None:
+            np.maximum(share[rows], np.float32(OUTSIDE_SHARE) * outside[rows], out=share[rows])
+
+    over_bands(disparity.shape[0], 0, weigh)
     if not share.any():
         return disparity
-    around = _surroundings(disparity, confidence)
+    around = _surroundings(disparity, sure)
     if around is None:
         return disparity
-    around -= disparity
-    around *= share
-    around += disparity
+
+    def go_over(band: Band) -> None:
+        rows = band.rows
+        departure = np.subtract(around[rows], disparity[rows], out=around[rows])
+        departure *= share[rows]
+        departure += disparity[rows]
+
+    over_bands(disparity.shape[0], 0, go_over)
     return around
 
 
-def _surroundings(disparity: FloatImage, confidence: FloatImage) -> FloatImage | None:
-    """Return (H, W) pixels, not negative; None where too little is sure."""
-    height, width = disparity.shape
-    sure = confidence - np.float32(LEAST_CONFIDENCE)
+def _darkened(confidence: FloatImage, dark: FloatImage) -> FloatImage:
+    """Return the confidence with `DARK_LOGIT` taken from its log odds where the image is black."""
+    odds = np.multiply(dark, np.float32(-DARK_LOGIT))
+    cv2.exp(odds, dst=odds)
+    odds *= confidence
+    total = np.subtract(np.float32(1), confidence)
+    total += odds
+    odds /= total
+    return odds
+
+
+def _write_weights(
+    share: FloatImage, sure: FloatImage, confidence: FloatImage, disparity: FloatImage
+) -> None:
+    """Write how much of a pixel gives way, and how much it says about its surroundings, (h, W)."""
+    np.subtract(np.float32(KEPT), confidence, out=share)
+    share *= np.float32(1 / (KEPT - LOST))
+    np.clip(share, 0, 1, out=share)
+    np.subtract(confidence, np.float32(LEAST_CONFIDENCE), out=sure)
     sure *= np.float32(1 / (1 - LEAST_CONFIDENCE))
     np.clip(sure, 0, 1, out=sure)
     sure *= sure
     finite = np.isfinite(disparity)
     if not finite.all():
         sure *= finite
+
+
+def _surroundings(disparity: FloatImage, sure: FloatImage) -> FloatImage | None:
+    """Return (H, W) pixels, not negative; None where too little is sure.
+
+    Args:
+        disparity: (H, W) pixels; NaN says nothing.
+        sure: (H, W) weights, 0 where the disparity is NaN.
+    """
+    height, width = disparity.shape
+    finite = np.isfinite(disparity)
+    if not finite.all():
         disparity = np.where(finite, disparity, np.float32(0))
     size = max(1, width // REDUCTION), max(1, height // REDUCTION)
     weight, weighted = (

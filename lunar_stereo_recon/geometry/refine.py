@@ -27,6 +27,8 @@ BRIGHTNESS_WINDOW_PX = 21
 LOCAL_WINDOW_PX = 29
 SCORE_WINDOW_PX = 9
 OCCLUSION_TOLERANCE_PX = 1.0
+# The left-right check's temporaries stay in the cache if it is made of so many rows at once.
+OCCLUSION_ROWS = 48
 # A residual this many times the local deviation counts half.
 ROBUST_DEVIATIONS = 2.0
 UNKNOWN_OFFSET_PX = 10.0
@@ -152,7 +154,7 @@ def _refined(
     seen = visible.astype(np.float32)
     warped = warp_right(right, start)
     gain, bias = photometric_match(left, warped, seen)
-    warped = gain * warped
+    warped *= gain
     warped += bias
     first_residual = cv2.subtract(left, warped)
     residual = first_residual
@@ -212,6 +214,15 @@ def occluded_in_right(
     The left-right check: each right column takes the nearest left pixel that maps to it, and a
     left pixel is hidden where that one is not itself. False where NaN.
     """
+    hidden = np.empty(disparity.shape, np.bool_)
+    for first in range(0, disparity.shape[0], OCCLUSION_ROWS):
+        rows = slice(first, first + OCCLUSION_ROWS)
+        _write_hidden(hidden[rows], disparity[rows], tolerance_px)
+    return hidden
+
+
+def _write_hidden(out: NDArray[np.bool_], disparity: FloatImage, tolerance_px: float) -> None:
+    """Write the left-right check of some rows; see `occluded_in_right`."""
     height, width = disparity.shape
     # What is unknown or negative maps far outside.
     values = np.where(disparity >= 0, disparity, np.float32(-2 * width))
@@ -228,9 +239,9 @@ def occluded_in_right(
     nearest[places.ravel()] = values.ravel()
     # A surface seen obliquely leaves single columns unwritten.
     nearest = cv2.dilate(nearest.reshape(height, width + 1), np.ones((1, 3), np.uint8))
-    hidden = nearest.take(places) > values + np.float32(tolerance_px)
-    hidden &= inside
-    return hidden
+    values += np.float32(tolerance_px)
+    np.greater(nearest.take(places), values, out=out)
+    out &= inside
 
 
 def photometric_match(
@@ -285,12 +296,14 @@ def _offset(
     pull = np.multiply(weighted, residual, out=square)
     information = np.multiply(weighted, gradient, out=weighted)
     offset = to_prior
+    # New memory for each window would cost more than what is done with it.
+    stiffness, seen_information, seen_pull = (np.empty_like(noise) for _ in range(3))
     for window, size in zip(options.windows_px, options.offsets_px, strict=True):
         # Posterior mean: the wider window's offset counts as much as `stiffness` of information.
-        stiffness = noise * np.float32(1 / (size * window) ** 2)
-        seen_information = cv2.blur(information, (window, window))
+        np.multiply(noise, np.float32(1 / (size * window) ** 2), out=stiffness)
+        cv2.blur(information, (window, window), dst=seen_information)
         offset *= stiffness
-        offset -= cv2.blur(pull, (window, window))
+        offset -= cv2.blur(pull, (window, window), dst=seen_pull)
         stiffness += seen_information
         offset /= stiffness
     seen_information += np.float32(1e-9)

@@ -102,21 +102,45 @@ def match_around(
         prior: (H, W) float32, column left minus column right, pixels. NaN stays NaN.
         choose: The chooser.
     """
-    known = np.isfinite(prior)
     candidates, answered = candidates_around(left, right, prior)
     planes = evidence(left, right, candidates, answered)
     preferences = choose(planes)
-    open_question = known & (planes[EVIDENCE.index('inside')] > 0)
-    _, second, third, last = candidates
-    strongest = preferences[1 : len(CANDIDATES)].max(axis=0)
-    better = np.where(preferences[2] == strongest, third, last)
-    better = np.where(preferences[1] == strongest, second, better)
-    taken = open_question & (strongest > preferences[0])
-    taken &= np.abs(better - prior) > SAME_ANSWER_PX
-    # Single pixels do not stand alone.
-    taken &= cv2.blur(taken.astype(np.float32), (3, 3)) > 0.5
-    disparity = np.where(taken, better, prior)
+    inside = planes[EVIDENCE.index('inside')]
+    disparity, taken = np.empty_like(prior), np.empty(prior.shape, np.bool_)
+
+    def decide(band: Band) -> None:
+        seen = band.seen
+        better, differs = _decided(
+            prior[seen], candidates[:, seen], preferences[:, seen], inside[seen]
+        )
+        # Single pixels do not stand alone.
+        differs &= cv2.blur(differs.astype(np.float32), (3, 3)) > 0.5
+        taken[band.rows] = differs[band.own]
+        disparity[band.rows] = prior[band.rows]
+        np.copyto(disparity[band.rows], better[band.own], where=taken[band.rows])
+
+    over_bands(prior.shape[0], 1, decide)
     return ResidualMatch(disparity, taken, preferences[len(CANDIDATES)])
+
+
+def _decided(
+    prior: FloatImage,
+    candidates: NDArray[np.float32],
+    preferences: NDArray[np.float32],
+    inside: FloatImage,
+) -> tuple[FloatImage, NDArray[np.bool_]]:
+    """Return a band's best candidate beside the prior, and where it is another, better answer."""
+    _, second, third, last = candidates
+    strongest = np.maximum(preferences[1], preferences[2])
+    np.maximum(strongest, preferences[3], out=strongest)
+    better = last.copy()
+    np.copyto(better, third, where=preferences[2] == strongest)
+    np.copyto(better, second, where=preferences[1] == strongest)
+    differs = strongest > preferences[0]
+    differs &= inside > 0
+    # Not where the prior is unknown: what is NaN is not larger.
+    differs &= cv2.absdiff(better, prior) > SAME_ANSWER_PX
+    return better, differs
 
 
 def candidates_around(
@@ -127,14 +151,23 @@ def candidates_around(
     An unknown prior counts as 0.
     """
     found = search_around(left, right, prior)
-    answered = np.isfinite(found)
-    start = np.where(np.isfinite(prior), prior, np.float32(0))
     square = np.ones((SURROUNDINGS_PX, SURROUNDINGS_PX), np.uint8)
     candidates = np.empty((len(CANDIDATES), *prior.shape), np.float32)
-    candidates[0] = start
-    candidates[1] = np.where(answered, found, start)
-    cv2.erode(start, square, dst=candidates[2])
-    cv2.dilate(start, square, dst=candidates[3])
+    answered = np.empty(prior.shape, np.bool_)
+
+    def write(band: Band) -> None:
+        rows, own = band.rows, band.own
+        start = prior[band.seen]
+        known = np.isfinite(start)
+        if not known.all():
+            start = np.where(known, start, np.float32(0))
+        candidates[0, rows] = candidates[1, rows] = start[own]
+        np.isfinite(found[rows], out=answered[rows])
+        np.copyto(candidates[1, rows], found[rows], where=answered[rows])
+        candidates[2, rows] = cv2.erode(start, square)[own]
+        candidates[3, rows] = cv2.dilate(start, square)[own]
+
+    over_bands(prior.shape[0], SURROUNDINGS_PX // 2, write)
     return candidates, answered
 
 
@@ -146,12 +179,17 @@ def search_around(left: FloatImage, right: FloatImage, prior: FloatImage) -> Flo
     height, width = prior.shape
     base = _smoothed(prior)
     columns = np.arange(width, dtype=np.float32)[None, :]
-    warped = _warped(right, base)
-    views = (
-        # Beside the borders there must be room for the search.
-        cv2.copyMakeBorder(_grey(image), 0, 0, OFFSETS_PX, OFFSETS_PX, cv2.BORDER_REPLICATE)
-        for image in (left, warped)
-    )
+    # Beside the borders there must be room for the search.
+    views = [np.empty((height, width + 2 * OFFSETS_PX), np.uint8) for _ in range(2)]
+
+    def prepare(band: Band) -> None:
+        rows = band.rows
+        for view, image in zip(views, (left[rows], _warped(right[rows], base[rows])), strict=True):
+            cv2.copyMakeBorder(
+                _grey(image), 0, 0, OFFSETS_PX, OFFSETS_PX, cv2.BORDER_REPLICATE, view[rows]
+            )
+
+    over_bands(height, 0, prepare)
     area = BLOCK_PX * BLOCK_PX
     matcher = cv2.StereoSGBM_create(
         minDisparity=LEAST_OFFSET_PX,
@@ -205,11 +243,11 @@ def evidence(
     noise = noise_of(left)
 
     def write(band: Band) -> None:
-        seen = band.seen
-        parts = _evidence(left[seen], right[seen], candidates[:, seen], noise)
-        for plane, part in zip(planes, parts, strict=False):
-            plane[band.rows] = part[band.own]
-        planes[-2, band.rows] = answered[band.rows]
+        seen, rows = band.seen, band.rows
+        _write_evidence(
+            planes[:, rows], left[seen], right[seen], candidates[:, seen], band.own, noise
+        )
+        planes[-2, rows] = answered[rows]
         columns = np.arange(left.shape[1], dtype=np.float32)
         planes[-1, band.rows] = columns >= candidates[0, band.rows]
 
@@ -217,36 +255,47 @@ def evidence(
     return planes
 
 
-def _evidence(
-    left: FloatImage, right: FloatImage, candidates: NDArray[np.float32], noise: float
-) -> list[FloatImage]:
-    """Return all `EVIDENCE` of a band but the last two, (h, W) each."""
-    brightness = np.sqrt(np.maximum(left, 0))
+def _write_evidence(
+    planes: NDArray[np.float32],
+    left: FloatImage,
+    right: FloatImage,
+    candidates: NDArray[np.float32],
+    own: slice,
+    noise: float,
+) -> None:
+    """Write all `EVIDENCE` of a band but the last two.
+
+    Args:
+        planes: (K, h, W), to be written; rows `own` of what is seen.
+        left, right: Of the rows that are seen.
+        candidates: (4, rows that are seen, W).
+        own: The band's own rows among those that are seen.
+        noise: Of the image.
+    """
+    brightness, contrast, detail = planes[:3]
+    np.maximum(left[own], 0, out=brightness)
+    np.sqrt(brightness, out=brightness)
     brightness *= 2
     brightness -= 1
     square = left * left
-    _, contrast = _local(left, square, CONTRAST_WINDOW_PX)
-    contrast *= np.float32(1 / noise)
+    _, deviation = _local(left, square, CONTRAST_WINDOW_PX)
+    np.multiply(deviation[own], np.float32(1 / noise), out=contrast)
     contrast += np.float32(0.1)
     cv2.log(contrast, dst=contrast)
     contrast *= np.float32(0.5)
     mean, deviation = _local(left, square, DETAIL_WINDOW_PX)
     deviation += np.float32(GREY_LEVEL)
-    detail = np.subtract(left, mean, out=mean)
-    detail /= deviation
+    np.subtract(left[own], mean[own], out=detail)
+    detail /= deviation[own]
     prior, *others = candidates
-    views = [_warped(right, candidate) for candidate in candidates]
-    gain, bias = photometric_match(left, views[0])
-    costs = []
-    for view in views:
-        view *= gain
-        view += bias
-        cost = _difference(left, view)
-        cost *= 2
-        cost -= np.float32(0.5)
-        costs.append(cost)
-    steps = [_signed_logarithm(other - prior) for other in others]
-    return [brightness, contrast, detail, *costs, *steps]
+    first = _warped(right, prior)
+    gain, bias = photometric_match(left, first)
+    # Instead of changing each warped view's brightness twice.
+    darker = np.subtract(left, bias, out=bias)
+    _write_cost(planes[3], darker, gain, first, own)
+    for cost, step, other in zip(planes[4:7], planes[7:10], others, strict=True):
+        _write_cost(cost, darker, gain, _warped(right, other), own)
+        _write_signed_logarithm(step, np.subtract(other[own], prior[own], out=step))
 
 
 def _warped(right: FloatImage, disparity: FloatImage) -> FloatImage:
@@ -265,11 +314,12 @@ def _local(image: FloatImage, square: FloatImage, side: int) -> tuple[FloatImage
     return mean, np.sqrt(variance, out=variance)
 
 
-def _signed_logarithm(step: FloatImage) -> FloatImage:
+def _write_signed_logarithm(out: FloatImage, step: FloatImage) -> None:
+    """Write log(1 + |step|) with the sign of `step`, which may be the memory of `out`."""
     size = np.abs(step)
     size += 1
     cv2.log(size, dst=size)
-    return np.copysign(size, step, out=size)
+    np.copysign(size, step, out=out)
 
 
 def noise_of(image: FloatImage) -> float:
@@ -328,16 +378,27 @@ def _grey(image: FloatImage) -> NDArray[np.uint8]:
     return np.asarray(cv2.multiply(image, 255.0, dtype=cv2.CV_8U))
 
 
-def _difference(left: FloatImage, warped: FloatImage) -> FloatImage:
-    """Return (H, W) in [0, 1], grey and gradient alike, each with a ceiling."""
-    difference = cv2.subtract(left, warped)
-    slope = cv2.Sobel(difference, cv2.CV_32F, 1, 0, scale=GRADIENT_SCALE)
+def _write_cost(
+    out: FloatImage, darker: FloatImage, gain: FloatImage, warped: FloatImage, own: slice
+) -> None:
+    """Write how badly a warped view explains the left one, grey and gradient alike, -0.5..1.5.
+
+    Args:
+        out: (h, W), to be written; rows `own` of the images.
+        darker: (H, W) the left view less the bias of the right one's brightness.
+        gain: (H, W) of the right one's brightness.
+        warped: (H, W) the right view, warped; overwritten.
+        own: The band's own rows.
+    """
+    warped *= gain
+    difference = cv2.subtract(darker, warped, dst=warped)
+    slope = cv2.Sobel(difference, cv2.CV_32F, 1, 0, scale=GRADIENT_SCALE)[own]
+    difference = difference[own]
     for image, largest in (
         (difference, LARGEST_DIFFERENCE),
         (slope, LARGEST_GRADIENT_DIFFERENCE),
     ):
         np.abs(image, out=image)
         np.minimum(image, np.float32(largest), out=image)
-    return cv2.addWeighted(
-        difference, 0.5 / LARGEST_DIFFERENCE, slope, 0.5 / LARGEST_GRADIENT_DIFFERENCE, 0.0
-    )
+    weights = 1 / LARGEST_DIFFERENCE, 1 / LARGEST_GRADIENT_DIFFERENCE
+    cv2.addWeighted(difference, weights[0], slope, weights[1], -0.5, dst=out)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, StereoCalibration
 from lunar_stereo_recon.errors import InputError, ModelError
+from lunar_stereo_recon.geometry.bands import Band, over_bands
 from lunar_stereo_recon.geometry.confidence import (
     FEATURES,
     LARGEST_WEIGHT,
@@ -112,26 +113,40 @@ def disparity_sigma(
         filled_px: S, how far the fill moved the disparity, pixels; NaN counts as far.
         calibration: Calibration of the model.
     """
-    linear = _linear(features, filled_px, calibration)
     knots = np.array(calibration.curve)
     levels = np.linspace(LOWEST_LOG10_PX, HIGHEST_LOG10_PX, CURVE_LEVELS)
     table = (10 ** np.interp(levels, knots[:, 0], knots[:, 1])).astype(np.float32)
-    # fmin takes the other number where one is NaN: what says nothing is known to nothing.
-    np.fmin(linear, np.float32(HIGHEST_LOG10_PX), out=linear)
-    np.maximum(linear, np.float32(LOWEST_LOG10_PX), out=linear)
-    linear -= np.float32(LOWEST_LOG10_PX)
-    linear *= np.float32((CURVE_LEVELS - 1) / (HIGHEST_LOG10_PX - LOWEST_LOG10_PX))
-    linear += np.float32(0.5)
-    return table.take(linear.astype(np.int32))
+    images = features.reshape(len(FEATURES), features.shape[1] if features.ndim > 1 else 1, -1)
+    moved = np.asarray(filled_px, np.float32).reshape(images.shape[1:])
+    sigma = np.empty_like(moved)
+
+    def write(band: Band) -> None:
+        rows = band.rows
+        linear = _linear(images[:, rows], moved[rows], calibration)
+        # fmin takes the other number where one is NaN: what says nothing is known to nothing.
+        np.fmin(linear, np.float32(HIGHEST_LOG10_PX), out=linear)
+        np.maximum(linear, np.float32(LOWEST_LOG10_PX), out=linear)
+        linear -= np.float32(LOWEST_LOG10_PX)
+        linear *= np.float32((CURVE_LEVELS - 1) / (HIGHEST_LOG10_PX - LOWEST_LOG10_PX))
+        linear += np.float32(0.5)
+        table.take(linear.astype(np.int32), out=sigma[rows], mode='clip')
+
+    over_bands(moved.shape[0], 0, write)
+    return sigma.reshape(features.shape[1:])
 
 
 def _linear(
     features: FloatImage, filled_px: FloatImage, calibration: SigmaCalibration
 ) -> FloatImage:
-    weights = np.array([calibration.weights.get(name, 0.0) for name in FEATURES], np.float32)
-    linear = np.asarray(np.tensordot(weights, features, 1), np.float32)
+    """Return (H, W) the linear model of (K, H, W) features and (H, W) pixels."""
+    linear = filled_feature(filled_px)
+    linear *= np.float32(calibration.weights.get(FILLED, 0.0))
     linear += np.float32(calibration.bias)
-    linear += np.float32(calibration.weights.get(FILLED, 0.0)) * filled_feature(filled_px)
+    # Not one matrix product: beside a network's threads, those of BLAS wait longer than they work.
+    for name, feature in zip(FEATURES, features, strict=True):
+        weight = calibration.weights.get(name, 0.0)
+        if weight:
+            cv2.scaleAdd(feature, weight, linear, dst=linear)
     return linear
 
 
