@@ -187,7 +187,7 @@ def decompressed(message):
 @pytest.mark.parametrize('nearest_m', [1.0, 0.001])
 def test_compressed_depth_is_as_exact_as_it_says(reconstruction, nearest_m):
     depth = reconstruction.depth.copy()
-    depth[0, 0], depth[0, 1] = 300.0, nearest_m  # 0.01 px, and 3 or 3,000 px
+    depth[0, 0], depth[0, 1] = 30.0, nearest_m  # 0.1 px, and 3 or 3,000 px
     message = compressed_depth_message(
         make_message, dataclasses.replace(reconstruction, depth=depth, stamp_ns=7)
     )
