@@ -21,6 +21,7 @@ COMMANDS = (
     'curves',
     'ablate',
     'label_study',
+    'fused_labels',
     'campaign',
     'evaluate',
     'teacher',

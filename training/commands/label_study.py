@@ -30,13 +30,30 @@ from training.recipe import load_recipe, Recipe
 from training.trainer import Trainer
 from training.validation import validate_student
 
+# Errors that are compared, of students that match rows and of those of the paper's form.
 FIGURES = ('epe', 'bad1', 'bad2')
+POINTMAP_FIGURES = ('abs_rel',)
+ROW_MATCHING = ('flight', 'lunar_teacher')
 UNLABELLED = 'unlabelled'
 # Two-sided 95 % points of Student's distribution by degrees of freedom; beyond, the normal one's.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NORMAL_95 = 1.96
 # A student's figure by (part, student): one value a seed.
 Results = dict[tuple[str, str], list[float]]
+
+
+def figures_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the figures in which a recipe's students are compared.
+
+    Raises:
+        InputError: There are students of both families.
+    """
+    flight = {student.kind in ROW_MATCHING for student in recipe.students.values()}
+    if len(flight) > 1:
+        raise InputError(
+            f'{recipe.name} has students that match rows and others; they have no figure in common'
+        )
+    return FIGURES if flight == {True} else POINTMAP_FIGURES
 
 
 def parts(recipe: Recipe, counts: Sequence[int]) -> Iterator[tuple[str, Recipe]]:
@@ -119,10 +136,11 @@ def write_results(
     path: Path, recipe: Recipe, folder: Path, seeds: int, counts: Sequence[int]
 ) -> None:
     """Write a CSV with a row a seed and student, and its figures in columns."""
-    found = [results(recipe, folder, seeds, counts, figure) for figure in FIGURES]
+    names = figures_of(recipe)
+    found = [results(recipe, folder, seeds, counts, figure) for figure in names]
     with path.open('w', newline='', encoding='utf-8') as file:
         rows = csv.writer(file)
-        rows.writerow(['seed', 'pairs', 'student', *FIGURES])
+        rows.writerow(['seed', 'pairs', 'student', *names])
         for part, student in found[0]:
             for number in range(seeds):
                 values = [figure[part, student][number] for figure in found]
@@ -201,6 +219,7 @@ def work(args: argparse.Namespace) -> bool:
     recipe = load_recipe(recipe_path(args.recipe), args.overrides)
     if not recipe.data.validation:
         raise InputError('data.validation is empty; students are compared on frames in it')
+    figures_of(recipe)
     if args.seeds < 1:
         raise InputError(f'--seeds is {args.seeds}; 1 or more is needed')
     # None would mean all pairs; students without labels are those whose target is the teacher.
@@ -234,6 +253,6 @@ def report(recipe: Recipe, out: Path, seeds: int, counts: Sequence[int], device:
     teacher_figures = json.loads(path.read_text(encoding='utf-8'))
     texts = [
         table(results(recipe, out, seeds, counts, figure), figure, teacher_figures[figure])
-        for figure in FIGURES
+        for figure in figures_of(recipe)
     ]
     return '\n\n'.join(texts) + '\n'

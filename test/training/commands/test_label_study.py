@@ -12,7 +12,13 @@ pytest.importorskip('omegaconf')
 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from training.cli import main  # noqa: E402
-from training.commands.label_study import interval, parts, table, UNLABELLED  # noqa: E402
+from training.commands.label_study import (  # noqa: E402
+    figures_of,
+    interval,
+    parts,
+    table,
+    UNLABELLED,
+)
 from training.data.batches import RenderedPairs  # noqa: E402
 from training.recipe import DataRecipe, load_recipe, StudentRecipe  # noqa: E402
 
@@ -110,3 +116,18 @@ def test_recipe_of_the_study_compares_starts_with_and_without_labels():
     assert set(runs['labels_8'].students) == {'labels', 'labels_shared_basis'}
     assert set(runs[UNLABELLED].students) == {'pseudo_shared_basis', 'pseudo_features'}
     assert len({str(s.model) for s in recipe.students.values()}) == 1
+
+
+def test_study_of_the_papers_form_needs_no_label_for_a_teachers_word():
+    from training.commands.train import recipe_path
+
+    recipe = load_recipe(recipe_path('scarce_planes'))
+    runs = dict(parts(recipe, [8]))
+    assert set(runs['labels_8'].students) == {'labels', 'labels_truncate'}
+    # True matches are labels.
+    assert all(s.distillation['matching'] == 0 for s in recipe.students.values())
+    assert recipe.data.matches == 0
+    assert figures_of(recipe) == ('abs_rel',)
+    recipe.students['other'] = StudentRecipe()
+    with pytest.raises(InputError, match='no figure in common'):
+        figures_of(recipe)
