@@ -64,7 +64,7 @@ def seen_from(
     depth, weight = np.full((height, width), np.nan), np.zeros((height, width))
     depth[places] = z[far_first]
     weight[places] = (z[far_first] / measured_at[far_first]) ** 4
-    return disparity_from_depth(depth, calibration), weight
+    return disparity_from_depth(depth, calibration).astype(np.float64), weight
 
 
 def fused_disparity(target: PosedFrame, others: Sequence[PosedFrame]) -> NDArray[np.float64]:

@@ -42,8 +42,8 @@ class Comparison:
         known: Pixels of the frame with a true depth.
     """
 
-    single: NDArray[np.float64]
-    fused: NDArray[np.float64]
+    single: NDArray[np.floating]
+    fused: NDArray[np.floating]
     known: int
 
 
@@ -93,8 +93,9 @@ def run(args: argparse.Namespace) -> int:
             f'beyond {FAR_M:g} m': truth.depth > FAR_M,
         }.items():
             at = known & np.isfinite(label) & chosen
-            errors = [np.abs(d - truth.disparity)[at] for d in (target.result.disparity, label)]
-            kinds.setdefault(kind, []).append(Comparison(*errors, int(known.sum())))
+            single = np.abs(target.result.disparity - truth.disparity)[at]
+            fused = np.abs(label - truth.disparity)[at]
+            kinds.setdefault(kind, []).append(Comparison(single, fused, int(known.sum())))
     print(f'{len(frames)} frames, {judged} with true depth\n')
     print(table(kinds))
     return 0
@@ -121,7 +122,7 @@ def table(kinds: dict[str, list[Comparison]]) -> str:
     return '\n'.join(lines)
 
 
-def _figures(errors: NDArray[np.float64]) -> list[str]:
+def _figures(errors: NDArray[np.floating]) -> list[str]:
     bad = [f'{100 * (errors > limit).mean():.2f}' for limit in BAD_PX]
     return [f'{errors.mean():.3f}', *bad]
 
