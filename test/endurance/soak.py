@@ -47,6 +47,7 @@ class Sample:
         resident: Bytes of memory.
         handles, threads: Their numbers.
         cpu_s: Processor time since it began.
+        load: Mean number of processes that wanted a core in the last minute, on the machine.
     """
 
     frame: int
@@ -54,6 +55,7 @@ class Sample:
     handles: int
     threads: int
     cpu_s: float
+    load: float
 
 
 def sample(pid: int, frame: int) -> Sample:
@@ -64,7 +66,7 @@ def sample(pid: int, frame: int) -> Sample:
     resident = int((process / 'statm').read_text().split()[1]) * PAGE_BYTES
     cpu_s = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
     handles = len(os.listdir(process / 'fd'))
-    return Sample(frame, resident, handles, int(fields[17]), cpu_s)
+    return Sample(frame, resident, handles, int(fields[17]), cpu_s, os.getloadavg()[0])
 
 
 @dataclass
@@ -128,14 +130,14 @@ def judged(course: Course) -> dict[str, Any]:
     first, last = after[:quarter], after[-quarter:]
     resident = [float(np.median([s.resident for s in part])) for part in (first, last)]
     growth = resident[1] / resident[0] - 1
-    cpu_ms = [
-        _cpu_ms(after[part[0]], after[part[-1]])
-        for part in np.array_split(np.arange(len(after)), 4)
-    ]
+    quarters = [after[part[0] : part[-1] + 1] for part in np.array_split(range(len(after)), 4)]
+    cpu_ms = [_cpu_ms(part[0], part[-1]) for part in quarters]
     warm = int(WARM_UP * len(course.latencies_ms))
     p50, p95 = (
-        [round(float(np.percentile(part, share)), 1) for part in quarters]
-        for quarters in [np.array_split(np.array(course.latencies_ms[warm:]), 4)]
+        [
+            round(float(np.percentile(part, share)), 1)
+            for part in np.array_split(np.array(course.latencies_ms[warm:]), 4)
+        ]
         for share in (50, 95)
     )
     handles, threads = ({getattr(s, name) for s in after} for name in ('handles', 'threads'))
@@ -162,6 +164,7 @@ def judged(course: Course) -> dict[str, Any]:
         'cpu_ms_per_frame_by_quarter': [round(value, 2) for value in cpu_ms],
         'latency_p50_ms_by_quarter': p50,
         'latency_p95_ms_by_quarter': p95,
+        'load_by_quarter': [round(float(np.mean([s.load for s in p])), 2) for p in quarters],
         'round_trip_p95_ms': round(float(np.percentile(course.round_trips_ms, 95)), 1),
         'failures': failures,
     }
