@@ -51,10 +51,15 @@ class Processes:
         self.environment: dict[str, str] = {}
 
     def start(
-        self, name: str, remap: dict[str, str] | None = None, **parameters: Any
+        self,
+        name: str,
+        remap: dict[str, str] | None = None,
+        enclave: str = '/',
+        **parameters: Any,
     ) -> subprocess.Popen:
         """Start a node in the test's namespace."""
         arguments = ['--ros-args', '--disable-external-lib-logs', '-r', f'__ns:={self._namespace}']
+        arguments += ['--enclave', enclave]
         for key, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else value
             arguments += ['-p', f'{key}:={text}']
@@ -116,7 +121,7 @@ class Cameras:
 
     views = staticmethod(views)
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, enclave: str = '/') -> None:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
 
@@ -124,7 +129,8 @@ class Cameras:
 
         self._make = make_message
         self._context = rclpy.Context()
-        rclpy.init(context=self._context, domain_id=DOMAIN)
+        arguments = ['--ros-args', '--enclave', enclave]
+        rclpy.init(args=arguments, context=self._context, domain_id=DOMAIN)
         self.node = rclpy.create_node('cameras', namespace=namespace, context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
@@ -340,11 +346,23 @@ def processes(tmp_path, namespace) -> Iterator[Processes]:
 
 
 @pytest.fixture
-def cameras(namespace) -> Iterator[Cameras]:
+def join(namespace) -> Iterator[Callable[..., Cameras]]:
+    """Return a function that joins the graph under an enclave; all leave in the end."""
     pytest.importorskip('rclpy')
-    rig = Cameras(namespace)
-    yield rig
-    rig.close()
+    joined: list[Cameras] = []
+
+    def joining(enclave: str = '/') -> Cameras:
+        joined.append(Cameras(namespace, enclave))
+        return joined[-1]
+
+    yield joining
+    for rig in joined:
+        rig.close()
+
+
+@pytest.fixture
+def cameras(join) -> Cameras:
+    return join()
 
 
 @pytest.fixture(scope='module')
