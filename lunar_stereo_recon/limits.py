@@ -25,6 +25,12 @@ MIN_DISPARITY_PX = 0.01
 MAX_DISTORTION = 1e4
 # Seconds and nanoseconds of a stamp.
 MAX_STAMP_S, MAX_STAMP_NS = 2**31 - 1, 999_999_999
+# Of the name of a frame, characters.
+MAX_NAME = 256
+# Of the images of one side that wait for their partners, bytes: 5 of 12 megapixels in colour.
+MAX_WAITING_BYTES = 3 * 2**26
+# Frames that are known of /tf_static.
+MAX_FRAMES = 10_000
 # Of files, bytes. A calibration has about a kilobyte, the largest student of the paper 0.7 GB.
 MAX_YAML_BYTES = 2**20
 MAX_JSON_BYTES = 2**28

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.encoded_image import decoded_image, image_header
-from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.errors import CalibrationError, InputError, quoted
 from lunar_stereo_recon.geometry.rectify import (
     DEFAULT_MODEL,
     fitting_coefficients,
@@ -26,7 +26,7 @@ from lunar_stereo_recon.geometry.rectify import (
     rectified_image,
     seen_mask,
 )
-from lunar_stereo_recon.limits import MAX_STAMP_NS, MAX_STAMP_S
+from lunar_stereo_recon.limits import MAX_NAME, MAX_STAMP_NS, MAX_STAMP_S
 from lunar_stereo_recon.preprocess import check_float_range, color_from_array, grey_from_array
 
 # Encoding: (type of one value, channels, OpenCV conversion to RGB or None where the channels are
@@ -112,6 +112,15 @@ def check_stamp(message: Any, topic: str) -> None:
         )
 
 
+def _check_frame(message: Any, topic: str) -> None:
+    """Refuse a frame whose name would be copied into every result and is no name."""
+    frame_id = message.header.frame_id
+    if len(frame_id) > MAX_NAME:
+        raise InputError(
+            f'{topic}: the frame_id is {quoted(frame_id)}; at most {MAX_NAME} are allowed'
+        )
+
+
 def pair_from_messages(
     left: Any,
     right: Any,
@@ -136,11 +145,13 @@ def pair_from_messages(
         topics: Names used in error messages.
 
     Raises:
-        InputError: A stamp or an image cannot be used, or the sizes of left and right differ.
+        InputError: A stamp, a frame or an image cannot be used, or the sizes of left and right
+            differ.
         CalibrationError: A camera_info is unusable or is for another image size.
     """
     check_stamp(left, topics.left_image)
     check_stamp(right, topics.right_image)
+    _check_frame(left, topics.left_image)
     calibration = calibration_from_camera_infos(
         left_info, right_info, baseline_m=baseline_m, raw=rectify, topics=topics
     )
@@ -229,7 +240,7 @@ def decode_depth(message: Any, topic: str) -> NDArray[np.float32]:
     """
     if message.encoding not in ('32FC1', '16UC1', 'mono16'):
         raise InputError(
-            f'{topic}: depth encoding {message.encoding!r}; 32FC1 (metres) or 16UC1 '
+            f'{topic}: depth encoding {quoted(message.encoding)}; 32FC1 (metres) or 16UC1 '
             '(millimetres) is needed'
         )
     metres_per_unit = 1.0 if message.encoding == '32FC1' else 1e-3
@@ -455,7 +466,7 @@ def _layout(encoding: str, topic: str) -> tuple[str, int, int | None]:
     if generic is None:
         known = ', '.join([*_RGB_CONVERSIONS, *_PLANAR_CONVERSIONS])
         raise InputError(
-            f'{topic}: unknown image encoding {encoding!r}; known are {known}, nv24 and the '
+            f'{topic}: unknown image encoding {quoted(encoding)}; known are {known}, nv24 and the '
             'generic 8UC1, 8SC1, 16UC1, 16SC1, 32SC1, 32FC1, 64FC1 with 1, 3 or 4 channels'
         )
     channels = int(generic.group(2) or 1)
@@ -521,8 +532,8 @@ def _decode_compressed(message: Any, topic: str) -> NDArray[Any]:
     if source_encoding.startswith('bayer_') and conversion is not None:
         if values.dtype.kind != 'u':
             raise InputError(
-                f'{topic}: compressed image of type {values.dtype} ({message.format!r}); a mosaic '
-                'has uint8 or uint16'
+                f'{topic}: compressed image of type {values.dtype} ({quoted(message.format)}); '
+                'a mosaic has uint8 or uint16'
             )
         return cv2.cvtColor(values, conversion)
     return values

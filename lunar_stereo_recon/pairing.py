@@ -60,6 +60,8 @@ class PairQueue(Generic[Item]):
         tolerance_ns: int = 0,
         queue_size: int = 10,
         on_unpaired: Callable[[Unpaired], None] | None = None,
+        size_of: Callable[[Item], int] | None = None,
+        max_size: int = 0,
     ) -> None:
         """Make an empty queue.
 
@@ -67,10 +69,13 @@ class PairQueue(Generic[Item]):
             tolerance_ns: Largest difference of the stamps of a pair.
             queue_size: Items of one stream that may wait for a partner.
             on_unpaired: Called for each item that is given up.
+            size_of: Bytes of an item, where what waits is limited by its size as well.
+            max_size: Bytes of one stream that may wait.
         """
         self.tolerance_ns = tolerance_ns
         self.queue_size = queue_size
         self._on_unpaired = on_unpaired or (lambda unpaired: None)
+        self._size_of, self._max_size = size_of or (lambda item: 0), max_size
         self._streams: dict[Side, _Stream[Item]] = {'left': _Stream(), 'right': _Stream()}
         self._last_pair_ns: dict[Side, int] = {}
 
@@ -88,10 +93,13 @@ class PairQueue(Generic[Item]):
         self._learn_period(stream, stamp_ns)
         self._insert(stream, stamp_ns, item)
         pairs = self._match()
-        if len(stream.queue) > self.queue_size:
+        while len(stream.queue) > self.queue_size or self._bytes(stream) > self._max_size:
             stamp, _ = stream.queue.popleft()
             self._give_up(side, stamp, 'queue_full')
         return pairs
+
+    def _bytes(self, stream: _Stream[Item]) -> int:
+        return sum(self._size_of(item) for _, item in stream.queue)
 
     def waiting(self, side: Side) -> int:
         """Return how many items of a stream wait for a partner."""

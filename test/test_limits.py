@@ -107,6 +107,23 @@ def test_a_stamp_that_no_result_can_carry_is_refused(sec, nanosec):
         pair_from_messages(message, message, *infos)
 
 
+def test_texts_from_outside_are_cut_off():
+    """They go into each answer and each line of the log."""
+    grey = np.zeros((64, 96), np.uint8)
+    infos = [
+        camera_info_message(make_message, RIG, 0, 'left', right=right) for right in (False, True)
+    ]
+    long = image_message(make_message, grey, 'mono8', 0, 'left\n' * 1_000_000)
+    with pytest.raises(InputError, match='frame_id is .* 5000000 characters.*at most 256') as told:
+        pair_from_messages(long, long, *infos)
+    assert len(str(told.value)) < 300 and '\n' not in str(told.value)
+    odd = image_message(make_message, grey, 'mono8', 0, 'left')
+    object.__setattr__(odd, 'encoding', 'mono9' * 1_000_000)
+    with pytest.raises(InputError, match='unknown image encoding') as told:
+        pair_from_messages(odd, odd, *infos)
+    assert len(str(told.value)) < 800
+
+
 FORMS = {'.png': 'PNG', '.jpg': 'JPEG', '.tiff': 'TIFF', '.webp': 'WebP', '.bmp': 'BMP'}
 
 

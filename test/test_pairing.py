@@ -52,6 +52,19 @@ def test_queue_keeps_only_so_many():
     assert recorder.unpaired[0].gap_ns is None
 
 
+def test_queue_keeps_only_so_many_bytes():
+    unpaired = []
+    queue = PairQueue(0, 5, unpaired.append, size_of=len, max_size=100)
+    assert queue.add('left', 1, b'x' * 60) == queue.add('left', 2, b'y' * 40) == []
+    queue.add('left', 3, b'z')
+    assert [(item.stamp_ns, item.reason) for item in unpaired] == [(1, 'queue_full')]
+    # Nor does one that is larger than all may be wait; with its partner there, it need not.
+    queue.add('left', 4, b'x' * 101)
+    assert queue.waiting('left') == 0
+    queue.add('right', 5, b'r')
+    assert queue.add('left', 5, b'x' * 101) == [(b'x' * 101, b'r')]
+
+
 def test_an_item_older_than_the_last_pair_is_late():
     recorder = Recorder().add('left', 100).add('right', 100).add('left', 50)
     assert recorder.reasons == [('left', 'late')]

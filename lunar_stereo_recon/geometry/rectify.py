@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, StereoPair
-from lunar_stereo_recon.errors import CalibrationError
+from lunar_stereo_recon.errors import CalibrationError, quoted
 from lunar_stereo_recon.limits import MAX_DISTORTION, MAX_FOCAL_SIDES, MAX_OFFSET_PX
 
 # Distortion model: numbers of coefficients it may have. Names of sensor_msgs/distortion_models.hpp
@@ -90,13 +90,13 @@ class RawCamera:
         if self.distortion_model not in COEFFICIENTS:
             known = ', '.join(name for name in COEFFICIENTS if name)
             raise CalibrationError(
-                f'distortion model is {self.distortion_model!r}; one of {known} is needed'
+                f'distortion model is {quoted(self.distortion_model)}; one of {known} is needed'
             )
         counts = COEFFICIENTS[self.distortion_model]
         if len(self.distortion) not in counts:
             wanted = ' or '.join(map(str, counts))
             raise CalibrationError(
-                f'distortion model {self.distortion_model!r} has {len(self.distortion)} '
+                f'distortion model {quoted(self.distortion_model)} has {len(self.distortion)} '
                 f'coefficients; {wanted} are needed'
             )
         numbers = (*self.intrinsics, *self.distortion, *self.rotation, *self.rectified)

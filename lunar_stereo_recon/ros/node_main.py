@@ -22,6 +22,7 @@ from lunar_stereo_recon.errors import ReconError
 
 EXIT_DONE, EXIT_ERROR = 0, 1
 SIGNAL_CHECK_S = 0.2
+LOG_THROTTLE_S = 5.0
 
 _Node = TypeVar('_Node', bound=Node)
 
@@ -83,7 +84,11 @@ def serve(node: Node, interrupted: threading.Event) -> int:
         except CannotGoOnError:
             raise
         except Exception:  # noqa: BLE001 (whatever a message may bring about)
-            node.get_logger().error(f'a callback failed:\n{traceback.format_exc()}')
+            # A message that fails may come a thousand times a second.
+            node.get_logger().error(
+                f'a callback failed:\n{traceback.format_exc()}',
+                throttle_duration_sec=LOG_THROTTLE_S,
+            )
     return EXIT_DONE
 
 

@@ -11,7 +11,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import InputError, quoted
 from lunar_stereo_recon.ros.parameters import default_of, help_text, named
 
 
@@ -80,6 +80,6 @@ def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
     unknown = [text for text in given if choices and text not in choices]
     if unknown:
         raise InputError(
-            f'parameter {item.name} is {unknown[0]!r}; one of {", ".join(choices)} is needed'
+            f'parameter {item.name} is {quoted(unknown[0])}; one of {", ".join(choices)} is needed'
         )
     return list(value) if is_list else value

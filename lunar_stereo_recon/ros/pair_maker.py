@@ -6,11 +6,14 @@ granted is logged once and kept for the diagnostics.
 
 from __future__ import annotations
 
+import math
+import time
+
 from rclpy.node import Node
 
 from lunar_stereo_recon.datatypes import StereoPair
 from lunar_stereo_recon.doubts import baseline_doubt, looks_raw, white_level_doubt
-from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.errors import CalibrationError, InputError, quoted
 from lunar_stereo_recon.messages import (
     BASELINE_AGREEMENT,
     baseline_of_camera_infos,
@@ -20,6 +23,9 @@ from lunar_stereo_recon.messages import (
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 from lunar_stereo_recon.ros.static_frames import StaticFrames
 from lunar_stereo_recon.ros.stereo_sync import StereoMessages
+
+# A kind of doubt is logged so often at most.
+LOG_THROTTLE_S = 5.0
 
 
 class PairMaker:
@@ -43,7 +49,9 @@ class PairMaker:
         self._node = node
         self._topics = topics
         self._frames = StaticFrames(node)
-        self._told: set[str] = set()
+        # Last text of each kind in the log, and when: with numbers in it, each pair may have
+        # another one.
+        self._told: dict[str, tuple[str, float]] = {}
 
     def refresh(self) -> None:
         """Listen to /tf_static where a pair needs it."""
@@ -116,7 +124,7 @@ class PairMaker:
         left, right = messages.left.header.frame_id, messages.right.header.frame_id
         if left == right:
             raise CalibrationError(
-                f'{missing} (/tf_static cannot help: both cameras have the frame {left!r})'
+                f'{missing} (/tf_static cannot help: both cameras have the frame {quoted(left)})'
             ) from missing
         try:
             found_m = self._frames.distance_m(left, right)
@@ -124,13 +132,13 @@ class PairMaker:
             raise CalibrationError(f'{missing} ({error})') from error
         if not found_m > 0:
             raise CalibrationError(
-                f'{missing} (on /tf_static {left!r} and {right!r} are in one place)'
+                f'{missing} (on /tf_static {quoted(left)} and {quoted(right)} are in one place)'
             ) from missing
         self._doubt(
             'baseline',
             f'P[3] of {self._topics.right_info} gives no baseline; {found_m:g} m is used, the '
-            f"distance of {left!r} and {right!r} on /tf_static. The parameter 'baseline' (m) "
-            'overrides it',
+            f'distance of {quoted(left)} and {quoted(right)} on /tf_static. The parameter '
+            "'baseline' (m) overrides it",
         )
         self.static_baseline_m = found_m
         return found_m
@@ -143,11 +151,12 @@ class PairMaker:
         )
 
     def _doubt(self, kind: str, text: str) -> None:
-        """Keep a doubt, or drop it where the text is empty; log each text once."""
+        """Keep a doubt, or drop it where the text is empty; log another one, not too often."""
         if not text:
             self.doubts.pop(kind, None)
             return
         self.doubts[kind] = text
-        if text not in self._told:
-            self._told.add(text)
+        told, at_s = self._told.get(kind, ('', -math.inf))
+        if text != told and time.monotonic() - at_s >= LOG_THROTTLE_S:
+            self._told[kind] = text, time.monotonic()
             self._node.get_logger().warning(text)

@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 from lunar_stereo_recon.datatypes import Region
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import InputError, quoted
 from lunar_stereo_recon.geometry.hazard import GridLayout, HazardOptions
 from lunar_stereo_recon.geometry.terrain import TerrainOptions
 from lunar_stereo_recon.pipeline import ReconstructionOptions
@@ -87,7 +87,8 @@ def check_value(item: dataclasses.Field[Any], value: Any, name: str) -> None:
     """
     about = item.metadata
     if about['choices'] and value not in about['choices']:
-        raise InputError(f'{name} is {value!r}; one of {", ".join(about["choices"])} is needed')
+        known = ', '.join(about['choices'])
+        raise InputError(f'{name} is {quoted(str(value))}; one of {known} is needed')
     low, high = about['minimum'], about['maximum']
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         unit = f' {about["unit"]}' if about['unit'] else ''

@@ -15,7 +15,7 @@ import numpy as np
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import InputError, quoted
 from lunar_stereo_recon.files.rigs import read_rig_frames
 from lunar_stereo_recon.geometry.pose_track import Pose, pose_of_arrays, PoseTrack
 from lunar_stereo_recon.messages import stamp_ns
@@ -138,7 +138,7 @@ class TopicPoses:
             if (left.parent, left.child) != (self._child, frame_id):
                 raise InputError(
                     f'the rig file {self._parameters.rig} has {left.child!r} in {left.parent!r}, '
-                    f'but the cloud is in {frame_id!r} and the poses are of {self._child!r}'
+                    f'but the cloud is in {quoted(frame_id)} and the poses are of {self._child!r}'
                 )
             return pose_of_arrays(np.array(left.xyz_m), np.array(left.xyzw))
         try:
@@ -146,9 +146,9 @@ class TopicPoses:
         except InputError as error:
             self._static.refresh()
             raise InputError(
-                f'{self.topic} has the pose of {self._child!r}, the cloud is in {frame_id!r}, '
-                f"and where that is on the rover is not known: {error}. The parameter 'rig' "
-                'names a file that says it'
+                f'{self.topic} has the pose of {self._child!r}, the cloud is in '
+                f'{quoted(frame_id)}, and where that is on the rover is not known: {error}. The '
+                "parameter 'rig' names a file that says it"
             ) from error
         return Pose(matrix[:3, :3], matrix[:3, 3])
 
@@ -174,7 +174,7 @@ class TopicPoses:
                     seconds = 1e-9 * (at_ns - before_ns)
                     jump = before.jump_to(now, seconds, self._parameters.max_speed)
             if (frame_id, child) != (self._frame_id, self._child):
-                jump = f'the frames of the poses are {frame_id!r} and {child!r} now'
+                jump = f'the frames of the poses are {quoted(frame_id)} and {quoted(child)} now'
             if jump:
                 self._track.clear()
                 self._frame_id, self._child = frame_id, child
@@ -227,7 +227,7 @@ class TransformPoses:
     def missing(self, frame_id: str) -> str:
         """See `PoseSource`."""
         waited_s = time.monotonic() - self._since_s
-        reason = self._reason or f'no transform from {frame_id!r} to {self._frame_id!r}'
+        reason = self._reason or f'no transform from {quoted(frame_id)} to {self._frame_id!r}'
         return f'{reason} (for {waited_s:.1f} s)'
 
     def restart(self, at_ns: int) -> None:

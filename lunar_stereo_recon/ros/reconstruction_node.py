@@ -33,6 +33,7 @@ from lunar_stereo_recon.files.calibrations import CameraInfo
 from lunar_stereo_recon.files.results import write_pcd, write_ply
 from lunar_stereo_recon.files.self_masks import read_self_mask
 from lunar_stereo_recon.geometry.self_mask import SelfMask, without_rover
+from lunar_stereo_recon.limits import MAX_NAME
 from lunar_stereo_recon.pairing import Side
 from lunar_stereo_recon.ros.callbacks import answered, transition
 from lunar_stereo_recon.ros.camera_info_files import camera_infos_from_files
@@ -57,6 +58,7 @@ from lunar_stereo_recon.ros.saving import save_folder
 from lunar_stereo_recon.ros.side_thread import SideThreads
 from lunar_stereo_recon.ros.stereo_inputs import PairStamps, source_names, StereoInputs
 from lunar_stereo_recon.ros.stereo_sync import StereoMessages
+from lunar_stereo_recon.ros.watchdog import Watchdog
 from lunar_stereo_recon.ros.working_node import WorkingNode
 
 NAME = 'reconstruction_node'
@@ -234,7 +236,8 @@ class ReconstructionNode(WorkingNode):
         text: str,
         values: dict[str, Any] | None = None,
     ) -> None:
-        frame_id = messages.left.header.frame_id
+        # A name that is none is refused; the answer does not repeat it.
+        frame_id = messages.left.header.frame_id[:MAX_NAME]
         self._outputs.answer(messages.stamp_ns, frame_id, level, text, values)
 
     # The work, in the worker's thread
@@ -488,10 +491,10 @@ class ReconstructionNode(WorkingNode):
         warming_up = self._engine is not None and self._engine.warming_up
         name = 'watchdog_first' if warming_up else 'watchdog'
         limit_s = getattr(self.parameters, name)
-        if self._worker is None or self._engine is None or limit_s <= 0:
+        if self._worker is None or self._engine is None:
             return
-        busy_s = self._worker.busy_s
-        if busy_s < limit_s:
+        busy_s = self._watchdog.seen_s(self._worker.busy_s)
+        if limit_s <= 0 or busy_s < limit_s:
             return
         text = f'the matcher has not returned for {busy_s:.0f} s; {name} is {limit_s:g} s'
         for job in self._worker.stop(patience_s=0.0):
@@ -514,6 +517,7 @@ class ReconstructionNode(WorkingNode):
         self._frames = FrameStatistics()
         self._report = NodeReport(self.get_name(), self.topics, self.parameters.tolerance_ns)
         self._stamps = PairStamps()
+        self._watchdog = Watchdog()
         self._pairs = PairMaker(self, self.topics)
         self._pairs_wanted = 0
         self._activated_s = time.monotonic()

@@ -13,12 +13,13 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.subscription import Subscription
 
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import InputError, quoted
 from lunar_stereo_recon.geometry.frame_tree import FrameTree
 from lunar_stereo_recon.ros.rclpy_messages import message_class
 
 # Each node that publishes static transforms has messages of its own to give to a late subscriber.
 DEPTH = 100
+LOG_THROTTLE_S = 5.0
 
 
 class StaticFrames:
@@ -87,5 +88,6 @@ class StaticFrames:
                 )
             except InputError as error:
                 self._node.get_logger().warning(
-                    f'/tf_static: {stamped.child_frame_id} is left out: {error}'
+                    f'/tf_static: {quoted(stamped.child_frame_id)} is left out: {error}',
+                    throttle_duration_sec=LOG_THROTTLE_S,
                 )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lunar_stereo_recon.limits import MAX_WAITING_BYTES
 from lunar_stereo_recon.messages import stamp_ns, StereoTopics
 from lunar_stereo_recon.pairing import OTHER, PairQueue, RESTART_NS, Side, Unpaired
 
@@ -99,7 +100,13 @@ class StereoSynchronizer:
         self.settled_infos: dict[Side, Any] = dict(settled_infos or {})
         self._keep_first_infos = keep_first_infos
         self.statistics.infos.update(list(self.settled_infos))
-        self._queue: PairQueue[Any] = PairQueue(tolerance_ns, queue_size, self._count_drop)
+        self._queue: PairQueue[Any] = PairQueue(
+            tolerance_ns,
+            queue_size,
+            self._count_drop,
+            lambda message: len(message.data),
+            MAX_WAITING_BYTES,
+        )
         # Infos are small and overtake their images; a few are kept until those are here.
         self._infos: dict[Side, deque[Any]] = {
             side: deque(maxlen=max(queue_size, MIN_INFOS_KEPT)) for side in OTHER

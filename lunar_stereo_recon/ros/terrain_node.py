@@ -19,7 +19,7 @@ from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile
 from rclpy.timer import Timer
 from std_srvs.srv import Trigger
 
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import InputError, quoted
 from lunar_stereo_recon.geometry.terrain import depth_deviation_m, TerrainMap
 from lunar_stereo_recon.messages import stamp_ns
 from lunar_stereo_recon.pairing import RESTART_NS
@@ -180,7 +180,7 @@ class TerrainNode(WorkingNode):
             InputError: The cloud or its pose cannot be used.
         """
         if found.frame_id != self._frame_id and not self._map.empty:
-            self._clear(f'the frame of the map is {found.frame_id!r} now')
+            self._clear(f'the frame of the map is {quoted(found.frame_id)} now')
         cloud = points_of_cloud(message)
         sigma_m = cloud.sigma_m
         if sigma_m is None:

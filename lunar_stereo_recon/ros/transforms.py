@@ -15,7 +15,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.time import Time
 
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import InputError, quoted
 from lunar_stereo_recon.geometry.rotation import rotation_from_quaternion
 
 # A transform is stamped and sent after the image it is for; it is waited for this long.
@@ -74,8 +74,8 @@ class TransformListener:
         except self._tf2.TransformException as error:
             reason = str(error).strip(' .')
             raise InputError(
-                f'no transform from {source!r} to {target!r}: {reason}. Is it on /tf or '
-                '/tf_static, at the time of the image?'
+                f'no transform from {quoted(source)} to {quoted(target)}: {reason}. Is it on '
+                '/tf or /tf_static, at the time of the image?'
             ) from error
         rotation, translation = found.transform.rotation, found.transform.translation
         return (

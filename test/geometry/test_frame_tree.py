@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry import frame_tree
 from lunar_stereo_recon.geometry.frame_tree import FrameTree
 from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation, rotation_from_rpy
 
@@ -52,3 +53,19 @@ def test_a_circle_ends(mast):
 def test_a_quaternion_of_zeros_is_refused(mast):
     with pytest.raises(InputError, match='quaternion'):
         mast.add('mast', 'lamp', np.zeros(3), np.zeros(4))
+
+
+@pytest.mark.parametrize('xyz', [[np.nan, 0, 0], [0, np.inf, 0], [0, 0, 1e300]])
+def test_frames_that_are_nowhere_are_refused(mast, xyz):
+    with pytest.raises(InputError, match='numbers within'):
+        mast.add('mast', 'right', np.array(xyz), UPRIGHT)
+    assert np.linalg.norm(mast.lookup('left', 'right')[:3, 3]) == pytest.approx(0.3)
+
+
+def test_frames_are_limited_in_number_and_length_of_name(mast, monkeypatch):
+    with pytest.raises(InputError, match=r'first 80 of 1000000 characters'):
+        mast.add('mast', 'x' * 1_000_000, np.zeros(3), UPRIGHT)
+    monkeypatch.setattr(frame_tree, 'MAX_FRAMES', 3)
+    with pytest.raises(InputError, match='no room for more'):
+        mast.add('mast', 'another', np.zeros(3), UPRIGHT)
+    mast.add('mast', 'right', np.zeros(3), UPRIGHT)  # known ones may change

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lunar_stereo_recon.limits import MAX_WAITING_BYTES
 from lunar_stereo_recon.messages import stamp_ns, StereoTopics
 from lunar_stereo_recon.ros.stereo_sync import explain_no_pairs, StereoSynchronizer, SyncStatistics
 
@@ -15,7 +16,7 @@ MS = 1_000_000
 def message(stamp_ms):
     seconds, nanoseconds = divmod(round(stamp_ms * MS), 1_000_000_000)
     return SimpleNamespace(
-        header=SimpleNamespace(stamp=SimpleNamespace(sec=seconds, nanosec=nanoseconds))
+        header=SimpleNamespace(stamp=SimpleNamespace(sec=seconds, nanosec=nanoseconds)), data=b''
     )
 
 
@@ -315,3 +316,14 @@ def test_first_infos_are_kept():
     (messages,) = sync.add_image('right', message(100))
     assert messages.left_info is first['left']
     assert messages.right_info is first['right']
+
+
+def test_large_images_without_partner_do_not_fill_the_memory():
+    """Five may wait, but not five of any size."""
+    given_up = []
+    sync = StereoSynchronizer(on_unpaired=lambda stamp, reason: given_up.append((stamp, reason)))
+    for stamp in (100, 200, 300):
+        large = message(stamp)
+        large.data = range(MAX_WAITING_BYTES // 2)  # as long as it says, in no memory
+        sync.add_image('left', large)
+    assert given_up == [(100 * MS, 'unpaired: left image: waited in vain for a partner')]
