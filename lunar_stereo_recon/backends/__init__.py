@@ -10,7 +10,7 @@ from pathlib import Path
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.backends.model_seal import check_model_file
 from lunar_stereo_recon.backends.self_test import check_answer
-from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.errors import ModelError, quoted
 from lunar_stereo_recon.geometry.residual import Chooser
 
 Loader = Callable[[Path, 'Sequence[str] | None', int], Backend]
@@ -110,10 +110,17 @@ def check_backend(name: str, model: str | Path | None = None) -> None:
 
 
 def model_file(model: str | Path | None) -> Path:
-    """Return the file of a model: a path as it is, a shipped model by its name, or the default."""
+    """Return the file of a model: a path as it is, a shipped model by its name, or the default.
+
+    Raises:
+        ModelError: The text is too long for a path.
+    """
     path = Path(model or DEFAULT_MODEL)
     shipped = WEIGHTS / f'{path}.onnx'
-    return shipped if not path.suffix and shipped.is_file() and not path.exists() else path
+    try:
+        return shipped if not path.suffix and shipped.is_file() and not path.exists() else path
+    except OSError as error:
+        raise ModelError(f'the model is {quoted(str(path))}: {error.strerror}') from error
 
 
 def _load_onnx(model_path: Path, providers: Sequence[str] | None, threads: int) -> Backend:

@@ -1,13 +1,26 @@
-"""Reads bytes and JSON of files from outside, never more than a limit."""
+"""Paths that a user wrote; bytes and JSON of files from outside, never more than a limit."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import InputError, quoted
 from lunar_stereo_recon.limits import MAX_JSON_BYTES
+
+
+def user_path(text: str) -> Path:
+    """Return the path in a parameter or an argument; '~' is the user's home.
+
+    Raises:
+        InputError: It can be no path.
+    """
+    try:
+        return Path(os.path.expanduser(text))
+    except ValueError as error:  # a null character
+        raise InputError(f'{quoted(text)} is no path: {error}') from error
 
 
 def read_bounded(path: Path, most: int) -> bytes:

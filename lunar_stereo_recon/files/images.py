@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.encoded_image import decoded_image
-from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.errors import CalibrationError, InputError, quoted
 from lunar_stereo_recon.files.bounded import read_bounded
 from lunar_stereo_recon.geometry.rectify import RawCamera, rectified_image, seen_mask
 from lunar_stereo_recon.limits import MAX_IMAGE_BYTES
@@ -23,12 +23,12 @@ def read_image(path: str | Path) -> NDArray[Any]:
         InputError: There is no file, or it is not an image that can be decoded.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f'no image at {path}')
     try:
+        if not path.is_file():
+            raise InputError(f'no image at {path}')
         content = read_bounded(path, MAX_IMAGE_BYTES)
     except OSError as error:
-        raise InputError(f'cannot read image {path}: {error.strerror}') from error
+        raise InputError(f'cannot read image {quoted(str(path))}: {error.strerror}') from error
     return decoded_image(content, str(path))
 
 

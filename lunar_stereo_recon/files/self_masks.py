@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.files.bounded import user_path
 from lunar_stereo_recon.files.images import read_image
 from lunar_stereo_recon.geometry.self_mask import BoolImage, Polygon, SelfMask
 from lunar_stereo_recon.limits import MAX_SIDE_PX
@@ -33,7 +33,7 @@ def _mask(text: str) -> BoolImage | Polygon | None:
         return None
     if text.lstrip().startswith('['):
         return _polygon(text)
-    image = read_image(Path(text).expanduser())
+    image = read_image(user_path(text))
     grey = image if image.ndim == 2 else image.max(axis=2)
     return np.asarray(grey > 0, np.bool_)
 
@@ -41,7 +41,7 @@ def _mask(text: str) -> BoolImage | Polygon | None:
 def _polygon(text: str) -> Polygon:
     try:
         corners = np.array(json.loads(text), np.float64)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f'self-mask {text[:60]!r} is no polygon: {error}') from error
     good = corners.ndim == 2 and corners.shape[1] == 2 and 3 <= len(corners) <= MOST_CORNERS
     if not good or not (np.abs(corners) <= MAX_SIDE_PX).all():

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlparse
 from ament_index_python.packages import get_package_share_directory, PackageNotFoundError
 
 from lunar_stereo_recon.errors import CalibrationError, InputError
+from lunar_stereo_recon.files.bounded import user_path
 from lunar_stereo_recon.files.calibrations import CameraInfo, load_camera_infos
 from lunar_stereo_recon.pairing import Side
 
@@ -43,7 +44,7 @@ def path_of_url(url: str) -> Path:
     """
     parts = urlparse(url)
     if parts.scheme == '':
-        return Path(url).expanduser()
+        return user_path(url)
     if parts.scheme == 'file':
         return Path(unquote(parts.path))
     if parts.scheme != 'package':

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 import time
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 
 from lunar_stereo_recon.errors import InputError, quoted
+from lunar_stereo_recon.files.bounded import user_path
 from lunar_stereo_recon.files.rigs import read_rig_frames
 from lunar_stereo_recon.geometry.pose_track import Pose, pose_of_arrays, PoseTrack
 from lunar_stereo_recon.messages import stamp_ns
@@ -84,7 +84,7 @@ class TopicPoses:
         self._node, self._parameters = node, parameters
         self._on_pose, self._on_jump = on_pose, on_jump
         self._track = PoseTrack(parameters.pose_gap)
-        self._rig = read_rig_frames(Path(parameters.rig).expanduser()) if parameters.rig else None
+        self._rig = read_rig_frames(user_path(parameters.rig)) if parameters.rig else None
         self._static = StaticFrames(node)
         self._frame_id = self._child = ''
         self._last: tuple[int, Pose] | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.errors import InputError, quoted
 
 
 def save_folder(root: str, directory: str) -> Path:
@@ -19,10 +19,13 @@ def save_folder(root: str, directory: str) -> Path:
         directory: The parameter `save_directory`, relative to the root or absolute.
 
     Raises:
-        InputError: It is not below the root.
+        InputError: It is not below the root, or can be no folder.
     """
-    top = Path(os.path.expanduser(root)).resolve()
-    folder = (top / os.path.expanduser(directory)).resolve()
+    try:
+        top = Path(os.path.expanduser(root)).resolve()
+        folder = (top / os.path.expanduser(directory)).resolve()
+    except (OSError, ValueError) as error:  # links in a circle, a null character
+        raise InputError(f'save_directory is {quoted(directory)}: {error}') from error
     if not folder.is_relative_to(top):
         raise InputError(
             f'save_directory is {directory!r}, which is {folder} and not below save_root, {top}; '

@@ -169,3 +169,8 @@ def test_answers_do_not_depend_on_run_or_threads():
     for answer in answers[1:]:
         np.testing.assert_array_equal(answer.disparity, answers[0].disparity)
         np.testing.assert_array_equal(answer.confidence, answers[0].confidence)
+
+
+def test_name_that_is_too_long_for_a_file_is_refused():
+    with pytest.raises(ModelError, match=r'first 80 of 5000 characters.*too long'):
+        model_file('x' * 5000)

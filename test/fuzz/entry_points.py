@@ -32,9 +32,10 @@ from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.encoded_image import decoded_image
 from lunar_stereo_recon.errors import ReconError
 from lunar_stereo_recon.files.arrays import load_arrays, mapped_array
-from lunar_stereo_recon.files.calibrations import load_calibration
+from lunar_stereo_recon.files.calibrations import load_calibration, load_camera_infos
 from lunar_stereo_recon.files.manifests import load_manifest
 from lunar_stereo_recon.files.rigs import read_rig_frames
+from lunar_stereo_recon.files.self_masks import read_self_mask
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.confidence import (
     calibrated_confidence,
@@ -42,8 +43,16 @@ from lunar_stereo_recon.geometry.confidence import (
     FEATURES,
 )
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity
-from lunar_stereo_recon.messages import calibration_from_camera_infos, cdr_stamp_ns, decode_image
+from lunar_stereo_recon.geometry.frame_tree import FrameTree
+from lunar_stereo_recon.geometry.rectify import rectified_image, seen_mask
+from lunar_stereo_recon.messages import (
+    calibration_from_camera_infos,
+    cdr_stamp_ns,
+    decode_image,
+    raw_cameras_of_infos,
+)
 from lunar_stereo_recon.result_messages import camera_info_message, image_message
+from lunar_stereo_recon.terrain_messages import points_of_cloud
 
 try:
     from safetensors.torch import save_file
@@ -61,6 +70,25 @@ RIG_FILE = (
     b'base_frame: base\nleft_optical_frame: l\nright_optical_frame: r\nposition: [0, 1, 2]\n'
     b'rotation_deg: [0, 10, 0]\nbaseline: 0.2\n'
 )
+CAMCHAIN = b"""cam0:
+  camera_model: pinhole
+  intrinsics: [20.0, 20.5, 11.5, 7.5]
+  distortion_model: radtan
+  distortion_coeffs: [-0.2, 0.05, 0.001, -0.0005]
+  resolution: [24, 16]
+cam1:
+  camera_model: pinhole
+  intrinsics: [20.0, 20.5, 11.5, 7.5]
+  distortion_model: radtan
+  distortion_coeffs: [-0.1, 0.02, 0, 0]
+  resolution: [24, 16]
+  T_cn_cnm1:
+  - [1, 0, 0, -0.12]
+  - [0, 1, 0, 0.001]
+  - [0, 0, 1, 0]
+  - [0, 0, 0, 1]
+"""
+LENSES = ('plumb_bob', 'rational_polynomial', 'equidistant', 'fisheye', '')
 MANIFEST = (
     b'{"pairs": [{"id": "a", "left": "l.png", "right": "r.png", "fx": 90, "fy": 90, "cx": 4, '
     b'"cy": 4, "baseline_m": 0.2, "width": 96, "height": 64, "gt": "g.npz"}]}'
@@ -97,6 +125,73 @@ def camera_info(data: bytes) -> None:
     points = points_from_depth(depth, calibration)
     if not (np.isfinite(points).all() and (depth > 0).all()):
         raise AssertionError(f'{calibration} gives points that are no points')
+
+
+def raw_camera_info(data: bytes) -> None:
+    """Numbers of K, D, R and P and the region are replaced; what is accepted can be rectified."""
+    infos = [
+        camera_info_message(make_message, RIG, 0, 'left', right=side) for side in (False, True)
+    ]
+    lens, count = (*data[:2], 0, 0)[:2]
+    for info in infos:
+        info.distortion_model = LENSES[lens % len(LENSES)]
+        info.d = np.full(count % 16, 0.001)
+    for index, value in struct.iter_unpack('<Bd', data[2 : 2 + (len(data) - 2) // 9 * 9]):
+        info = infos[index >> 7]
+        kind, place = index >> 5 & 3, index & 31
+        if kind == 3:
+            numbers = (0.0 if not math.isfinite(value) else value) % 2**32
+            region = ('x_offset', 'y_offset', 'width', 'height')
+            setattr(info.roi, region[place % 4], int(numbers))
+            continue
+        array = (info.k, info.r, info.d)[kind]
+        if len(array):
+            array[place % len(array)] = value
+    calibration = calibration_from_camera_infos(*infos, raw=True)
+    for camera in raw_cameras_of_infos(*infos, calibration):
+        grey = np.full((camera.height, camera.width), 0.5, np.float32)
+        rectified = rectified_image(grey, camera)
+        if not np.isfinite(rectified[seen_mask(camera)]).all():
+            raise AssertionError(f'{camera} gives pixels that are no numbers')
+
+
+def cloud(data: bytes) -> None:
+    """Sizes of a cloud, then of its fields, then its points."""
+    head = struct.unpack_from('<IIIII5B', data.ljust(25, b'\0'))
+    names = ('x', 'y', 'z', 'confidence', 'sigma')
+    fields = [
+        SimpleNamespace(name=name, offset=place & 63, datatype=7 if place < 192 else 8, count=1)
+        for name, place in zip(names, head[5:], strict=True)
+    ]
+    width, height, point_step, row_step, big = head[:5]
+    message = SimpleNamespace(
+        width=width,
+        height=height,
+        point_step=point_step,
+        row_step=row_step,
+        is_bigendian=bool(big),
+        fields=fields,
+        data=np.frombuffer(data[25:], np.uint8),
+    )
+    points = points_of_cloud(message)
+    if points.points.shape != (len(points.confidence), 3):
+        raise AssertionError(f'{points} does not belong together')
+
+
+def transforms(data: bytes) -> None:
+    """Add static transforms between seven frames; what can be looked up is finite."""
+    tree = FrameTree()
+    for parent, child, *numbers in struct.iter_unpack('<BB7d', data[: len(data) // 58 * 58]):
+        tree.add(str(parent % 7), str(child % 7), np.array(numbers[:3]), np.array(numbers[3:]))
+    for source in range(7):
+        with contextlib.suppress(ReconError):
+            if not np.isfinite(tree.lookup('0', str(source))).all():
+                raise AssertionError(f'frame {source} is nowhere')
+
+
+def self_mask(data: bytes) -> None:
+    """Read a mask as the parameter gives it."""
+    read_self_mask(data.decode('utf-8', 'replace'), '', (24, 16))
 
 
 def bag(ending: str, data: bytes) -> None:
@@ -231,10 +326,34 @@ ENTRY_POINTS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     ),
     'raw image': (raw_image, [bytes([n, 40]) + bytes(range(200)) for n in range(9)]),
     'camera_info': (camera_info, [struct.pack('<Bd', n, -7.5) for n in (3, 35, 67, 69)]),
+    'raw camera_info': (
+        raw_camera_info,
+        [bytes([n, (5, 8, 4, 4, 0)[n]]) + struct.pack('<Bd', 64, 0.01) for n in range(5)],
+    ),
+    'cloud': (
+        cloud,
+        [
+            struct.pack('<IIIII5B', width, height, 20, 20 * width, 0, 0, 4, 8, 12, 16)
+            + np.linspace(-3, 9, 5 * width * height, dtype='<f4').tobytes()
+            for width, height in ((4, 1), (3, 2))
+        ],
+    ),
+    'transforms': (
+        transforms,
+        [b''.join(struct.pack('<BB7d', n, n + 1, 0.1, 2, -3, 0, 0, 0.6, 0.8) for n in range(4))],
+    ),
+    'self mask': (
+        self_mask,
+        [b'[[0, 0], [10, 2], [5.5, 9]]', b'[[1, 1], [9, 9], [20, 1]]', b'~x/y'],
+    ),
     'stamp': (cdr_stamp_ns, [bytes(16)]),
     'calibration': (
         functools.partial(_file, lambda path: load_calibration([path], 96, 64)),
         [CALIBRATION],
+    ),
+    'camchain': (
+        functools.partial(_file, lambda path: load_camera_infos([path])),
+        [CAMCHAIN],
     ),
     'rig': (functools.partial(_file, read_rig_frames), [RIG_FILE]),
     'manifest': (functools.partial(_file, load_manifest), [MANIFEST]),

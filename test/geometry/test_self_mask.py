@@ -94,3 +94,11 @@ def test_masks_come_from_images_and_polygons(tmp_path):
 def test_what_is_no_mask_is_refused(text, said):
     with pytest.raises(InputError, match=said):
         read_self_mask(text)
+
+
+@pytest.mark.parametrize(
+    'name', ['x' * 5000, '~nobody/mask.png', f'[[0, 0], [9, 0], [9, {"9" * 400}]]']
+)
+def test_a_text_that_is_neither_file_nor_polygon_is_refused(name):
+    with pytest.raises(InputError, match='image|polygon'):
+        read_self_mask(name)

@@ -152,6 +152,21 @@ def test_matcher_that_is_stuck_is_left(node, processes, cameras, fault):
     assert node.wait(60) == 0
 
 
+def test_node_that_stood_still_keeps_its_matcher(node, processes, cameras, fault):
+    """A paused machine is no stuck matcher."""
+    cameras.set_parameters(watchdog=10.0)
+    fault.write_text('hang')
+    stamp = cameras.publish()
+    cameras.spin_for(1.0)
+    node.send_signal(signal.SIGSTOP)
+    cameras.spin_for(12.0)
+    fault.write_text('')
+    node.send_signal(signal.SIGCONT)
+    assert cameras.answer(stamp).message == 'published'
+    cameras.spin_for(2.0)  # the watchdog has looked
+    assert 'has not returned' not in processes.log(NODE)
+
+
 def test_first_pair_of_a_size_may_take_longer(node, processes, cameras, fault):
     cameras.set_parameters(watchdog=1.0)
     fault.write_text('hang')
