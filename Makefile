@@ -90,7 +90,7 @@ audit: $(SBOM_VENV)/.stamp
 	    exit 3; \
 	fi; \
 	cat $(AUDIT_LOG); \
-	if [ "$$(grep -c 'could not be audited' $(AUDIT_LOG))" = "$$(ls -d $(AUDITED)/*.dist-info | wc -l)" ]; then \
+	if [ "$$(grep -c 'could not be audited' $(AUDIT_LOG))" = "$$(ls -d $(AUDITED)/*.dist-info $(AUDITED)/*.egg-info | wc -l)" ]; then \
 	    echo 'The index that was asked knows none of the packages: nothing was audited' >&2; \
 	    exit 3; \
 	fi; \

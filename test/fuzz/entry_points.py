@@ -191,7 +191,7 @@ def transforms(data: bytes) -> None:
 
 def self_mask(data: bytes) -> None:
     """Read a mask as the parameter gives it."""
-    read_self_mask(data.decode('utf-8', 'replace'), '', (24, 16))
+    read_self_mask(data.decode('utf-8', 'replace'))
 
 
 def bag(ending: str, data: bytes) -> None:
