@@ -109,6 +109,7 @@ EXTRAS = {
         'colcon-core>=0.15,<1',
         'colcon-ros>=0.5,<1',
         'cyclonedx-bom>=7.2,<8',  # make sbom
+        'foxglove-sdk>=0.30,<1',  # what the settings of Foxglove's panels are called
         'hypothesis>=6.100,<7',
         'mypy>=1.11,<3',
         'onnx>=1.16,<2',

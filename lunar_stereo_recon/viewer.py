@@ -10,21 +10,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+import logging
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.extras import require
 
-if TYPE_CHECKING:
-    from lunar_stereo_recon.bags.reader import Pose
+log = logging.getLogger(__name__)
 
 APPLICATION = 'lunar_stereo_recon'
 SUFFIX = '.rrd'
 POINT_RADIUS_M = 0.004
+FLUSH_S = 10.0
 
 
 class RerunViewer:
@@ -51,27 +53,35 @@ class RerunViewer:
         self._stream.send_blueprint(rrb.Blueprint(views, collapse_panels=True))
         self._positions: list[Any] = []
         self._count = 0
+        self._z_up: bool | None = None
 
-    def show(self, pair: StereoPair, result: Reconstruction, pose: Pose | None = None) -> None:
+    def show(
+        self,
+        pair: StereoPair,
+        result: Reconstruction,
+        pose: NDArray[np.float64] | None = None,
+    ) -> None:
         """Show one frame, under its stamp where it has one.
 
         Args:
             pair: Its images.
             result: What was made of them.
-            pose: Of the left optical frame in a fixed frame whose z is up; None where unknown.
+            pose: (4, 4) transform from the left optical frame to a fixed frame whose z is up,
+                metres; None where it is not known.
         """
         rr, stream = self._rr, self._stream
         stream.set_time('frame', sequence=self._count)
         if result.stamp_ns:
             stream.set_time('stamp', timestamp=np.datetime64(result.stamp_ns, 'ns'))
-        if self._count == 0:
-            up = rr.ViewCoordinates.RDF if pose is None else rr.ViewCoordinates.RIGHT_HAND_Z_UP
-            stream.log('/', up, static=True)
         self._count += 1
+        z_up = pose is not None or bool(self._positions)
+        if z_up != self._z_up:
+            up = rr.ViewCoordinates.RIGHT_HAND_Z_UP if z_up else rr.ViewCoordinates.RDF
+            stream.log('/', up, static=True)
+            self._z_up = z_up
         if pose is not None:
-            matrix = pose.matrix
-            stream.log('camera', rr.Transform3D(translation=matrix[:3, 3], mat3x3=matrix[:3, :3]))
-            self._positions.append(matrix[:3, 3])
+            stream.log('camera', rr.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3]))
+            self._positions.append(pose[:3, 3])
             stream.log('path', rr.LineStrips3D([self._positions]))
         calibration = result.calibration
         pinhole = rr.Pinhole(
@@ -95,9 +105,31 @@ class RerunViewer:
         )
 
     def close(self) -> None:
-        """Write what is still on its way."""
-        self._stream.flush()
+        """Write what is still on its way; what nobody takes within seconds is lost."""
+        try:
+            self._stream.flush(timeout_sec=FLUSH_S)
+        except RuntimeError as error:  # nobody listens: the window was closed
+            log.warning('the viewer did not take everything: %s', error)
         self._stream.disconnect()
+
+
+def open_viewer(file: Path | None, name: str) -> RerunViewer:
+    """Open the viewer's window, or begin a recording.
+
+    Args:
+        file: Recording to write; None opens the window.
+        name: Of the argument or parameter that names the file, for errors.
+
+    Raises:
+        InputError: The file has another ending than .rrd, or its folder does not exist.
+        ReconError: rerun-sdk is not installed.
+    """
+    require('rerun')
+    if file is not None and file.suffix != SUFFIX:
+        raise InputError(f'{name} is {file}; a name with the ending {SUFFIX} is needed')
+    if file is not None and not file.resolve().parent.is_dir():
+        raise InputError(f'{name} is {file}; its folder does not exist')
+    return RerunViewer(file)
 
 
 @contextmanager
@@ -105,19 +137,13 @@ def opened_viewer(args: argparse.Namespace) -> Iterator[RerunViewer | None]:
     """Give the viewer that the arguments ask for, None where they ask for none.
 
     Raises:
-        InputError: The file has another ending than .rrd, or its folder does not exist.
-        ReconError: rerun-sdk is not installed.
+        InputError, ReconError: See `open_viewer`.
     """
     file = args.viewer_file
     if file is None and args.viewer is None:
         yield None
         return
-    require('rerun')
-    if file is not None and file.suffix != SUFFIX:
-        raise InputError(f'--viewer-file is {file}; a name with the ending {SUFFIX} is needed')
-    if file is not None and not file.resolve().parent.is_dir():
-        raise InputError(f'--viewer-file is {file}; its folder does not exist')
-    viewer = RerunViewer(file)
+    viewer = open_viewer(file, '--viewer-file')
     try:
         yield viewer
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 import time
 
 import numpy as np
+from tqdm import tqdm
 
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.backends.base import Backend
@@ -121,7 +122,7 @@ def pair_times(backend: Backend, pair: StereoPair, rounds: int = ROUNDS) -> Pair
     sgbm = load_backend('sgbm')
     pair_ms, sgbm_ms, core_s = [], [], []
     stages: dict[str, list[float]] = {}
-    for number in range(WARM_UPS + rounds):
+    for number in tqdm(range(WARM_UPS + rounds), desc='timing', unit='pair'):
         start, used = time.perf_counter(), time.process_time()
         result = engine.reconstruct(pair)
         between, used = time.perf_counter(), time.process_time() - used
@@ -184,7 +185,7 @@ def peer_times(path: Path, threads: int, rounds: int = ROUNDS // 2) -> list[Peer
         try:
             network = load()
             times = []
-            for number in range(1 + rounds):
+            for number in tqdm(range(1 + rounds), desc=f'timing {runtime}', unit='pair'):
                 start = time.perf_counter()
                 network(feeds)
                 if number:

@@ -11,6 +11,7 @@ import time
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.backends.base import Backend
@@ -74,7 +75,8 @@ def measure_speed(
 ) -> tuple[Throughput, Roofline]:
     """Return throughput and roofline of a model file on a pair resized to several sizes."""
     backend = load_backend(student, model, threads=threads)
-    times = [median_ms(backend, pair, size) for size in sizes]
+    bar = tqdm(sizes, desc='timing', unit='size')
+    times = [median_ms(backend, pair, size) for size in bar]
     width, height = ROOFLINE_SIZE
     usual = dict(zip(sizes, times, strict=True)).get(ROOFLINE_SIZE)
     usual = usual if usual is not None else median_ms(backend, pair, ROOFLINE_SIZE)

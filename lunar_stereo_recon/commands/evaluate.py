@@ -273,18 +273,22 @@ def _clouds_of_pairs(
     source: Source, results: Results, estimators: Mapping[str, Estimator]
 ) -> list[ViewedCloud]:
     """Return the clouds of the best, the median and the worst pair; they are matched again."""
+    from tqdm import tqdm
+
     from lunar_stereo_recon.report.clouds import pair_cloud
     from lunar_stereo_recon.report.page import chosen_panels
 
     wanted = {pair.id: f'{place} pair, {pair.id}' for place, pair in chosen_panels(results)}
     found = {}
-    for item in source.pairs():
-        if item.id in wanted:
-            images, _ = item.load()
-            estimate = estimators[results.methods[0]](images)
-            found[item.id] = pair_cloud(wanted[item.id], images, estimate)
-        if len(found) == len(wanted):
-            break
+    with tqdm(total=len(wanted), desc='clouds', unit='pair') as bar:
+        for item in source.pairs():
+            if item.id in wanted:
+                images, _ = item.load()
+                estimate = estimators[results.methods[0]](images)
+                found[item.id] = pair_cloud(wanted[item.id], images, estimate)
+                bar.update()
+            if len(found) == len(wanted):
+                break
     views = [found.get(name) for name in wanted]
     return [view for view in views if view is not None]
 
@@ -365,6 +369,7 @@ def _scores(directory: Path, entries: list[Any], filled: bool) -> list[Any]:
     import sys
 
     import numpy as np
+    from tqdm import tqdm
 
     from lunar_stereo_recon.errors import InputError
     from lunar_stereo_recon.evaluation.scores import load_ground_truth
@@ -379,7 +384,7 @@ def _scores(directory: Path, entries: list[Any], filled: bool) -> list[Any]:
             f'such as {entries[0].id}.npz'
         )
     scores = []
-    for entry in entries:
+    for entry in tqdm(entries, desc='scoring', unit='pair'):
         size = (entry.calibration.height, entry.calibration.width)
         factor = entry.calibration.fx * entry.calibration.baseline_m
         truth = load_ground_truth(entry.ground_truth, *size, factor)

@@ -58,6 +58,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Make the terrain, write the world and say what was written."""
+    from tqdm import tqdm
+
     from lunar_stereo_recon.simulation.gazebo import export_world, WorldOptions
     from lunar_stereo_recon.simulation.gazebo_rover import DESCRIPTION_FILE
     from lunar_stereo_recon.simulation.presets import site_preset
@@ -81,9 +83,15 @@ def run(args: argparse.Namespace) -> int:
         print(f'{args.out} has this world already')
         return 0
     written.unlink(missing_ok=True)
-    _say(f'terrain {args.preset}, seed {args.seed}')
+    print(f'terrain {args.preset}, seed {args.seed} ...', file=sys.stderr, flush=True)
     terrain = make_terrain(config, rock_edge_m=_ROCK_EDGE_M)
-    world = export_world(terrain, args.out, options, about, _say)
+    with tqdm(total=1.0, bar_format='{desc} {percentage:3.0f}% {elapsed}<{remaining}') as bar:
+
+        def say(text: str, share: float) -> None:
+            bar.set_description_str(text, refresh=False)
+            bar.update(share - bar.n)
+
+        world = export_world(terrain, args.out, options, about, say)
     _print_summary(world, json.loads(written.read_text(encoding='utf-8')))
     return 0
 
@@ -95,10 +103,6 @@ def _is_same(written: Path, about: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     return all(description.get(name) == value for name, value in about.items())
-
-
-def _say(text: str) -> None:
-    print(f'{text} ...', file=sys.stderr, flush=True)
 
 
 def _print_summary(world: Path, description: dict[str, Any]) -> None:

@@ -33,6 +33,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Copy the messages and print what is there and what is lost."""
+    from tqdm import tqdm
+
     from lunar_stereo_recon.bags.storage import Recording
     from lunar_stereo_recon.bags.writer import BagWriter
 
@@ -44,9 +46,13 @@ def run(args: argparse.Namespace) -> int:
     recording = Recording(source)
     try:
         topics = {connection.topic for connection in recording.connections}
-        with BagWriter(out, overwrite=args.overwrite) as writer:
+        with (
+            BagWriter(out, overwrite=args.overwrite) as writer,
+            tqdm(total=recording.message_count, desc='copying', unit='message') as bar,
+        ):
             for connection, time_ns, data in recording.messages(topics):
                 writer.write_raw(connection.topic, connection.msgtype, data, time_ns, connection)
+                bar.update()
     finally:
         recording.close()
     print(f'{out}: {sum(writer.counts.values())} messages on {len(writer.counts)} topics')

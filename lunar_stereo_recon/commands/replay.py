@@ -240,7 +240,9 @@ def replay(
             counts.stages_ms.append(outcome.result.timings_ms)
             write_result(writer, outcome.result, args.outputs)
             if viewer is not None:
-                viewer.show(outcome.pair, outcome.result, outcome.frame.pose)
+                pose = outcome.frame.pose
+                matrix = None if pose is None else pose.matrix
+                viewer.show(outcome.pair, outcome.result, matrix)
         progress(1)
     return counts
 

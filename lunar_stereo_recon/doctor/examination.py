@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+import time
 
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
@@ -77,8 +78,7 @@ def _examine_pairs(
     matches = find_matches(pairs)
     of_matches = check_matches(matches, pairs[0].calibration.disparity_offset_px)
     findings += of_matches
-    progress('matching the pairs')
-    results = _reconstructed(pairs, backend, findings, self_mask, turn)
+    results = _reconstructed(pairs, backend, findings, self_mask, progress, turn)
     rows = measure_rows(pairs, results, matches)
     # Of views of different scenes, or swapped ones, rows and depths say nothing.
     comparable = all(
@@ -107,6 +107,7 @@ def _reconstructed(
     backend: Backend,
     findings: list[Finding],
     self_mask: SelfMask | None,
+    progress: Callable[[str], object],
     turn: Callable[[], AbstractContextManager[None]],
 ) -> list[Reconstruction]:
     """Return the dense results; none, and a finding, where the matcher refuses the pairs.
@@ -120,15 +121,22 @@ def _reconstructed(
         with turn():
             return engine.reconstruct(pair)
 
+    results = []
     try:
+        progress(f'matching {len(pairs)} pairs')
         reconstructed(pairs[0])
         engine.reset_rows()
-        return [reconstructed(pair) for pair in pairs]
+        start = time.monotonic()
+        for number, pair in enumerate(pairs, start=1):
+            results.append(reconstructed(pair))
+            left_s = (len(pairs) - number) * (time.monotonic() - start) / number
+            progress(f'matching {len(pairs)} pairs: {number} done, {left_s:.0f} s left')
     except ReconError as error:
         findings.append(
             Finding('matcher', Severity.FAULT, str(error), 'other images, or another --backend')
         )
         return []
+    return results
 
 
 def _stamps(subject: Subject) -> list[Picture]:

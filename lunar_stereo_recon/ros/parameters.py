@@ -27,6 +27,7 @@ POSE_SOURCES = ('odometry', 'pose', 'tf')
 RELIABILITIES = ('auto', 'reliable', 'best_effort')
 DEPTH_ENCODINGS = ('32FC1', '16UC1')
 TRANSPORTS = ('raw', 'compressed')
+VIEWERS = ('none', 'rerun')
 # Smaller voxels would be too many to number in a cloud of kilometres.
 MIN_VOXEL_M = 0.005
 
@@ -435,6 +436,18 @@ class ReconstructionParameters:
         'File format in which the service `~/save_cloud` writes clouds: `ply` or `pcd`.',
         choices=SAVE_FORMATS,
         dynamic=True,
+    )
+    viewer: str = parameter(
+        'none',
+        'Show the newest results in this viewer, on the machine of the node: `rerun` opens a '
+        'window with images, depth, confidence and cloud, or writes `viewer_file`. It needs '
+        'rerun-sdk (extra [viewer]). The node works for it as for a subscriber.',
+        choices=VIEWERS,
+    )
+    viewer_file: str = parameter(
+        '',
+        'Recording (.rrd) that is written instead of opening a window, if `viewer` is `rerun`. '
+        'It takes about 5 MB a frame of 640x480; one that is there is replaced.',
     )
     lazy: bool = parameter(
         True,

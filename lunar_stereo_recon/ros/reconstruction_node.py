@@ -39,6 +39,7 @@ from lunar_stereo_recon.ros.callbacks import answered, transition
 from lunar_stereo_recon.ros.camera_info_files import camera_infos_from_files
 from lunar_stereo_recon.ros.core_logs import log_core_to, stop_logging_core
 from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
+from lunar_stereo_recon.ros.frame_viewer import FrameViewer
 from lunar_stereo_recon.ros.matching_engine import MatchingEngine
 from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
 from lunar_stereo_recon.ros.node_main import CannotGoOnError, EXIT_ERROR, run_node, serve
@@ -109,6 +110,7 @@ class ReconstructionNode(WorkingNode):
         self._self_mask: SelfMask | None = None
         self._file_infos: dict[Side, CameraInfo] = {}
         self._newest: Reconstruction | None = None
+        self._viewer: FrameViewer | None = None
         self._enabled = True
         self.topics = source_names(self, self.parameters)
         self._outputs = ResultOutputs(self, lambda: self.parameters)
@@ -149,6 +151,9 @@ class ReconstructionNode(WorkingNode):
         self._file_infos = camera_infos_from_files(
             parameters.left_camera_info_url, parameters.right_camera_info_url
         )
+        if parameters.viewer != 'none':
+            file, logger = parameters.viewer_file, self.get_logger()
+            self._viewer = FrameViewer(file, self._outputs.pose, logger)
         self._engine = MatchingEngine(parameters, self.get_logger())
         self._outputs.open()
         return super().on_configure(state)
@@ -181,6 +186,7 @@ class ReconstructionNode(WorkingNode):
         # Since Kilted the context destroys its nodes, also one that was refused while it was made.
         if self._made:
             self._stop()
+            self._close_viewer()
             self._side.wait(self.parameters.watchdog or None)
             stop_logging_core(self._core_logs)
         super().destroy_node()
@@ -194,7 +200,7 @@ class ReconstructionNode(WorkingNode):
         self._outputs.refresh()
         self._pairs.refresh()
         lazy = self.parameters.lazy
-        asked = not lazy or time.monotonic() < self._listen_until_s
+        asked = not lazy or self._viewer is not None or time.monotonic() < self._listen_until_s
         wanted = self._enabled and (asked or self._outputs.demand_settled(self._inputs.idle))
         self._inputs.refresh(wanted)
 
@@ -207,7 +213,7 @@ class ReconstructionNode(WorkingNode):
         if not self._enabled:
             self._answer_drop(messages, 'disabled')
             return
-        if self.parameters.lazy and not self._outputs.wanted():
+        if self.parameters.lazy and self._viewer is None and not self._outputs.wanted():
             self._answer_drop(messages, 'no_subscriber')
             return
         if self._stamps.too_soon(messages.stamp_ns, self.parameters.target_rate):
@@ -258,6 +264,8 @@ class ReconstructionNode(WorkingNode):
         if job.given_up:
             return
         self._newest = result
+        if self._viewer is not None:
+            self._viewer.submit(pair, result)
         done = time.monotonic()
         withheld = self._frames.withheld = self._outputs.publish(result, parameters)
         end = time.monotonic()
@@ -460,7 +468,8 @@ class ReconstructionNode(WorkingNode):
             return
         self._said = resting
         names = ', '.join(map(self.resolve_topic_name, self._outputs.wanted()))
-        working = f'works for subscribers of {names}' if names else 'works, as lazy is false'
+        reason = 'works for the viewer' if self._viewer else 'works, as lazy is false'
+        working = f'works for subscribers of {names}' if names else reason
         self.get_logger().info(resting or working)
 
     def _resting(self) -> str:
@@ -540,7 +549,13 @@ class ReconstructionNode(WorkingNode):
         self._pairs.close()
         self._periodic = []
 
+    def _close_viewer(self) -> None:
+        if self._viewer is not None:
+            self._viewer.close()
+            self._viewer = None
+
     def _release(self) -> None:
+        self._close_viewer()
         self._outputs.close()
         self._engine, self._newest = None, None
 

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.qos import (
@@ -41,6 +42,7 @@ from lunar_stereo_recon.ros.rclpy_messages import (
     MessageBuffer,
 )
 from lunar_stereo_recon.ros.rover_motion import RoverMotion
+from lunar_stereo_recon.ros.transforms import transforms_available
 
 DEPTH_SIGMA_TOPIC = 'depth/sigma'
 # The name that image_transport gives it.
@@ -122,9 +124,10 @@ class ResultOutputs:
         """Listen to TF and the Imu while a wanted result needs them."""
         parameters = self._parameters()
         gravity = parameters.hazard_gravity if 'hazard' in self._to_publish() else ''
-        self._motion.listen(
-            transforms=bool(parameters.cloud_frame) or gravity == 'tf', imu=gravity == 'imu'
-        )
+        # A viewer also shows what has no pose: it is no reason to ask for tf2_ros.
+        shown = parameters.viewer != 'none' and transforms_available()
+        transforms = bool(parameters.cloud_frame) or gravity == 'tf' or shown
+        self._motion.listen(transforms=transforms, imu=gravity == 'imu')
 
     def stop_listening(self) -> None:
         """Unsubscribe from TF and the Imu."""
@@ -133,6 +136,20 @@ class ResultOutputs:
     def forget_motion(self) -> None:
         """Drop what is known of TF and the Imu: time went back."""
         self._motion.clear()
+
+    def pose(self, result: Reconstruction) -> NDArray[np.float64] | None:
+        """Return the (4, 4) transform from the result's frame to `hazard_frame`, metres.
+
+        It is None where TF does not lead there.
+        """
+        target, matrix = self._parameters().hazard_frame, np.eye(4)
+        try:
+            matrix[:3, :3], matrix[:3, 3] = self._motion.transform(
+                target, result.frame_id, result.stamp_ns
+            )
+        except InputError:
+            return None
+        return matrix
 
     @property
     def offered(self) -> list[str]:

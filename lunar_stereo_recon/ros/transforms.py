@@ -7,6 +7,7 @@ transform says so, and the rest works.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,11 @@ from lunar_stereo_recon.geometry.rotation import rotation_from_quaternion
 
 # A transform is stamped and sent after the image it is for; it is waited for this long.
 PATIENCE_S = 0.05
+
+
+def transforms_available() -> bool:
+    """Return whether tf2_ros is installed."""
+    return importlib.util.find_spec('tf2_ros') is not None
 
 
 class TransformListener:

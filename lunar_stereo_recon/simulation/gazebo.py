@@ -108,7 +108,7 @@ def export_world(
     folder: Path,
     options: WorldOptions | None = None,
     about: dict[str, Any] | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Path:
     """Write a world that `gz sim` loads, and return the path of its SDF file.
 
@@ -117,7 +117,7 @@ def export_world(
         folder: Folder to write to; made where it is missing.
         options: Sun and resolution.
         about: What the world came from (JSON types), for the description.
-        progress: Called with what is being written.
+        progress: Called with what is written next, and the share of the work that is done.
 
     Raises:
         InputError: The folder cannot be written, or an option does not fit the terrain.
@@ -126,12 +126,12 @@ def export_world(
     patches = terrain_patches(terrain, options.cells)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for patch in patches:
-            progress(f'ground to {patch.half_size_m:g} m')
+        for number, patch in enumerate(patches):
+            progress(f'ground to {patch.half_size_m:g} m', number / len(patches))
             _write_patch(terrain, patch, folder, options)
         rocks = terrain.rocks
         if rocks is not None and len(rocks.triangles):
-            progress(f'{len(rocks.triangles)} triangles of rocks')
+            progress(f'{len(rocks.triangles)} triangles of rocks', 1.0)
             # No texture: one colour, the mean of the rocks'.
             no_texture = np.zeros((len(rocks.vertices), 2), np.float32)
             write_collada(

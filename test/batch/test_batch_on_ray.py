@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+import re
 import signal
 import subprocess
 import sys
@@ -163,24 +164,41 @@ def test_nothing_is_sent_and_strangers_are_refused(address):
     assert stranger.returncode != 0 and 'InvalidAuthToken' in stranger.stderr
 
 
+# A driver that is killed when it has the answers of three shards, whatever else the machine does.
+KILLED_DRIVER = """
+import os, signal, sys
+from lunar_stereo_recon.batch import cluster
+from lunar_stereo_recon.cli import main
+
+run_all = cluster.run_all
+
+def run_some(function, given, jobs, limits):
+    for number, answer in enumerate(run_all(function, given, jobs, limits)):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield answer
+
+cluster.run_all = run_some
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_driver_is_resumed(make_drive, settings, tmp_path):
     """Its local Ray dies with it; what was done stays, what was not is done."""
     bag, store = make_drive('long', 70), tmp_path / 'store'
-    words = ('--out', str(store), *WORDS, '--workers', '1')
-    command = [sys.executable, '-m', 'lunar_stereo_recon.cli', 'batch', str(bag), *words]
-    with (tmp_path / 'log').open('w') as log:
-        driver = subprocess.Popen(command, stdout=log, stderr=log)
-        ends = time.monotonic() + PATIENCE_S
-        while len(list(store.glob('shards/*/*/shard.json'))) < 3 and driver.poll() is None:
-            assert time.monotonic() < ends, (tmp_path / 'log').read_text()
-            time.sleep(0.002)
-        driver.kill()
-        driver.wait()
+    words = ['batch', str(bag), '--out', str(store), *WORDS, '--workers', '1']
+    killed = subprocess.run(
+        [sys.executable, '-c', KILLED_DRIVER, *words], capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = {path: path.stat().st_mtime_ns for path in store.glob('shards/*/*/shard.json')}
-    assert 3 <= len(before) < 10 and not (store / 'manifest.json').exists()
-    ended = subprocess.run([*command, '--resume'], capture_output=True, text=True)
+    assert len(before) >= 3 and not (store / 'manifest.json').exists()
+    command = [sys.executable, '-m', 'lunar_stereo_recon.cli', *words, '--resume']
+    ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert f'({len(before)} were there)' in ended.stdout
+    # The worker may have ended another shard before it noticed that the driver was gone.
+    shards, there = map(int, re.search(r'of (\d+) shards \((\d+) were', ended.stdout).groups())
+    assert len(before) <= there < shards
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert files_of(store) == undisturbed(settings, [bag], tmp_path / 'alone')

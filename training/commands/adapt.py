@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 import torch
 from torch import nn, Tensor
+from tqdm import tqdm
 
 from lunar_stereo_recon.bags.reader import BagFrame, StereoBagReader
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
@@ -152,7 +153,8 @@ def label_bag(
     _claim(folder, {'bag': str(bag), 'teacher': network_digest(network)})
     shares = []
     with StereoBagReader(bag) as reader:
-        for frame in chosen_frames(reader, count):
+        total = min(count, max(reader.frame_count, 1))
+        for frame in tqdm(chosen_frames(reader, count), 'labelling', total, unit='frame'):
             path = folder / f'{frame.index:06d}.npz'
             if not path.exists():
                 arrays = labelled(network, frame.pair(), torch.device(device))
@@ -254,8 +256,9 @@ def replay_folders(args: argparse.Namespace) -> list[Path]:
     folder = args.out / 'replay'
     options = DatasetOptions(REPLAY_SEED, 'train', REPLAY_SIZE)
     # The pairs are written while one goes over their numbers.
-    for _ in write_dataset(folder, REPLAY_PAIRS, options):
-        pass
+    with tqdm(total=REPLAY_PAIRS, desc='rendering', unit='pair') as bar:
+        for number in write_dataset(folder, REPLAY_PAIRS, options):
+            bar.update(number)
     return [folder]
 
 

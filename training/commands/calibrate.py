@@ -17,6 +17,7 @@ import tempfile
 import numpy as np
 from numpy.typing import NDArray
 import onnx
+from tqdm import tqdm
 
 from lunar_stereo_recon.backends import load_backend, model_seal
 from lunar_stereo_recon.backends.choice_network import ChoiceNetwork
@@ -97,7 +98,7 @@ def match_frames(
 ) -> list[MatchedFrame]:
     """Match each frame as on a rover; return what was found, in files of a folder."""
     frames = []
-    for number, path in enumerate(paths):
+    for number, path in enumerate(tqdm(paths, desc='matching', unit='frame')):
         pair, truth = load_rendered_pair(path)
         engine.reset_rows()
         engine.match(pair)  # tells how the rows of this frame's rig are aligned

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-import time
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.errors import InputError
@@ -114,8 +114,7 @@ def train(network: ChoiceStudent, crops: ChoiceCrops, steps: int) -> list[dict[s
     )
     network.train()
     reports, sums, counted = [], dict.fromkeys(('loss', 'chosen', 'prior', 'best'), 0.0), 0
-    start = time.monotonic()
-    for step in range(steps):
+    for step in tqdm(range(steps), unit='step'):
         batch = [crops[step * BATCH + item] for item in range(BATCH)]
         planes, candidates, truth = (
             torch.from_numpy(np.stack([getattr(example, name) for example in batch]))
@@ -134,13 +133,8 @@ def train(network: ChoiceStudent, crops: ChoiceCrops, steps: int) -> list[dict[s
             sums[name] += float(value)
         if counted == REPORT_EVERY or step + 1 == steps:
             reports.append({name: value / counted for name, value in sums.items()})
-            rate = (step + 1) / (time.monotonic() - start)
-            print(
-                f'step {step + 1}: '
-                + ', '.join(f'{name} {value:.4f}' for name, value in reports[-1].items())
-                + f', {rate:.1f} steps/s',
-                flush=True,
-            )
+            figures = {name: f'{value:.4f}' for name, value in reports[-1].items()}
+            tqdm.write(f'step {step + 1}: ' + ', '.join(map(' '.join, figures.items())))
             sums, counted = dict.fromkeys(sums, 0.0), 0
     return reports
 

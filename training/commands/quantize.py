@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from tqdm import tqdm
 
 from lunar_stereo_recon.backends import load_backend, model_seal
 from lunar_stereo_recon.backends.onnx_backend import OnnxBackend
@@ -36,7 +37,7 @@ class FrameReader(CalibrationDataReader):  # type: ignore[misc]
     """Feeds pairs to the quantizer, cut to the network's grid."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = iter(paths)
+        self._paths = iter(tqdm(paths, desc='measuring activations', unit='frame'))
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         """Return the next pair's `left` and `right` (1, 1, H, W), None after the last."""
@@ -110,7 +111,7 @@ def differences(
     """Return (N,) pixels: by how much the two models' disparities of the ground differ."""
     models = [load_backend('onnx', path, threads=threads) for path in (source, target)]
     found = []
-    for path in paths:
+    for path in tqdm(paths, desc='comparing', unit='frame'):
         pair = grid_pair(path)
         first, second = (model.predict(pair['left'], pair['right']).disparity for model in models)
         found.append(np.abs(first - second)[np.isfinite(pair['disparity'])])

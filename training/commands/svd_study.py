@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-import time
 
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from training.models.decoder import (
     DecoderBlock,
@@ -139,8 +139,8 @@ def train_teacher(steps: int, generator: torch.Generator) -> PatchStereo:
     teacher = PatchStereo(TEACHER)
     optimiser = torch.optim.AdamW(teacher.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, max(steps, 2))
-    started = time.monotonic()
-    for step in range(steps):
+    progress = tqdm(range(steps), desc='teacher', unit='step')
+    for step in progress:
         left, right, truth = synthetic_pairs(16, generator)
         loss = F.smooth_l1_loss(teacher(left, right), truth)
         optimiser.zero_grad()
@@ -149,8 +149,7 @@ def train_teacher(steps: int, generator: torch.Generator) -> PatchStereo:
         optimiser.step()
         schedule.step()
         if step % 100 == 0:
-            seconds = time.monotonic() - started
-            print(f'teacher step {step}: loss {loss.item():.3f} px, {seconds:.0f} s', flush=True)
+            progress.set_postfix_str(f'loss {loss.item():.3f} px')
     return teacher.eval()
 
 
@@ -237,7 +236,7 @@ def train_student(
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(student.parameters(), lr=5e-4, weight_decay=0.01)
     errors = []
-    for step in range(1, steps + 1):
+    for step in tqdm(range(1, steps + 1), desc='student', unit='step', leave=False):
         with torch.no_grad():
             tokens = [teacher.encode(view) for view in synthetic_pairs(16, generator)[:2]]
             wanted = teacher.read_out(*teacher.decode(*tokens))

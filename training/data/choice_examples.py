@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from lunar_stereo_recon.datatypes import StereoPair
 from lunar_stereo_recon.errors import InputError
@@ -68,7 +69,7 @@ def make_examples(
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for number, path in enumerate(paths):
+    for number, path in enumerate(tqdm(paths, desc='examples', unit='frame')):
         target = folder / f'{path.parent.name}_{path.stem}.npz'
         written.append(target)
         if target.exists():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import time
 
 import torch
+from tqdm import tqdm
 
 from training.models.mast3r import Mast3r, Mast3rConfig
 
@@ -53,7 +54,7 @@ def teacher_time(
     seconds = []
     try:
         with torch.inference_mode():
-            for _ in range(1 + REPEATS):
+            for _ in tqdm(range(1 + REPEATS), desc='timing', unit='pair'):
                 start = time.perf_counter()
                 network(image, image)
                 seconds.append(time.perf_counter() - start)
