@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 APPLICATION = 'lunar_stereo_recon'
 SUFFIX = '.rrd'
-POINT_RADIUS_M = 0.004
+POINT_SIZE = 1.5  # of the screen, so that near and far ones are seen alike
+# Share of the first frame's depths that the colours spread over; the horizon would take them all.
+DEPTH_SHARE = 0.9
+# Where the cloud is looked at from, metres in the camera's frame: from above and behind it.
+EYE_M, EYE_TARGET_M = (0.0, -2.0, -4.0), (0.0, 0.5, 8.0)
 FLUSH_S = 10.0
 
 
@@ -47,13 +51,21 @@ class RerunViewer:
         else:
             self._stream.save(str(file))
         images = [rrb.Spatial2DView(origin=f'camera/{n}') for n in ('left', 'depth', 'confidence')]
-        views = rrb.Horizontal(
-            rrb.Spatial3DView(origin='/'), rrb.Vertical(*images), column_shares=[3, 1]
+        # In the frame of the camera: it goes with the rover, and there need not be a pose.
+        cloud = rrb.Spatial3DView(
+            origin='/camera',
+            contents=['/camera', '/camera/cloud', '/camera/left', '/path'],
+            eye_controls=rrb.EyeControls3D(
+                position=EYE_M, look_target=EYE_TARGET_M, eye_up=(0.0, -1.0, 0.0)
+            ),
+            line_grid=rrb.LineGrid3D(visible=False),
         )
+        views = rrb.Horizontal(cloud, rrb.Vertical(*images), column_shares=[3, 1])
         self._stream.send_blueprint(rrb.Blueprint(views, collapse_panels=True))
         self._positions: list[Any] = []
         self._count = 0
         self._z_up: bool | None = None
+        self._farthest_m = 0.0
 
     def show(
         self,
@@ -93,15 +105,22 @@ class RerunViewer:
             stream.log(f'camera/{name}', pinhole)
         stream.log('camera/left', rr.Image(result.color))
         stream.log('right', rr.Image(np.rint(255 * np.clip(pair.right, 0, 1)).astype(np.uint8)))
+        valid = result.valid_mask
+        if self._farthest_m == 0.0 and valid.any():
+            self._farthest_m = float(np.quantile(result.depth[valid], DEPTH_SHARE))
         # Not a number would be drawn as near: rerun takes 0 for unknown.
-        stream.log('camera/depth', rr.DepthImage(np.nan_to_num(result.depth), meter=1.0))
+        depth, colours = np.nan_to_num(result.depth), (0.0, self._farthest_m or 1.0)
+        stream.log('camera/depth', rr.DepthImage(depth, meter=1.0, depth_range=colours))
         stream.log(
             'camera/confidence', rr.Image(np.rint(255 * result.confidence).astype(np.uint8))
         )
-        valid = result.valid_mask
         stream.log(
             'camera/cloud',
-            rr.Points3D(result.points[valid], colors=result.color[valid], radii=POINT_RADIUS_M),
+            rr.Points3D(
+                result.points[valid],
+                colors=result.color[valid],
+                radii=rr.Radius.ui_points(POINT_SIZE),
+            ),
         )
 
     def close(self) -> None:
