@@ -19,7 +19,7 @@ from rosbags.typesys import get_typestore, Stores
 
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.backends.base import Backend
-from lunar_stereo_recon.bags.reader import BagFrame, Pose, StereoBagReader
+from lunar_stereo_recon.bags.reader import BagFrame, StereoBagReader
 from lunar_stereo_recon.datatypes import FloatImage, Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.fusion import FusedCloud, VoxelFusion
@@ -114,7 +114,7 @@ def write_report(
     directory: Path,
     settings: ReportSettings | None = None,
     progress: Callable[[int], object] | None = None,
-    show: Callable[[StereoPair, Reconstruction, Pose | None], object] | None = None,
+    show: Callable[[StereoPair, Reconstruction, NDArray[np.float64] | None], object] | None = None,
 ) -> dict[str, Any]:
     """Write the fused PLY, the contact sheet and views of the cloud; return the figures.
 
@@ -125,7 +125,7 @@ def write_report(
             `map.png` go.
         settings: Settings of the fused cloud.
         progress: Called with 1 after each frame.
-        show: Called with each frame that has a result, and its pose.
+        show: Called with each frame that has a result, and the (4, 4) matrix of its pose.
 
     Returns:
         Figures, ready for JSON: frames with a result, accuracy, fused cloud, files.
@@ -158,7 +158,7 @@ def write_report(
             elif frame.index in shown:
                 rows.append(_sheet_row(frame, result, truth))
             if show is not None:
-                show(pair, result, frame.pose)
+                show(pair, result, frame.pose and frame.pose.matrix)
             if progress is not None:
                 progress(1)
     if not scores.density:

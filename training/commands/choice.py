@@ -133,8 +133,8 @@ def train(network: ChoiceStudent, crops: ChoiceCrops, steps: int) -> list[dict[s
             sums[name] += float(value)
         if counted == REPORT_EVERY or step + 1 == steps:
             reports.append({name: value / counted for name, value in sums.items()})
-            figures = {name: f'{value:.4f}' for name, value in reports[-1].items()}
-            tqdm.write(f'step {step + 1}: ' + ', '.join(map(' '.join, figures.items())))
+            costs = ', '.join(f'{name} {value:.4f}' for name, value in reports[-1].items())
+            tqdm.write(f'step {step + 1}: {costs}')
             sums, counted = dict.fromkeys(sums, 0.0), 0
     return reports
 
