@@ -158,7 +158,7 @@ def write_report(
             elif frame.index in shown:
                 rows.append(_sheet_row(frame, result, truth))
             if show is not None:
-                show(pair, result, frame.pose and frame.pose.matrix)
+                show(pair, result, None if frame.pose is None else frame.pose.matrix)
             if progress is not None:
                 progress(1)
     if not scores.density:
