@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage
 from lunar_stereo_recon.geometry.bands import Band, over_bands
+from lunar_stereo_recon.geometry.borders import settled_borders
 from lunar_stereo_recon.geometry.refine import photometric_match, row_numbers
 
 # The prior is smoothed so far, pixels: its own borders must not be those of the answer.
@@ -34,8 +35,12 @@ SGBM_FRACTION = 16
 LEAST_STEP = (LEAST_OFFSET_PX - 1) * SGBM_FRACTION
 # The least and the largest disparity are taken over a square of this side.
 SURROUNDINGS_PX = 11
+# Preferences that differ by less are alike, and then the network keeps the word.
+CLEARLY_BETTER = np.float32(0.25)
 # Answers that differ by less are one answer, which `geometry.refine` sharpens.
-SAME_ANSWER_PX = 0.15
+SAME_ANSWER_PX = 0.3
+# Matching supports what is not farther than this from what it found.
+SUPPORT_PX = 1.0
 CONTRAST_WINDOW_PX, DETAIL_WINDOW_PX = 5, 9
 # Differences of grey and of gradient from here on count the same, as a share of white.
 LARGEST_DIFFERENCE, LARGEST_GRADIENT_DIFFERENCE = 0.06, 0.03
@@ -80,7 +85,8 @@ class ResidualMatch:
     """A prior and what matching made of it; every array is (H, W).
 
     Attributes:
-        disparity: float32, pixels. The chosen candidate, NaN where the prior is.
+        disparity: float32, pixels. The chosen candidate, or that of a pixel beside a border; NaN
+            where the prior is.
         taken: bool, it is not the prior's answer.
         log_error_px: float32, log of the error that the chooser expects, pixels.
     """
@@ -106,20 +112,23 @@ def match_around(
     planes = evidence(left, right, candidates, answered)
     preferences = choose(planes)
     inside = planes[EVIDENCE.index('inside')]
-    disparity, taken = np.empty_like(prior), np.empty(prior.shape, np.bool_)
+    disparity, supported = np.empty_like(prior), np.empty(prior.shape, np.bool_)
 
     def decide(band: Band) -> None:
-        seen = band.seen
+        seen, rows = band.seen, band.rows
         better, differs = _decided(
             prior[seen], candidates[:, seen], preferences[:, seen], inside[seen]
         )
         # Single pixels do not stand alone.
         differs &= cv2.blur(differs.astype(np.float32), (3, 3)) > 0.5
-        taken[band.rows] = differs[band.own]
-        disparity[band.rows] = prior[band.rows]
-        np.copyto(disparity[band.rows], better[band.own], where=taken[band.rows])
+        disparity[rows] = prior[rows]
+        np.copyto(disparity[rows], better[band.own], where=differs[band.own])
+        np.less(cv2.absdiff(candidates[1, rows], disparity[rows]), SUPPORT_PX, out=supported[rows])
+        supported[rows] &= answered[rows]
 
     over_bands(prior.shape[0], 1, decide)
+    disparity = settled_borders(left, disparity, supported, inside > 0)
+    taken = cv2.absdiff(disparity, prior) > SAME_ANSWER_PX
     return ResidualMatch(disparity, taken, preferences[len(CANDIDATES)])
 
 
@@ -136,7 +145,7 @@ def _decided(
     better = last.copy()
     np.copyto(better, third, where=preferences[2] == strongest)
     np.copyto(better, second, where=preferences[1] == strongest)
-    differs = strongest > preferences[0]
+    differs = strongest > preferences[0] + CLEARLY_BETTER
     differs &= inside > 0
     # Not where the prior is unknown: what is NaN is not larger.
     differs &= cv2.absdiff(better, prior) > SAME_ANSWER_PX

@@ -160,7 +160,8 @@ def test_candidates_lie_on_both_sides_of_a_border():
 
 
 @pytest.mark.parametrize('number', range(len(CANDIDATES)))
-def test_the_preferred_candidate_is_taken_and_never_mixed(number):
+def test_the_preferred_candidate_is_taken_and_never_mixed(number, monkeypatch):
+    monkeypatch.setattr(residual, 'settled_borders', lambda left, disparity, *_: disparity)
     left, right, _, ground = scene()
     candidates, _ = candidates_around(left, right, ground)
 
@@ -180,6 +181,24 @@ def test_the_preferred_candidate_is_taken_and_never_mixed(number):
     np.testing.assert_array_equal(result.disparity[~other], ground[~other])
     assert (result.log_error_px == 0.25).all()
     assert result.taken.any() == (number > 0)
+
+
+def test_borders_that_nothing_supports_are_settled():
+    left, right, truth, _ = scene()
+    shifted = np.roll(truth, -4, axis=1)
+
+    def keep(planes):
+        preferences = np.zeros((len(CANDIDATES) + 1, *truth.shape), np.float32)
+        preferences[0] = 1
+        return preferences
+
+    result = residual.match_around(left, right, shifted, keep)
+    wrong = np.abs(shifted - truth) > 2
+    error = np.abs(result.disparity - truth)
+    assert error[wrong].mean() < np.abs(shifted - truth)[wrong].mean()
+    np.testing.assert_array_equal(
+        result.taken, np.abs(result.disparity - shifted) > residual.SAME_ANSWER_PX
+    )
 
 
 def test_noise_is_measured():
