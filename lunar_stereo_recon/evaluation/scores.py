@@ -21,6 +21,7 @@ from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.arrays import load_arrays
 from lunar_stereo_recon.geometry.surfaces import depth_edges, flying_points, thin_surfaces
+from lunar_stereo_recon.geometry.visibility import occluded_in_right, outside_right
 
 SUBSETS = ('all', 'noc', 'lit', 'shadow')
 RANGES_M = {'2-5 m': (2, 5), '5-10 m': (5, 10), '10-20 m': (10, 20), '20-40 m': (20, 40)}
@@ -51,6 +52,8 @@ SIGMA_BINS = 10
 # Fewer pixels than this say nothing about a bin's shares.
 LEAST_SIGMA_PIXELS = 1000
 SURE = 0.9
+# With less of the pixels known, one cannot tell from them what is hidden.
+DENSE_SHARE = 0.75
 SHOWN = 0.5
 # Slopes are compared on square patches of ground within the range that a rover drives through,
 # where the true patch is nearly plane.
@@ -151,6 +154,7 @@ def load_ground_truth(
 
     The file holds `disparity` and, where they are known, `depth`, `occlusion` and the masks
     `valid`, `shadow`, `rock`, bit-packed or not. Without `valid`, positive disparities count.
+    Without `occlusion`, a dense disparity itself tells what is hidden.
 
     Args:
         path: The file.
@@ -187,9 +191,21 @@ def load_ground_truth(
         depth,
         masks.get('valid', positive),
         masks.get('shadow'),
-        arrays.get('occlusion'),
+        arrays.get('occlusion', _occlusion(disparity)),
         masks.get('rock'),
     )
+
+
+def _occlusion(disparity: NDArray[np.floating]) -> NDArray[np.uint8] | None:
+    """Return what the right camera does not see by the true disparity, as `GroundTruth` has it.
+
+    None where so little is known that what hides the rest may not be.
+    """
+    known = np.isfinite(disparity) & (disparity > 0)
+    if known.mean() < DENSE_SHARE:
+        return None
+    values = np.where(known, disparity, np.nan).astype(np.float32)
+    return np.select([outside_right(values), occluded_in_right(values)], [2, 1]).astype(np.uint8)
 
 
 def score_pair(

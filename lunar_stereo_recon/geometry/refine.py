@@ -20,15 +20,13 @@ from numpy.typing import NDArray
 from lunar_stereo_recon.datatypes import FloatImage
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.bands import Band, over_bands
+from lunar_stereo_recon.geometry.visibility import occluded_in_right, outside_right
 
 # Statistics that vary slowly are computed on images reduced by this factor.
 REDUCTION = 4
 BRIGHTNESS_WINDOW_PX = 21
 LOCAL_WINDOW_PX = 29
 SCORE_WINDOW_PX = 9
-OCCLUSION_TOLERANCE_PX = 1.0
-# The left-right check's temporaries stay in the cache if it is made of so many rows at once.
-OCCLUSION_ROWS = 48
 # A residual this many times the local deviation counts half.
 ROBUST_DEVIATIONS = 2.0
 UNKNOWN_OFFSET_PX = 10.0
@@ -197,51 +195,6 @@ def row_numbers(height: int, width: int) -> FloatImage:
     rows = np.repeat(np.arange(height, dtype=np.float32)[:, None], width, axis=1)
     rows.flags.writeable = False
     return rows
-
-
-def outside_right(disparity: FloatImage) -> NDArray[np.bool_]:
-    """Return (H, W) bool: the matched column is not in the right image. False where NaN."""
-    width = disparity.shape[1]
-    columns = np.arange(width, dtype=np.float32) - disparity
-    return (columns < 0) | (columns > width - 1)
-
-
-def occluded_in_right(
-    disparity: FloatImage, tolerance_px: float = OCCLUSION_TOLERANCE_PX
-) -> NDArray[np.bool_]:
-    """Return (H, W) bool: another left pixel, nearer by more than the tolerance, hides this one.
-
-    The left-right check: each right column takes the nearest left pixel that maps to it, and a
-    left pixel is hidden where that one is not itself. False where NaN.
-    """
-    hidden = np.empty(disparity.shape, np.bool_)
-    for first in range(0, disparity.shape[0], OCCLUSION_ROWS):
-        rows = slice(first, first + OCCLUSION_ROWS)
-        _write_hidden(hidden[rows], disparity[rows], tolerance_px)
-    return hidden
-
-
-def _write_hidden(out: NDArray[np.bool_], disparity: FloatImage, tolerance_px: float) -> None:
-    """Write the left-right check of some rows; see `occluded_in_right`."""
-    height, width = disparity.shape
-    # What is unknown or negative maps far outside.
-    values = np.where(disparity >= 0, disparity, np.float32(-2 * width))
-    columns = np.arange(width, dtype=np.float32) - values
-    np.rint(columns, out=columns)
-    # Columns outside go to a spare one at the right end; as unsigned numbers, negative ones are
-    # larger than any.
-    index = np.minimum(columns.astype(np.int32).view(np.uint32), np.uint32(width))
-    inside = index < width
-    places = np.add(index, (width + 1) * np.arange(height)[:, None], dtype=np.intp)
-    nearest = np.full(height * (width + 1), -1, np.float32)
-    # Of the left pixels on one right column the rightmost is the nearest, and in row-major order
-    # it is written last: the assignment is a z-buffer.
-    nearest[places.ravel()] = values.ravel()
-    # A surface seen obliquely leaves single columns unwritten.
-    nearest = cv2.dilate(nearest.reshape(height, width + 1), np.ones((1, 3), np.uint8))
-    values += np.float32(tolerance_px)
-    np.greater(nearest.take(places), values, out=out)
-    out &= inside
 
 
 def photometric_match(

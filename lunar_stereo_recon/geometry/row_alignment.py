@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, RowAlignment, StereoPair
 from lunar_stereo_recon.geometry.refine import (
+    photometric_match,
+)
+from lunar_stereo_recon.geometry.visibility import (
     occluded_in_right,
     OCCLUSION_TOLERANCE_PX,
     outside_right,
-    photometric_match,
 )
 
 # Half size is enough for hundredths of a pixel over a whole image, and sees twice as far.

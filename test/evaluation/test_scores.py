@@ -244,5 +244,22 @@ def test_ground_truth_of_disparity_alone(tmp_path):
     truth = load_ground_truth(tmp_path / 'gt.npz', 6, 10, 40.0)
     assert truth.valid.sum() == 58 and truth.depth[2, 2] == 5.0
     # What is unknown is in no subset, rather than in all.
-    for name in ('lit', 'shadow', 'noc', 'occluded', 'rocks'):
+    for name in ('lit', 'shadow', 'rocks'):
         assert not truth.subset(name).any()
+
+
+def test_dense_disparity_tells_what_the_right_camera_does_not_see(tmp_path):
+    disparity = np.full((6, 40), 4.0, np.float32)
+    disparity[:, 20:30] = 10.0
+    np.savez(tmp_path / 'gt.npz', disparity=disparity)
+    truth = load_ground_truth(tmp_path / 'gt.npz', 6, 40, 40.0)
+    # Four columns are left of the right view; six of the ground, and one by the slack of the
+    # check, are behind the near surface.
+    hidden = np.zeros((6, 40), bool)
+    hidden[:, [*range(4), *range(13, 20)]] = True
+    np.testing.assert_array_equal(truth.subset('occluded'), hidden)
+    np.testing.assert_array_equal(truth.subset('noc'), ~truth.subset('occluded'))
+    disparity[:, ::3] = np.nan
+    np.savez(tmp_path / 'sparse.npz', disparity=disparity)
+    sparse = load_ground_truth(tmp_path / 'sparse.npz', 6, 40, 40.0)
+    assert not sparse.subset('occluded').any() and not sparse.subset('noc').any()

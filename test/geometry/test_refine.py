@@ -4,12 +4,11 @@ import pytest
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.refine import (
-    occluded_in_right,
-    outside_right,
     refine_disparity,
     RefineOptions,
     warp_right,
 )
+from lunar_stereo_recon.geometry.visibility import occluded_in_right, outside_right
 
 
 def errors(disparity, truth, margin=16):
