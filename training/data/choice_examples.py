@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 import io
 from pathlib import Path
 
@@ -41,6 +41,8 @@ JPEG_QUALITIES = (25, 65)
 # Widths of the network's input, and how often each is used.
 NETWORK_WIDTHS, WIDTH_SHARES = (640, 480, 320), (0.6, 0.2, 0.2)
 SPOILED_SHARE, SPOILED_FROM, LARGEST_SPOIL_PX = 0.3, 0.15, 8.0
+# 6 GB of memory.
+KEPT_EXAMPLES = 600
 ARRAYS = ('evidence', 'prior', 'steps', 'truth')
 
 
@@ -154,8 +156,8 @@ class ChoiceCrops:
     def __init__(self, folders: Sequence[Path], seed: int) -> None:
         self._folders = [list_samples([folder]) for folder in folders]
         self._seed = seed
-        # They are read again and again, and 600 of them fit into 6 GB.
-        self._read = cache(read_example)
+        # They are read again and again.
+        self._read = lru_cache(KEPT_EXAMPLES)(read_example)
 
     def __getitem__(self, number: int) -> ChoiceExample:
         """Return crop `number`, (160, 192) pixels, some upside down."""

@@ -27,7 +27,7 @@ from lunar_stereo_recon.backends.model_seal import seal_model
 from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
 from training.models.flight import conv, ResidualBlock, upsample2
 
-CHANNELS = (16, 24, 32)
+CHANNELS = (16, 32, 64)
 OPSET = 18
 # A preference for each candidate, and the log of the expected error.
 OUTPUTS = len(CANDIDATES) + 1
