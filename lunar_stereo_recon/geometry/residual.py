@@ -36,9 +36,9 @@ LEAST_STEP = (LEAST_OFFSET_PX - 1) * SGBM_FRACTION
 # The least and the largest disparity are taken over a square of this side.
 SURROUNDINGS_PX = 11
 # Preferences that differ by less are alike, and then the network keeps the word.
-CLEARLY_BETTER = np.float32(0.25)
+CLEARLY_BETTER = np.float32(0.15)
 # Answers that differ by less are one answer, which `geometry.refine` sharpens.
-SAME_ANSWER_PX = 0.3
+SAME_ANSWER_PX = 0.2
 # Matching supports what is not farther than this from what it found.
 SUPPORT_PX = 1.0
 CONTRAST_WINDOW_PX, DETAIL_WINDOW_PX = 5, 9
