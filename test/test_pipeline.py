@@ -38,12 +38,12 @@ def reconstruct(backend, pair, **options):
 
 
 def test_slope_becomes_metric(slope_pair, slope_disparity):
-    # Off by as much as the refinement expects of a student.
-    result = reconstruct(KnownDisparity(slope_disparity + np.float32(0.2)), slope_pair)
+    # Off by 1.3 % of the depth, which refinement mends.
+    result = reconstruct(KnownDisparity(slope_disparity + np.float32(0.1)), slope_pair)
     truth = 90.0 * 0.2 / slope_disparity
     inner = (slice(16, -16), slice(20, -16))
     assert result.valid_mask[inner].all()
-    assert np.abs(result.depth / truth - 1)[inner].mean() < 0.01
+    assert np.abs(result.depth / truth - 1)[inner].mean() < 0.005
     np.testing.assert_array_equal(result.points[..., 2], result.depth)
     assert result.confidence[inner].mean() > 0.8
     assert result.color.shape == (64, 96, 3)
