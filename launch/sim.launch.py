@@ -18,6 +18,7 @@ from lunar_stereo_recon.ros.launch_arguments import (
 )
 from lunar_stereo_recon.ros.node_processes import large_message_environment
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters, SimulatorParameters
+from lunar_stereo_recon.ros.recorder_node import DRIVE
 
 # A name that both nodes have means the reconstruction's; the simulator's has the prefix.
 PREFIX = 'sim_'
@@ -38,6 +39,7 @@ def generate_launch_description() -> LaunchDescription:
             argument('hazard_frame', 'Frame of the hazard grid, z up', 'map'),
             argument('terrain_pose', 'Topic of the poses for the map', 'ground_truth/pose'),
             argument('terrain_pose_source', 'Kind of those poses', 'pose'),
+            argument('record', 'New rosbag2 folder for the drive, its truth included'),
             # First, so that wrong arguments are reported before the simulator starts.
             included('rover.launch.py', use_sim_time='true'),
             OpaqueFunction(function=_simulator),
@@ -51,6 +53,7 @@ def _simulator(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         **given_parameters(context, SimulatorParameters, *SHARED, prefix=PREFIX),
     }
     return [
+        *_recorder(context),
         Node(
             package=PACKAGE,
             executable='simulator_node',
@@ -64,5 +67,24 @@ def _simulator(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 LogInfo(msg='The simulator has ended, and so does the launch'),
                 EmitEvent(event=Shutdown(reason='the simulator has ended')),
             ],
+        ),
+    ]
+
+
+def _recorder(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Return the node that records the drive, where that is wanted."""
+    bag = value(context, 'record')
+    if not bag:
+        return []
+    return [
+        Node(
+            package=PACKAGE,
+            executable='recorder_node',
+            name='recorder_node',
+            namespace=value(context, 'namespace'),
+            output='screen',
+            arguments=['--ros-args', *enclave_of(context, 'recorder_node')],
+            parameters=[{'bag': bag, 'topics': list(DRIVE)}],
+            on_exit=[LogInfo(msg=f'Map and hazards of the drive: lunar-stereo evaluate {bag}')],
         )
     ]

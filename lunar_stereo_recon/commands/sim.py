@@ -52,6 +52,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--reconstruct', action='store_true', help='start the reconstruction node too'
     )
+    parser.add_argument(
+        '--record',
+        type=Path,
+        metavar='BAG',
+        help='record the drive with its truth to a new rosbag2 folder, for `evaluate`',
+    )
     parser.add_argument('--logs', type=Path, default=Path('out/sim'), help='folder for the logs')
     parser.set_defaults(run=run)
 
@@ -64,8 +70,15 @@ def run(args: argparse.Namespace) -> int:
     check_ros()
     require('torch', 'numba')
     parameters = _parameters(args)
+    if args.record and args.record.exists():
+        raise InputError(f'--record {args.record} is there already; name a new folder')
     with NodeProcesses(os.environ, args.logs) as nodes:
         names = ['simulator_node']
+        if args.record:
+            from lunar_stereo_recon.ros.recorder_node import DRIVE
+
+            names.append('recorder_node')
+            nodes.start('recorder_node', {'bag': str(args.record), 'topics': list(DRIVE)})
         nodes.start('simulator_node', parameters, large_messages=True)
         if args.reconstruct:
             names.append('reconstruction_node')
@@ -78,6 +91,10 @@ def run(args: argparse.Namespace) -> int:
         _show(nodes.new_lines('simulator_node'))
         if status != 0:
             raise nodes.failure('simulator_node', f'ended with status {status}')
+        if args.record:
+            if nodes.stop('recorder_node') != 0:
+                raise nodes.failure('recorder_node', 'could not record')
+            print(f'Map, hazards and errors of the drive: lunar-stereo evaluate {args.record}')
     return 0
 
 

@@ -797,7 +797,8 @@ class RecorderParameters:
             'depth/camera_info',
             'frame_status',
         ],
-        'Topics to record: the left image, and results of the reconstruction.',
+        'Topics to record: the left image, results of the reconstruction, `right/image_rect`, '
+        'camera_infos, and the truth of a simulator (`ground_truth/depth`, `ground_truth/pose`).',
     )
     stop_after: int = parameter(
         0,

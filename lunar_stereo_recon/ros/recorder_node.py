@@ -46,7 +46,16 @@ TOPIC_TYPES = {
     'depth/camera_info': 'sensor_msgs/msg/CameraInfo',
     'depth/sigma': 'sensor_msgs/msg/Image',
     STATUS: 'diagnostic_msgs/msg/DiagnosticArray',
+    'ground_truth/depth': 'sensor_msgs/msg/Image',
+    'ground_truth/pose': 'geometry_msgs/msg/PoseStamped',
 }
+# What a drive is graded by afterwards; no results, and poses have stamps of their own.
+TRUTH = ('ground_truth/depth', 'ground_truth/pose')
+# All that `lunar-stereo evaluate` takes from a simulated drive.
+DRIVE = (
+    *(f'{side}/{name}' for side in ('left', 'right') for name in ('image_rect', 'camera_info')),
+    *TRUTH,
+)
 QUEUE_DEPTH = 20
 # Limit of what waits to be written; beyond it messages are dropped with a log line.
 MAX_QUEUED_BYTES = 256 * 2**20
@@ -186,6 +195,9 @@ class RecorderNode(Node):
             return
         if not self._takes(len(data)):
             return
+        if topic in TRUTH:
+            self._keep(topic, data, stamp)
+            return
         frame = self.frames.setdefault(stamp, FrameRecord())
         frame.received.add(topic)
         if topic == IMAGE:
@@ -194,6 +206,9 @@ class RecorderNode(Node):
             frame.cloud_received_ns = info['received_timestamp'] or time.time_ns()
         elif topic == STATUS:
             _note_status(frame, data)
+        self._keep(topic, data, stamp)
+
+    def _keep(self, topic: str, data: bytes, stamp: int) -> None:
         # Recorded under the stamp: a result belongs to its image's time, whatever the machine
         # took for it; the times it took are in frame_status and in the summary.
         self._queue.put((self.resolve_topic_name(topic), TOPIC_TYPES[topic], data, stamp))

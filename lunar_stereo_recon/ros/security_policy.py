@@ -73,7 +73,9 @@ POLICIES = {
         ('~/reset', *_LIFECYCLE),
     ),
     'replay_node': NodePolicy((*_RIG, '/clock'), ('frame_status',)),
-    'recorder_node': NodePolicy((), (*_RIG, *_RECORDED, 'frame_status')),
+    'recorder_node': NodePolicy(
+        (), (*_RIG, *_RECORDED, 'frame_status', 'ground_truth/depth', 'ground_truth/pose')
+    ),
     'simulator_node': NodePolicy(
         (*_RIG, *_RAW, 'ground_truth/depth', 'ground_truth/pose', 'odom', '/clock', '/tf'),
         ('cmd_vel',),

@@ -17,6 +17,7 @@ torch = pytest.importorskip('torch')
 pytest.importorskip('numba')
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
+from lunar_stereo_recon.bags.reader import StereoBagReader  # noqa: E402
 from lunar_stereo_recon.cli import main  # noqa: E402
 from lunar_stereo_recon.messages import stamp_ns  # noqa: E402
 from lunar_stereo_recon.ros.parameters import SimulatorParameters  # noqa: E402
@@ -212,9 +213,18 @@ def test_what_cannot_be_simulated_is_refused(processes, parameters, text):
 def test_command_simulates_and_ends_after_its_frames(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('ROS_DOMAIN_ID', str(random.randint(1, 101)))
     size = ['--size', '160x120', '--rate', '10', '--logs', str(tmp_path)]
-    assert main(['sim', '--frames', '3', '--reconstruct', *size]) == 0
+    bag = tmp_path / 'drive'
+    options = ['--frames', '3', '--reconstruct', '--record', str(bag)]
+    assert main(['sim', *options, *size]) == 0
     said = capsys.readouterr().out
-    assert 'simulator_node and reconstruction_node started' in said
+    assert 'simulator_node and recorder_node and reconstruction_node started' in said
+    assert f'lunar-stereo evaluate {bag}' in said
+    with StereoBagReader(bag) as reader:
+        frames = list(reader.frames())
+    assert len(frames) == 3
+    assert all(frame.pose is not None and frame.depth() is not None for frame in frames)
+    assert main(['sim', *options, *size]) == 2
+    assert 'is there already; name a new folder' in capsys.readouterr().err
     told = ['making the ground (mare', 'rendering the first pair', 'publishing; the rover']
     assert [said.find(text) for text in told] == sorted(said.find(text) for text in told)
     assert all(text in said for text in told)

@@ -267,6 +267,16 @@ def test_simulation_ends_with_its_simulator(stand_ins):
     assert 'The simulator has ended, and so does the launch' in launch.wait()
 
 
+def test_a_simulated_drive_can_be_recorded_with_its_truth(stand_ins, tmp_path):
+    bag = tmp_path / 'drive'
+    launch = stand_ins('sim.launch.py', record=str(bag))
+    [(_, parameters)] = launch.started('recorder_node')
+    assert parameters['bag'] == str(bag)
+    assert {'left/image_rect', 'ground_truth/depth', 'ground_truth/pose'} <= {
+        *parameters['topics']
+    }
+
+
 def test_simulator_has_its_own_argument_for_every_parameter(shown_arguments):
     names = {item.name for item in dataclasses.fields(SimulatorParameters)}
     assert names & PARAMETERS == {'baseline', 'camera_pitch'}
