@@ -7,7 +7,9 @@ import pytest
 pytest.importorskip('rclpy')
 import rclpy
 from rclpy.parameter import Parameter
+from rosbags.highlevel import AnyReader
 
+from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.bags.writer import BagWriter
 from lunar_stereo_recon.ros import recorder_node
 from lunar_stereo_recon.ros.recorder_node import RecorderNode
@@ -64,3 +66,26 @@ def test_bytes_that_are_no_message_are_passed_over(recorder):
     recorder._on_message('confidence', b'abc', {})
     recorder.finish()
     assert recorder.failure is None
+
+
+def test_a_drive_with_its_truth_is_a_recording_that_can_be_graded(tmp_path, make_bag):
+    """The messages of a bag go through the recorder and come out as posed frames with depth."""
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    given = {'bag': str(tmp_path / 'recorded'), 'topics': list(recorder_node.DRIVE)}
+    overrides = [Parameter(name, value=value) for name, value in given.items()]
+    node = RecorderNode(context=context, parameter_overrides=overrides)
+    times = {'source_timestamp': 1, 'received_timestamp': 2}
+    with AnyReader([make_bag(frames=2)]) as source:
+        for connection, _, data in source.messages():
+            topic = connection.topic.removeprefix('/rig/').removeprefix('/')
+            if topic in recorder_node.DRIVE:
+                node._on_message(topic, data, times)
+    node.finish()
+    assert len(node.frames) == 2  # truth makes no frames of its own
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+    with StereoBagReader(tmp_path / 'recorded') as reader:
+        frames = list(reader.frames())
+    assert len(frames) == 2
+    assert all(frame.pose is not None and frame.depth() is not None for frame in frames)
