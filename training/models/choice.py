@@ -55,7 +55,8 @@ class ChoiceStudent(nn.Module):
         self.out2 = conv(c2, c2)
         # Each cell of 2x2 pixels gets its own four answers.
         self.cells = nn.Conv2d(c2, 4 * OUTPUTS, 3, padding=1)
-        self.pixels = nn.Conv2d(len(EVIDENCE), OUTPUTS, 3, padding=1)
+        # What a window of 4x4 pixels says to each of the four in its middle.
+        self.pixels = nn.Conv2d(len(EVIDENCE), 4 * OUTPUTS, 4, stride=2, padding=1)
 
     def forward(self, evidence: Tensor) -> Tensor:
         """Return (B, 5, H, W): preferences, and the log of the expected error in pixels.
@@ -64,11 +65,11 @@ class ChoiceStudent(nn.Module):
             evidence: (B, K, H, W), H and W multiples of 8.
         """
         x2 = self.mix2(self.down2(evidence))  # [B, 16, H/2, W/2]
-        x4 = self.mix4(self.down4(x2))  # [B, 24, H/4, W/4]
-        x8 = self.mix8(self.down8(x4))  # [B, 32, H/8, W/8]
+        x4 = self.mix4(self.down4(x2))  # [B, 32, H/4, W/4]
+        x8 = self.mix8(self.down8(x4))  # [B, 64, H/8, W/8]
         x4 = self.out4(x4 + upsample2(self.up4(x8)))
         x2 = self.out2(x2 + upsample2(self.up2(x4)))
-        return F.pixel_shuffle(self.cells(x2), 2) + self.pixels(evidence)
+        return F.pixel_shuffle(self.cells(x2) + self.pixels(evidence), 2)
 
 
 def export_choice(network: ChoiceStudent, path: Path, metadata: Mapping[str, str]) -> None:
