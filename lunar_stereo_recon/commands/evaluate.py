@@ -384,7 +384,7 @@ def _scores(directory: Path, entries: list[Any], filled: bool) -> list[Any]:
             f'such as {entries[0].id}.npz'
         )
     scores = []
-    for entry in tqdm(entries, desc='scoring', unit='pair'):
+    for entry in tqdm(entries, desc='scoring', unit='pair', delay=1):
         size = (entry.calibration.height, entry.calibration.width)
         factor = entry.calibration.fx * entry.calibration.baseline_m
         truth = load_ground_truth(entry.ground_truth, *size, factor)
