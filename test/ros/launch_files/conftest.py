@@ -23,7 +23,7 @@ NODES = (
 )
 # What a launch file may start, by package.
 PROGRAMS = {
-    PACKAGE: (*NODES, 'lunar-stereo'),
+    PACKAGE: (*NODES, 'recorder_node', 'lunar-stereo'),
     'ros_gz_sim': ('create',),
     'ros_gz_bridge': ('parameter_bridge',),
     'tf2_ros': ('static_transform_publisher',),
