@@ -12,6 +12,7 @@ from typing import Any
 from lunar_stereo_recon import __version__
 from lunar_stereo_recon.backends import model_file, STUDENT_BACKENDS
 from lunar_stereo_recon.bags.reader import StereoBagReader
+from lunar_stereo_recon.files.self_masks import mask_file
 from lunar_stereo_recon.messages import StereoTopics
 from lunar_stereo_recon.offline import PairOptions
 from lunar_stereo_recon.pipeline import ReconstructionOptions
@@ -70,9 +71,9 @@ class BatchSettings:
         """
         found = dataclasses.asdict(self)
         found['calibration'] = [content_digest(Path(path)) for path in self.calibration]
+        masks = [(text, mask_file(text)) for text in self.self_mask]
         found['self_mask'] = [
-            text if text.lstrip().startswith('[') else content_digest(Path(text).expanduser())
-            for text in self.self_mask
+            text if path is None else content_digest(path) for text, path in masks
         ]
         found['model'] = (
             content_digest(model_file(self.model)) if self.backend in STUDENT_BACKENDS else None

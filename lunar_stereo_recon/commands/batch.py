@@ -208,11 +208,11 @@ def _self_mask(args: argparse.Namespace) -> tuple[str, ...]:
     Raises:
         InputError: One is none.
     """
+    from lunar_stereo_recon.files.self_masks import mask_file
+
     given_self_mask(args)
-    return tuple(
-        text if text.lstrip().startswith('[') else str(Path(text).expanduser().resolve())
-        for text in args.self_mask
-    )
+    masks = [(text, mask_file(text)) for text in args.self_mask]
+    return tuple(text if path is None else str(path.resolve()) for text, path in masks)
 
 
 def _model(model: Path | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -28,12 +29,22 @@ def read_self_mask(left: str, right: str = '') -> SelfMask:
     return SelfMask(_mask(left), _mask(right), left or 'self_mask', right or 'self_mask_right')
 
 
+def mask_file(text: str) -> Path | None:
+    """Return the image that the text of a mask names; None where it is a polygon or empty.
+
+    Raises:
+        InputError: It can be no path.
+    """
+    return None if not text or text.lstrip().startswith('[') else user_path(text)
+
+
 def _mask(text: str) -> BoolImage | Polygon | None:
     if not text:
         return None
-    if text.lstrip().startswith('['):
+    path = mask_file(text)
+    if path is None:
         return _polygon(text)
-    image = read_image(user_path(text))
+    image = read_image(path)
     grey = image if image.ndim == 2 else image.max(axis=2)
     return np.asarray(grey > 0, np.bool_)
 

@@ -263,10 +263,10 @@ def blindness(features: FloatImage, left: FloatImage) -> FloatImage:
         features: (K, H, W), `FEATURES`.
         left: (H, W) in [0, 1].
     """
-    blindness = np.empty_like(left)
+    result = np.empty_like(left)
 
     def write(band: Band) -> None:
-        rows, blind = band.rows, blindness[band.rows]
+        rows, blind = band.rows, result[band.rows]
         dim = cv2.blur(left[band.seen], (WINDOW_PX, WINDOW_PX))[band.own]
         np.subtract(np.float32(DIM_UNTIL), dim, out=dim)
         dim *= np.float32(1 / (DIM_UNTIL - DIM_FROM))
@@ -278,7 +278,7 @@ def blindness(features: FloatImage, left: FloatImage) -> FloatImage:
             np.maximum(blind, features[FEATURES.index(name), rows], out=blind)
 
     over_bands(left.shape[0], WINDOW_PX // 2, write)
-    return blindness
+    return result
 
 
 def calibrated_confidence(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from lunar_stereo_recon.datatypes import Reconstruction, StereoPair
+from lunar_stereo_recon.files.bounded import user_path
 from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
 from lunar_stereo_recon.viewer import open_viewer
 
@@ -40,7 +40,7 @@ class FrameViewer:
             InputError: The file has another ending than .rrd, or its folder does not exist.
             ReconError: rerun-sdk is not installed.
         """
-        path = Path(file).expanduser() if file else None
+        path = user_path(file) if file else None
         self._viewer = open_viewer(path, 'parameter viewer_file')
         self._pose_of, self._logger = pose_of, logger
         self._worker: NewestItemWorker[Frame] = NewestItemWorker(self._show, self._on_failure)
