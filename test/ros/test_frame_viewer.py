@@ -114,9 +114,9 @@ def test_the_node_works_for_the_viewer_and_writes_its_recording(processes, camer
     cameras.wait_until_heard()
     for _ in range(3):
         assert cameras.answer(cameras.publish()).message == 'published'
+    wait_for(lambda: 'works for the viewer' in processes.log(NODE))
     node.send_signal(signal.SIGINT)
     assert node.wait(120) == 0, processes.log(NODE)
-    assert 'works for the viewer' in processes.log(NODE)
     printed = subprocess.run(
         [sys.executable, '-m', 'rerun', 'rrd', 'print', file], capture_output=True, text=True
     )
