@@ -84,7 +84,7 @@ def _with_world(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return everything to start, after the making of the world where none is given."""
     given = value(context, 'world')
     if given:
-        return _simulation(context, Path(given))
+        return _simulation(context, Path(given).expanduser())
     preset, seed, rocks = (value(context, name) for name in ('preset', 'seed', 'rocks'))
     folder = Path.home() / '.ros' / PACKAGE / f'gazebo_{preset}_{seed}_{rocks}'
     export = ExecuteProcess(

@@ -10,6 +10,7 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
+from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.rigs import FrameTransform, read_rig_frames
 from lunar_stereo_recon.ros.launch_actions import (
     check_needs,
@@ -26,7 +27,9 @@ from lunar_stereo_recon.ros.launch_arguments import (
     given_parameters,
     PACKAGE,
     parameter_arguments,
+    params_files,
     rectifies,
+    uses_sim_time,
     value,
 )
 from lunar_stereo_recon.ros.node_processes import large_message_environment
@@ -123,11 +126,8 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     given = given_parameters(context, ReconstructionParameters)
     if value(context, 'rectify') == 'false':  # said, so the node need not guess
         given.setdefault('detect_raw', False)
-    use_sim_time = preset.use_sim_time
-    if value(context, 'use_sim_time'):
-        use_sim_time = given['use_sim_time'] = flag(context, 'use_sim_time')
+    use_sim_time = given['use_sim_time'] = uses_sim_time(context, preset)
     remappings = preset.remappings(rectifies(context, preset))
-    params_file = value(context, 'params_file')
     node = Node(
         package=PACKAGE,
         executable='reconstruction_node',
@@ -142,10 +142,9 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 # What the map trusts the points with, unless somebody says otherwise.
                 **({'sigma': True} if flag(context, 'terrain') else {}),
                 **preset.parameters,
-                'use_sim_time': preset.use_sim_time,
             },
-            *([params_file] if params_file else []),
-            *([given] if given else []),
+            *params_files(context),
+            given,
         ],
         remappings=[*remappings, ('imu', value(context, 'imu'))],
         arguments=[
@@ -168,13 +167,17 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 
 def _terrain_node(context: LaunchContext, use_sim_time: bool) -> Node:
+    if value(context, 'cloud_frame'):
+        raise InputError(
+            f'terrain:=true maps clouds in the optical frame; leave cloud_frame empty '
+            f'(it is {value(context, "cloud_frame")})'
+        )
     given = {
         'use_sim_time': use_sim_time,
-        'rig': value(context, 'rig'),
+        **given_parameters(context, TerrainParameters, 'rig'),
         **given_parameters(context, TerrainParameters, *SHARED),
         **given_parameters(context, TerrainParameters, *OWN, prefix=PREFIX),
     }
-    params_file = value(context, 'params_file')
     pose = value(context, 'terrain_pose')
     return Node(
         package=PACKAGE,
@@ -183,7 +186,7 @@ def _terrain_node(context: LaunchContext, use_sim_time: bool) -> Node:
         namespace=value(context, 'namespace'),
         output='screen',
         additional_env=large_message_environment(),
-        parameters=[*([params_file] if params_file else []), given],
+        parameters=[*params_files(context), given],
         remappings=[
             ('right/camera_info', _right_info(context)),
             *([('odom', pose), ('pose', pose)] if pose else []),

@@ -116,9 +116,8 @@ def network_pair(
     """Return the pair at the network's size: scaled to `network_width`, then padded.
 
     Images from `LEAST_ENLARGED_WIDTH` on are enlarged: what is thin stays apart in the network's
-    coarse grid. Aspect ratio
-    kept to within half a row; padded at the right and bottom by edge replication, so that no
-    column of the image moves. `network_width` None keeps the size.
+    coarse grid. The aspect ratio is kept to within half a row; padded at the right and bottom by
+    edge replication, so that no column of the image moves. `network_width` None keeps the size.
     """
     width, height = content_size(pair, network_width)
     left, right, calibration = pair.left, pair.right, pair.calibration

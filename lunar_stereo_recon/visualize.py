@@ -156,7 +156,7 @@ def contact_sheet(title: str, rows: Sequence[SheetRow], picture_width: int = 400
     scale = depth_scale(trusted)
     with_error = any(row.error_px is not None for row in rows)
     gap = 8
-    strips = [_title_strip(title, rows, with_error, picture_width, gap)]
+    strips = [_title_strip(title, with_error, picture_width, gap)]
     for row in rows:
         pictures = [row.left, scale.colors(row.depth), CONFIDENCE_SCALE.colors(row.confidence)]
         if with_error:
@@ -177,9 +177,7 @@ def contact_sheet(title: str, rows: Sequence[SheetRow], picture_width: int = 400
     return np.concatenate(strips)
 
 
-def _title_strip(
-    title: str, rows: Sequence[SheetRow], with_error: bool, picture_width: int, gap: int
-) -> RgbImage:
+def _title_strip(title: str, with_error: bool, picture_width: int, gap: int) -> RgbImage:
     names = ['left image', 'depth', 'confidence', *(['error'] if with_error else [])]
     width = len(names) * picture_width + (len(names) + 1) * gap
     strip = np.full((58, width, 3), PAPER_COLOR, np.uint8)

@@ -41,6 +41,12 @@ def test_commands_that_render_name_the_extra(command, tmp_path):
     assert ended.stderr.count('\n') == 1 and 'torch is not installed' in ended.stderr
 
 
+def test_fuse_names_its_extra_before_it_looks_at_the_bag():
+    ended = run_without(('rasterio',), 'lunar_stereo_recon.cli', 'fuse', 'no/bag')
+    assert ended.returncode == 2
+    assert 'rasterio is not installed; it comes with the extra [map]' in ended.stderr
+
+
 @pytest.mark.parametrize('missing', ['torch', 'omegaconf'])
 def test_training_names_its_extra(missing):
     ended = run_without((missing,), 'training', 'smoke')

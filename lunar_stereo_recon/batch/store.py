@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 import dataclasses
 import fcntl
-import json
 import os
 from pathlib import Path
 import secrets
@@ -257,5 +256,5 @@ def _sync(path: Path) -> None:
 def _read(path: Path) -> Any:
     try:
         return read_json(path)
-    except (ValueError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise InputError(f'{path}: not the JSON of a batch: {error}') from error

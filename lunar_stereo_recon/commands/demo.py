@@ -69,7 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder for results')
     parser.add_argument(
-        '--backend', default='onnx', help='matcher: onnx, openvino, sgbm, sgbm_hh or bm'
+        '--backend', default='onnx', help='matcher: onnx, openvino, auto, sgbm, sgbm_hh or bm'
     )
     parser.add_argument('--model', type=Path, help='model file (default: the shipped student)')
     parser.add_argument(

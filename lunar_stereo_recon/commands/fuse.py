@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-import importlib
 import json
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from lunar_stereo_recon.commands.replay import (
     add_bag_arguments,
+    check_bag_numbers,
+    check_numbers,
     opened_bag,
     pair_options,
     print_doubts,
@@ -21,6 +22,7 @@ from lunar_stereo_recon.commands.run import (
     reconstructor,
 )
 from lunar_stereo_recon.errors import InputError, ReconError
+from lunar_stereo_recon.extras import require
 from lunar_stereo_recon.files.atomic import write_text
 
 if TYPE_CHECKING:
@@ -111,7 +113,13 @@ def run(args: argparse.Namespace) -> int:
     from lunar_stereo_recon.geometry.terrain import TerrainOptions
     from lunar_stereo_recon.offline import outcomes
 
-    _check_packages()
+    require('rasterio', 'laspy', 'lazrs')
+    check_bag_numbers(args)
+    check_numbers(
+        ('--cell', args.cell, True),
+        ('--voxel', args.voxel, True),
+        ('--map-range', args.map_range, True),
+    )
     from lunar_stereo_recon.evaluation.map_files import write_geotiff, write_laz
 
     grid = ElevationFusion(args.cell, args.map_range)
@@ -194,17 +202,6 @@ def _placed(frame: BagFrame, poses: CameraPoses, left_out: Counter[str]) -> bool
     if not known:
         left_out['no pose at its stamp'] += 1
     return known
-
-
-def _check_packages() -> None:
-    """Refuse before the work what could not be written after it."""
-    for name in ('rasterio', 'laspy', 'lazrs'):
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"lunar-stereo fuse needs {name}: pip install 'lunar_stereo_recon[map]'"
-            ) from error
 
 
 def _truth(frame: BagFrame, pair: StereoPair, result: Reconstruction) -> Reconstruction | None:

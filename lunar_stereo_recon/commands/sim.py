@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_ros()
     require('torch', 'numba')
-    parameters = _parameters(args)
+    parameters, distorted = _parameters(args)
     if args.record and args.record.exists():
         raise InputError(f'--record {args.record} is there already; name a new folder')
     with NodeProcesses(os.environ, args.logs) as nodes:
@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
         nodes.start('simulator_node', parameters, large_messages=True)
         if args.reconstruct:
             names.append('reconstruction_node')
-            nodes.start('reconstruction_node', {'use_sim_time': True}, large_messages=True)
+            given = {'use_sim_time': True, 'rectify': distorted}
+            nodes.start('reconstruction_node', given, large_messages=True)
         print(f'{" and ".join(names)} started; drive with cmd_vel, end with Ctrl-C')
         while (status := nodes.status('simulator_node')) is None:
             nodes.check_running(names[1:])
@@ -104,8 +105,10 @@ def _show(lines: list[str]) -> None:
         print(line.rpartition(']: ')[2], flush=True)
 
 
-def _parameters(args: argparse.Namespace) -> dict[str, Any]:
+def _parameters(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     """Return the simulator's parameters, checked before any process starts.
+
+    Beside them: whether its images are raw.
 
     Raises:
         InputError: One of them is not allowed; the text names the argument.
@@ -115,8 +118,7 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     from lunar_stereo_recon.simulation.presets import site_preset
 
     site_preset(args.preset)
-    if args.faults:
-        read_camera_faults(args.faults)
+    distorted = bool(args.faults and read_camera_faults(args.faults).distortion)
     width, height = _size(args.size)
     options = {
         'seed': ('--seed', args.seed),
@@ -132,11 +134,12 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
         if item.name in options:
             option, value = options[item.name]
             check_value(item, value, option)
-    return {
+    parameters = {
         'preset': args.preset,
         **{name: value for name, (_, value) in options.items()},
         'faults': str(args.faults.resolve()) if args.faults else '',
     }
+    return parameters, distorted
 
 
 def _size(text: str) -> tuple[int, int]:

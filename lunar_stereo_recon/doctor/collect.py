@@ -356,6 +356,6 @@ def _white_level(doubt: str) -> Finding:
     return Finding(
         'bits',
         Severity.WARNING,
-        doubt.partition('. ')[0],
+        doubt.partition(' Then ')[0],
         "the parameter 'white_level' (--white-level): 1023 for 10-bit, 4095 for 12-bit data",
     )

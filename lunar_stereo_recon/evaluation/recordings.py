@@ -155,7 +155,7 @@ def write_report(
             terrain.add_result(result, frame)
             if truth is not None and frame.index % stride == 0:
                 with_truth.append(_sheet_row(frame, result, truth))
-            elif frame.index in shown:
+            elif frame.index in shown or not rows:
                 rows.append(_sheet_row(frame, result, truth))
             if show is not None:
                 show(pair, result, None if frame.pose is None else frame.pose.matrix)

@@ -42,9 +42,8 @@ class LearntMask:
 
     Attributes:
         left, right: (H, W) bool.
-        stillness: (H, W) float32, share of the frames in which a pixel kept its disparity.
         share: Of the left image that is masked.
-        persistence: Mean stillness of the masked pixels.
+        persistence: Share of the frames in which a masked pixel kept its disparity, on average.
         agreement: How much the masks of every other frame and of those between agree:
             intersection over union; 1 where both are empty.
         moving: Share of the lit pixels that changed from frame to frame.
@@ -53,7 +52,6 @@ class LearntMask:
 
     left: BoolImage
     right: BoolImage
-    stillness: FloatImage
     share: float
     persistence: float
     agreement: float
@@ -119,7 +117,6 @@ class SelfMaskLearner:
         return LearntMask(
             mask,
             _in_right_view(mask, middle),
-            stillness,
             float(mask.mean()),
             float(stillness[mask].mean()) if mask.any() else 1.0,
             float((halves[0] & halves[1]).sum() / union) if union else 1.0,

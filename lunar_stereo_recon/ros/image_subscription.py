@@ -30,6 +30,23 @@ _FIXED = {
 }
 
 
+def transport_topic(node: Node, image: str, transport: str) -> str:
+    """Return the topic of an image's other form, such as '/camera/left/compressed'.
+
+    As with image_transport, whoever remaps the image remaps its other forms too; one that is
+    remapped by its own name keeps that.
+
+    Args:
+        node: Whose remapping rules apply.
+        image: Relative name of the image's topic.
+        transport: Last part of the name.
+    """
+    name = f'{image}/{transport}'
+    if node.resolve_topic_name(name) != node.resolve_topic_name(name, only_expand=True):
+        return name
+    return f'{node.resolve_topic_name(image)}/{transport}'
+
+
 class ImageSubscription:
     """One input topic. Call `refresh` a few times a second.
 
@@ -46,10 +63,11 @@ class ImageSubscription:
         node: Node,
         message_type: type,
         topic: str,
-        callback: Callable[[Any], None],
+        callback: Callable[..., None],
         reliability: str = 'auto',
         depth: int = 5,
         latched: bool = False,
+        raw: bool = False,
     ) -> None:
         """Prepare; nothing is subscribed before `refresh`.
 
@@ -57,10 +75,11 @@ class ImageSubscription:
             node: Owner.
             message_type: rclpy message class.
             topic: Relative name; remapping applies.
-            callback: Called with each message.
+            callback: Called with each message, and with its times if it takes two arguments.
             reliability: 'auto', 'reliable' or 'best_effort'.
             depth: Messages kept until the callback has time.
             latched: Ask for what was published before, where every publisher keeps it.
+            raw: Give the messages as bytes.
         """
         self._node = node
         self._message_type = message_type
@@ -68,6 +87,7 @@ class ImageSubscription:
         self._reliability = reliability
         self._depth = depth
         self._latched = latched
+        self._raw = raw
         self._subscription: Subscription | None = None
         self._offers: set[tuple[ReliabilityPolicy, DurabilityPolicy]] = set()
         self.lost = 0
@@ -110,6 +130,7 @@ class ImageSubscription:
             event_callbacks=SubscriptionEventCallbacks(
                 message_lost=self._on_lost, incompatible_qos=self._on_conflict
             ),
+            raw=self._raw,
         )
         self._offers = offers
         self._node.get_logger().debug(f'{self.resolved}: subscribed')

@@ -127,11 +127,22 @@ def rectifies(context: LaunchContext, preset: CameraPreset) -> bool:
     Raises:
         InputError: The parameters file cannot be read.
     """
-    if value(context, 'rectify'):
-        return flag(context, 'rectify')
-    params_file = value(context, 'params_file')
-    in_file = _parameter_in_file(Path(params_file), 'rectify') if params_file else None
-    return bool(preset.parameters.get('rectify', False) if in_file is None else in_file)
+    return _told(context, 'rectify', preset.parameters.get('rectify', False))
+
+
+def uses_sim_time(context: LaunchContext, preset: CameraPreset) -> bool:
+    """Say whether the time comes from /clock, by argument, parameters file or preset.
+
+    Raises:
+        InputError: The parameters file cannot be read.
+    """
+    return _told(context, 'use_sim_time', preset.use_sim_time)
+
+
+def params_files(context: LaunchContext) -> list[str]:
+    """Return the path of the argument `params_file`, nothing where it is empty."""
+    path = value(context, 'params_file')
+    return [str(Path(path).expanduser())] if path else []
 
 
 def shared_file(context: LaunchContext, *parts: str) -> Path:
@@ -147,10 +158,21 @@ def included(launch_file: str, **arguments: str) -> IncludeLaunchDescription:
     )
 
 
+def _told(context: LaunchContext, name: str, otherwise: bool) -> bool:
+    """Return a flag of the node by its argument, else by the parameters file, else `otherwise`."""
+    if value(context, name):
+        return flag(context, name)
+    for path in params_files(context):
+        in_file = _parameter_in_file(Path(path), name)
+        if in_file is not None:
+            return bool(in_file)
+    return bool(otherwise)
+
+
 def _parameter_in_file(path: Path, name: str) -> Any:
     """Return a parameter of the node in a ROS parameters file; None where it is not there."""
     try:
-        document = read_yaml(path.expanduser())
+        document = read_yaml(path)
     except (OSError, yaml.YAMLError) as error:
         reason = ' '.join(str(error).split())
         raise InputError(f'cannot read the parameters file {path}: {reason}') from error

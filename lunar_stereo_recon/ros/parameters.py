@@ -797,8 +797,9 @@ class RecorderParameters:
             'depth/camera_info',
             'frame_status',
         ],
-        'Topics to record: the left image, results of the reconstruction, `right/image_rect`, '
-        'camera_infos, and the truth of a simulator (`ground_truth/depth`, `ground_truth/pose`).',
+        'Topics to record: images and camera_infos of the cameras (`left/image_rect`, '
+        '`right/image_raw` and so on), results of the reconstruction, and the truth of a '
+        'simulator (`ground_truth/depth`, `ground_truth/pose`).',
     )
     stop_after: int = parameter(
         0,

@@ -142,6 +142,19 @@ class ReconstructionNode(WorkingNode):
     @transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm the model, make the publishers."""
+        try:
+            self._prepare()
+        except ReconError:
+            self._release()
+            raise
+        return super().on_configure(state)
+
+    def _prepare(self) -> None:
+        """Do what `on_configure` says.
+
+        Raises:
+            ReconError: Something cannot be used; what was made by then has to be released.
+        """
         parameters = self.parameters
         if parameters.threads > 0:
             cv2.setNumThreads(parameters.threads)
@@ -156,7 +169,6 @@ class ReconstructionNode(WorkingNode):
             self._viewer = FrameViewer(file, self._outputs.pose, logger)
         self._engine = MatchingEngine(parameters, self.get_logger())
         self._outputs.open()
-        return super().on_configure(state)
 
     @transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:

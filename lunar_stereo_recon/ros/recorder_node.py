@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
@@ -27,6 +28,8 @@ from lunar_stereo_recon.bags.writer import BagWriter
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.atomic import write_json
 from lunar_stereo_recon.messages import cdr_stamp_ns
+from lunar_stereo_recon.pairing import OTHER
+from lunar_stereo_recon.ros.image_subscription import ImageSubscription
 from lunar_stereo_recon.ros.node_main import EXIT_DONE, EXIT_ERROR, run_node
 from lunar_stereo_recon.ros.node_parameters import declare_parameters
 from lunar_stereo_recon.ros.parameters import named, RecorderParameters
@@ -36,6 +39,8 @@ IMAGE, CLOUD, STATUS = 'left/image_rect', 'points2', 'frame_status'
 TOPIC_TYPES = {
     IMAGE: 'sensor_msgs/msg/Image',
     'right/image_rect': 'sensor_msgs/msg/Image',
+    'left/image_raw': 'sensor_msgs/msg/Image',
+    'right/image_raw': 'sensor_msgs/msg/Image',
     'left/camera_info': 'sensor_msgs/msg/CameraInfo',
     'right/camera_info': 'sensor_msgs/msg/CameraInfo',
     CLOUD: 'sensor_msgs/msg/PointCloud2',
@@ -51,12 +56,17 @@ TOPIC_TYPES = {
 }
 # What a drive is graded by afterwards; no results, and poses have stamps of their own.
 TRUTH = ('ground_truth/depth', 'ground_truth/pose')
-# All that `lunar-stereo evaluate` takes from a simulated drive.
-DRIVE = (
-    *(f'{side}/{name}' for side in ('left', 'right') for name in ('image_rect', 'camera_info')),
-    *TRUTH,
+INFO_NAME = 'camera_info'
+# What comes from the cameras, whose drivers often offer best effort alone.
+CAMERAS = tuple(
+    f'{side}/{name}' for side in OTHER for name in ('image_rect', 'image_raw', INFO_NAME)
 )
+# All that `lunar-stereo evaluate` takes from a simulated drive; its images are raw or rectified.
+DRIVE = (*CAMERAS, *TRUTH)
 QUEUE_DEPTH = 20
+# Frames of which results may still come, where no summary wants them all.
+FRAMES_KEPT = 100
+SUBSCRIPTION_CHECK_S = 0.1
 # Limit of what waits to be written; beyond it messages are dropped with a log line.
 MAX_QUEUED_BYTES = 256 * 2**20
 
@@ -105,6 +115,7 @@ class RecorderNode(Node):
         if unknown:
             raise InputError(f'topic {unknown[0]} is not one of {", ".join(TOPIC_TYPES)}')
         self.frames: dict[int, FrameRecord] = {}
+        self._forgotten = self._answered = 0
         self._last_message_s: float | None = None
         self._writer = BagWriter(self.settings.bag, overwrite=self.settings.overwrite)
         self.failure: OSError | None = None
@@ -114,22 +125,35 @@ class RecorderNode(Node):
         self._queue: queue.SimpleQueue[tuple[str, str, bytes, int] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_queue, daemon=True)
         self._thread.start()
+        self._cameras = []
         for topic in self._topics:
-            self.create_subscription(
-                message_class(TOPIC_TYPES[topic]),
-                topic,
-                # Taking two arguments tells rclpy to pass the message's times along.
-                functools.partial(self._on_message, topic),
-                QoSProfile(depth=QUEUE_DEPTH),
-                raw=True,
-            )
+            kind = message_class(TOPIC_TYPES[topic])
+            # Taking two arguments tells rclpy to pass the message's times along.
+            callback = functools.partial(self._on_message, topic)
+            if topic in CAMERAS:
+                latched = topic.endswith(INFO_NAME)
+                self._cameras.append(
+                    ImageSubscription(
+                        self, kind, topic, callback, depth=QUEUE_DEPTH, latched=latched, raw=True
+                    )
+                )
+            else:
+                self.create_subscription(
+                    kind, topic, callback, QoSProfile(depth=QUEUE_DEPTH), raw=True
+                )
+        # With use_sim_time the node's own clock stands still until somebody plays.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(SUBSCRIPTION_CHECK_S, self._refresh, clock=steady)
+
+    def _refresh(self) -> None:
+        for camera in self._cameras:
+            camera.refresh()
 
     def is_done(self) -> bool:
         """Say whether enough frames were answered, nothing came for long, or writing failed."""
         if self.failure is not None:
             return True
-        answered = sum(1 for frame in self.frames.values() if frame.outcome)
-        if 0 < self.settings.stop_after <= answered:
+        if 0 < self.settings.stop_after <= self._answered:
             return True
         limit_s, last_s = self.settings.idle_timeout, self._last_message_s
         return limit_s > 0 and last_s is not None and time.monotonic() - last_s > limit_s
@@ -163,7 +187,8 @@ class RecorderNode(Node):
             path = Path(self.settings.summary)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, self.summary())
-        self.get_logger().info(f'{len(self.frames)} frames recorded to {self.settings.bag}')
+        count = self._forgotten + len(self.frames)
+        self.get_logger().info(f'{count} frames recorded to {self.settings.bag}')
 
     def summary(self) -> dict[str, Any]:
         """Return counts by outcome and topic, and each frame's times."""
@@ -198,15 +223,24 @@ class RecorderNode(Node):
         if topic in TRUTH:
             self._keep(topic, data, stamp)
             return
-        frame = self.frames.setdefault(stamp, FrameRecord())
+        frame = self._frame(stamp)
         frame.received.add(topic)
         if topic == IMAGE:
             frame.image_published_ns = info['source_timestamp']
         elif topic == CLOUD:
             frame.cloud_received_ns = info['received_timestamp'] or time.time_ns()
         elif topic == STATUS:
+            self._answered += not frame.outcome
             _note_status(frame, data)
         self._keep(topic, data, stamp)
+
+    def _frame(self, stamp: int) -> FrameRecord:
+        """Return what is known of a frame; without a summary, old frames are forgotten."""
+        frame = self.frames.setdefault(stamp, FrameRecord())
+        if not self.settings.summary and len(self.frames) > FRAMES_KEPT:
+            del self.frames[next(iter(self.frames))]
+            self._forgotten += 1
+        return frame
 
     def _keep(self, topic: str, data: bytes, stamp: int) -> None:
         # Recorded under the stamp: a result belongs to its image's time, whatever the machine

@@ -208,7 +208,11 @@ class ReplayNode(Node):
         return True
 
     def _play_once(self) -> None:
-        """Publish the recording once, from its start offset to its end."""
+        """Publish the recording once, from its start offset to its end.
+
+        Raises:
+            InputError: Nothing is left from there on.
+        """
         topics = self._reader.topics
         sides: dict[str, Side] = {topics.left_image: 'left', topics.right_image: 'right'}
         rig = dataclasses.astuple(topics)
@@ -216,6 +220,7 @@ class ReplayNode(Node):
         first_ns: int | None = None
         start_s = time.monotonic()
         kept: list[tuple[str, bytes]] = []
+        recorded_s = -self.settings.start_offset
         for connection, time_ns, raw in self._reader.raw_messages(list(self._outputs)):
             first_ns = time_ns if first_ns is None else first_ns
             recorded_s = (time_ns - first_ns) * 1e-9 - self.settings.start_offset
@@ -237,6 +242,11 @@ class ReplayNode(Node):
                 for left_stamp, _ in pairs.add(sides[connection.topic], stamp, stamp):
                     self._expect_answer(left_stamp)
             self._outputs[connection.topic].publish(bytes(raw))
+        if recorded_s < 0:
+            raise InputError(
+                f'start_offset is {self.settings.start_offset:g} s, but {self.settings.bag} is '
+                f'{recorded_s + self.settings.start_offset:.3g} s long'
+            )
 
     def _keep_latched(self, kept: list[tuple[str, bytes]], topic: str, raw: bytes) -> None:
         """Keep what holds from the skipped beginning on: what was latched, and the last infos."""

@@ -33,6 +33,7 @@ from lunar_stereo_recon.result_messages import (
     point_cloud_message,
 )
 from lunar_stereo_recon.ros.hazard_grid import frame_of_attitude, frame_of_transform
+from lunar_stereo_recon.ros.image_subscription import transport_topic
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 from lunar_stereo_recon.ros.rclpy_messages import (
     diagnostic_array,
@@ -45,8 +46,9 @@ from lunar_stereo_recon.ros.rover_motion import RoverMotion
 from lunar_stereo_recon.ros.transforms import transforms_available
 
 DEPTH_SIGMA_TOPIC = 'depth/sigma'
-# The name that image_transport gives it.
-COMPRESSED_DEPTH_TOPIC = 'depth/image/compressedDepth'
+# Its name follows that of the image, as with image_transport.
+DEPTH_TOPIC, COMPRESSED_DEPTH = 'depth/image', 'compressedDepth'
+COMPRESSED_DEPTH_TOPIC = f'{DEPTH_TOPIC}/{COMPRESSED_DEPTH}'
 # These take time, and few want them: they are made for who subscribes, whatever `lazy` says.
 ON_DEMAND = (DEPTH_SIGMA_TOPIC, COMPRESSED_DEPTH_TOPIC)
 # Topic: message type, and the entry of the parameter `outputs` that it belongs to.
@@ -55,7 +57,7 @@ OUTPUT_TOPICS = {
     'confidence': ('sensor_msgs/msg/Image', 'confidence'),
     'confidence/image_mono8': ('sensor_msgs/msg/Image', 'confidence'),
     'disparity': ('stereo_msgs/msg/DisparityImage', 'disparity'),
-    'depth/image': ('sensor_msgs/msg/Image', 'depth'),
+    DEPTH_TOPIC: ('sensor_msgs/msg/Image', 'depth'),
     COMPRESSED_DEPTH_TOPIC: ('sensor_msgs/msg/CompressedImage', 'depth'),
     'depth/camera_info': ('sensor_msgs/msg/CameraInfo', 'depth'),
     DEPTH_SIGMA_TOPIC: ('sensor_msgs/msg/Image', 'depth'),
@@ -154,7 +156,7 @@ class ResultOutputs:
     @property
     def offered(self) -> list[str]:
         """Return the full names of the selected topics."""
-        return [self._node.resolve_topic_name(topic) for topic in self._selected()]
+        return [self._node.resolve_topic_name(self._name(topic)) for topic in self._selected()]
 
     def wanted(self) -> list[str]:
         """Return the selected topics that somebody subscribes to."""
@@ -198,7 +200,7 @@ class ResultOutputs:
             'confidence': _unparametrized(confidence_message),
             'confidence/image_mono8': _unparametrized(confidence_view_message),
             'disparity': _unparametrized(disparity_message),
-            'depth/image': _depth_message,
+            DEPTH_TOPIC: _depth_message,
             COMPRESSED_DEPTH_TOPIC: _unparametrized(compressed_depth_message),
             'depth/camera_info': _unparametrized(depth_info_message),
             DEPTH_SIGMA_TOPIC: _unparametrized(depth_sigma_message),
@@ -284,10 +286,16 @@ class ResultOutputs:
             make_message, result, parameters.hazard_options, parameters.hazard_confidence
         )
 
+    def _name(self, topic: str) -> str:
+        """Return the name under which a topic is made."""
+        if topic == COMPRESSED_DEPTH_TOPIC:
+            return transport_topic(self._node, DEPTH_TOPIC, COMPRESSED_DEPTH)
+        return topic
+
     def _publisher(self, type_name: str, topic: str, qos: QoSProfile) -> LifecyclePublisher:
         return self._node.create_lifecycle_publisher(
             message_class(type_name),
-            topic,
+            self._name(topic),
             qos,
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             event_callbacks=PublisherEventCallbacks(
@@ -300,7 +308,7 @@ class ResultOutputs:
         policy = qos_policy_name_from_kind(event.last_policy_kind)
         self.refused[topic] = policy
         self._node.get_logger().warning(
-            f'a subscriber of {self._node.resolve_topic_name(topic)} asks for a {policy} that is '
+            f'a subscriber of {self._publishers[topic].topic_name} asks for a {policy} that is '
             'not offered: nothing is sent to it'
         )
 

@@ -12,7 +12,7 @@ from rclpy.node import Node
 from lunar_stereo_recon.files.calibrations import CameraInfo
 from lunar_stereo_recon.messages import StereoTopics
 from lunar_stereo_recon.pairing import OTHER, RESTART_NS, Side
-from lunar_stereo_recon.ros.image_subscription import ImageSubscription
+from lunar_stereo_recon.ros.image_subscription import ImageSubscription, transport_topic
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 from lunar_stereo_recon.ros.rclpy_messages import message_class
 from lunar_stereo_recon.ros.recent_inputs import RecentInputs
@@ -86,7 +86,7 @@ class StereoInputs:
         images = [
             subscription(
                 f'sensor_msgs/msg/{image_type}',
-                image_topic(parameters, side),
+                image_topic(node, parameters, side),
                 functools.partial(self._on_image, side),
             )
             for side in OTHER
@@ -166,41 +166,41 @@ class PairStamps:
     def __init__(self) -> None:
         """Begin before the first pair."""
         self._last_ns: int | None = None
+        self._taken_ns: int | None = None
 
     def jumped_back(self, stamp_ns: int) -> bool:
         """Say whether this pair is a new start (bag loop, simulation reset)."""
-        if self._last_ns is None or stamp_ns >= self._last_ns - RESTART_NS:
-            return False
-        self._last_ns = stamp_ns
-        return True
+        last, self._last_ns = self._last_ns, stamp_ns
+        return last is not None and stamp_ns < last - RESTART_NS
 
     def too_soon(self, stamp_ns: int, rate_hz: float) -> bool:
-        """Say whether a pair comes faster than a rate; half a period of jitter is kept.
+        """Say whether a pair comes faster than a rate; a twentieth of its period may be missing.
 
         Args:
             stamp_ns: Stamp of the pair, nanoseconds.
             rate_hz: Pairs per second of stamps at most; 0 is no limit.
         """
-        last = self._last_ns
-        if rate_hz > 0 and last is not None and 0 <= stamp_ns - last < 0.95e9 / rate_hz:
+        taken = self._taken_ns
+        if rate_hz > 0 and taken is not None and 0 <= stamp_ns - taken < 0.95e9 / rate_hz:
             return True
-        self._last_ns = stamp_ns
+        self._taken_ns = stamp_ns
         return False
 
 
-def image_topic(parameters: ReconstructionParameters, side: Side) -> str:
-    """Return the relative name of the topic that a side's images come on."""
-    name = 'image_raw' if parameters.rectify else 'image_rect'
-    suffix = '/compressed' if parameters.input_transport == 'compressed' else ''
-    return f'{side}/{name}{suffix}'
+def image_topic(node: Node, parameters: ReconstructionParameters, side: Side) -> str:
+    """Return the topic that a side's images come on, for subscribing."""
+    name = f'{side}/image_raw' if parameters.rectify else f'{side}/image_rect'
+    if parameters.input_transport == 'compressed':
+        return transport_topic(node, name, 'compressed')
+    return name
 
 
 def source_names(node: Node, parameters: ReconstructionParameters) -> StereoTopics:
     """Return where images and infos come from, for texts: resolved topics, or files."""
     topics = StereoTopics()
     return StereoTopics(
-        node.resolve_topic_name(image_topic(parameters, 'left')),
-        node.resolve_topic_name(image_topic(parameters, 'right')),
+        node.resolve_topic_name(image_topic(node, parameters, 'left')),
+        node.resolve_topic_name(image_topic(node, parameters, 'right')),
         parameters.left_camera_info_url or node.resolve_topic_name(topics.left_info),
         parameters.right_camera_info_url or node.resolve_topic_name(topics.right_info),
     )

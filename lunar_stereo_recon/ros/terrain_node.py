@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile
@@ -51,6 +52,8 @@ CHECK_S = 0.05
 HEALTH_PERIOD_S = 1.0
 # More clouds than that do not wait for their poses: the oldest one gives way.
 MOST_WAITING = 3
+# Share of a cloud's points that may be behind the camera: in the optical frame none is.
+MOST_BEHIND = 0.01
 # Topic: message type, what makes the message.
 OUTPUTS = {
     'terrain/cost': ('nav_msgs/msg/OccupancyGrid', cost_message),
@@ -182,6 +185,13 @@ class TerrainNode(WorkingNode):
         if found.frame_id != self._frame_id and not self._map.empty:
             self._clear(f'the frame of the map is {quoted(found.frame_id)} now')
         cloud = points_of_cloud(message)
+        behind = float(np.mean(cloud.points[:, 2] < 0)) if len(cloud.points) else 0.0
+        if behind > MOST_BEHIND:
+            raise InputError(
+                f'{behind:.0%} of the points in {quoted(message.header.frame_id)} are behind the '
+                'camera (z < 0); a cloud in the optical frame (z forward) is needed: leave the '
+                "parameter 'cloud_frame' of the reconstruction empty"
+            )
         sigma_m = cloud.sigma_m
         if sigma_m is None:
             depth = cloud.points[:, 2]

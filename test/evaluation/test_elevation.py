@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 
 import numpy as np
@@ -204,15 +203,13 @@ def test_the_command_merges_a_posed_bag(make_bag, tmp_path):
         assert (tmp_path / 'map' / name).stat().st_size > 0
 
 
-def test_a_missing_package_is_named_before_the_work(monkeypatch, tmp_path):
-    from lunar_stereo_recon.commands import fuse
-
-    def missing(name: str):
-        raise ModuleNotFoundError(name=name)
-
-    monkeypatch.setattr(importlib, 'import_module', missing)
-    with pytest.raises(InputError, match=r'needs rasterio: pip install .*\[map\]'):
-        fuse._check_packages()
+@pytest.mark.parametrize('option', ['--cell', '--voxel', '--map-range', '--tolerance'])
+def test_numbers_that_cannot_be_are_refused_before_the_work(option):
+    for name in ('rasterio', 'laspy', 'lazrs'):
+        pytest.importorskip(name)
+    args = parsed('no/bag', option, '-1')
+    with pytest.raises(InputError, match=f'{option} is -1; '):
+        args.run(args)
 
 
 def test_the_arguments_of_the_bag_count(make_bag, tmp_path):

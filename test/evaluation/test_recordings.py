@@ -139,6 +139,16 @@ def test_report_scores_fuses_and_draws(tmp_path, calibration, texture):
     assert (points['red'] == 200).all()
 
 
+def test_report_shows_what_there_is_where_the_frames_to_show_were_dropped(
+    tmp_path, calibration, texture
+):
+    write_source(tmp_path / 's', calibration, texture, count=20, ground_truth=False)
+    write_results(tmp_path / 'r', calibration, [2])
+    assert write_report(tmp_path / 's', tmp_path / 'r', tmp_path)['frames_with_cloud'] == 1
+    rows = cv2.imread(str(tmp_path / 'contact_sheet.png')).shape[0]
+    assert rows > 250, 'a row of pictures between title and legends'
+
+
 def test_report_without_ground_truth_keeps_the_first_frame(tmp_path, calibration, texture):
     write_source(tmp_path / 's', calibration, texture, count=2, ground_truth=False)
     write_results(tmp_path / 'r', calibration, [0, 1])

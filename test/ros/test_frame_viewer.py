@@ -10,8 +10,13 @@ import pytest
 
 pytest.importorskip('rclpy')
 
+import rclpy  # noqa: E402
+from rclpy.lifecycle import TransitionCallbackReturn  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+
 from lunar_stereo_recon.errors import ReconError  # noqa: E402
-from lunar_stereo_recon.ros import frame_viewer  # noqa: E402
+from lunar_stereo_recon.ros import frame_viewer, reconstruction_node  # noqa: E402
+from lunar_stereo_recon.ros.reconstruction_node import ReconstructionNode  # noqa: E402
 
 NODE = 'reconstruction_node'
 OPTIONS = {'backend': 'sgbm', 'threads': 1, 'viewer': 'rerun'}
@@ -101,6 +106,31 @@ def test_a_viewer_that_fails_is_logged_and_asked_again(opened):
     viewer.submit('pair', 2)
     wait_for(lambda: failing.shown)
     viewer.close()
+
+
+@pytest.mark.ros
+def test_a_node_that_cannot_load_its_model_lets_its_viewer_go(monkeypatch):
+    made = []
+
+    class Viewer:
+        closed = False
+
+        def __init__(self, *args):
+            made.append(self)
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(reconstruction_node, 'FrameViewer', Viewer)
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    given = {'viewer': 'rerun', 'model': '/nowhere.onnx'}
+    overrides = [Parameter(name, value=value) for name, value in given.items()]
+    node = ReconstructionNode(context=context, parameter_overrides=overrides)
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert [viewer.closed for viewer in made] == [True] and node._viewer is None
+    node.destroy_node()
+    context.try_shutdown()
 
 
 @pytest.mark.ros

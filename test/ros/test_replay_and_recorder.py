@@ -157,6 +157,11 @@ def test_replay_that_cannot_start_says_why(processes, make_bag, tmp_path):
         ({'bag': bag, 'topics': "['/no/such']"}, 1, 'no topic /no/such; the bag has'),
         ({'bag': bag, 'left_image': '/rig/left/image_rect'}, 1, 'give both images'),
         ({'bag': bag, 'rate': -1.0}, 1, 'rate'),
+        (
+            {'bag': bag, 'start_offset': 100.0, 'wait_for_subscribers': 0.0, 'loop': True},
+            1,
+            'start_offset is 100 s, but',
+        ),
     ]
     started = [
         (processes.start('replay_node', **options), processes.logs['replay_node'], code, words)

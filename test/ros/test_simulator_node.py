@@ -231,6 +231,21 @@ def test_command_simulates_and_ends_after_its_frames(tmp_path, capsys, monkeypat
     assert '3 pairs in' in (tmp_path / 'simulator_node.log').read_text()
 
 
+def test_a_drive_of_raw_images_is_rectified_and_recorded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(random.randint(1, 101)))
+    faults, bag = tmp_path / 'faults.yaml', tmp_path / 'drive'
+    faults.write_text('distortion: [-0.2, 0.05, 0.0, 0.0, 0.0]\n')
+    size = ['--size', '160x120', '--rate', '10', '--logs', str(tmp_path), '--frames', '3']
+    options = ['--faults', str(faults), '--reconstruct', '--record', str(bag)]
+    assert main(['sim', *options, *size]) == 0
+    with StereoBagReader(bag) as reader:
+        frames = list(reader.frames())
+        assert reader.topics.left_image == '/left/image_raw'
+    assert len(frames) == 3 and all(frame.depth() is not None for frame in frames)
+    log = (tmp_path / 'reconstruction_node.log').read_text()
+    assert 'listens to /left/image_raw and /right/image_raw' in log
+
+
 @pytest.mark.parametrize(
     ('arguments', 'text'),
     [

@@ -6,6 +6,7 @@ pytest.importorskip('rclpy')
 pytestmark = pytest.mark.ros
 
 from lunar_stereo_recon.messages import stamp_ns  # noqa: E402
+from lunar_stereo_recon.ros.stereo_inputs import PairStamps  # noqa: E402
 
 WARN = b'\x01'
 MS = 1_000_000
@@ -114,3 +115,15 @@ def test_pairs_without_camera_info_are_answered(processes, cameras):
     texts = [cameras.answer(stamp).message for stamp in stamps]
     assert texts == ['unpaired: no camera_info yet'] * 3
     assert cameras.answer(cameras.publish()).message == 'published'
+
+
+def test_a_limited_rate_takes_the_first_pair_after_stamps_jumped_back():
+    stamps, second = PairStamps(), 1_000_000_000
+    for start in (100 * second, 50 * second):
+        jumped, soon = [], []
+        for tenth in range(11):
+            stamp = start + tenth * second // 10
+            jumped.append(stamps.jumped_back(stamp))
+            soon.append(stamps.too_soon(stamp, 2.0))
+        assert jumped == [start == 50 * second, *[False] * 10]
+        assert soon == [index % 5 != 0 for index in range(11)]

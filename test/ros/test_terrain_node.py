@@ -33,6 +33,7 @@ from lunar_stereo_recon.geometry.rotation import (  # noqa: E402
 from lunar_stereo_recon.result_messages import (  # noqa: E402
     camera_info_message,
     header,
+    moved_points,
     point_cloud_message,
 )
 from lunar_stereo_recon.ros import result_outputs, terrain_node  # noqa: E402
@@ -217,6 +218,17 @@ def test_what_is_missing_is_named(made, parameters, child, text):
         node._poses._on_odometry(odometry(number, 0.0, child=child))
     node._on_cloud(cloud(0))
     assert node._map.empty and text in node._reason
+
+
+def test_a_cloud_in_another_frame_than_the_optical_one_is_refused(made):
+    """Its z is no depth: neither range nor error would be right."""
+    node = made()
+    for number in (0, 1):
+        node._poses._on_odometry(odometry(number, 0.0))
+    moved = moved_points(reconstruction(0), MOUNTING, np.array([0.0, 0.0, 1.2]), 'base_link')
+    node._on_cloud(point_cloud_message(make_message, moved))
+    assert node._map.empty
+    assert "100% of the points in 'base_link' are behind the camera" in node._reason
 
 
 def test_poses_too_far_apart_and_poses_of_nothing_are_not_used(made):

@@ -19,7 +19,7 @@ pytest.importorskip('rclpy')
 pytestmark = pytest.mark.ros
 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
-from lunar_stereo_recon.files.calibrations import load_camera_info  # noqa: E402
+from lunar_stereo_recon.files.calibrations import load_camera_infos  # noqa: E402
 from lunar_stereo_recon.files.rigs import read_rig_frames  # noqa: E402
 from lunar_stereo_recon.ros.camera_presets import CameraPreset, read_preset  # noqa: E402
 from lunar_stereo_recon.ros.node_processes import large_message_environment  # noqa: E402
@@ -322,6 +322,28 @@ def test_the_map_is_made_where_it_is_asked_for(stand_ins):
     assert reconstruction['hazard_clearance'] == 0.25 and 'length' not in reconstruction
 
 
+def test_both_nodes_and_the_frames_have_what_the_parameters_file_says(stand_ins, tmp_path):
+    rig = ROOT / 'config' / 'rig.yaml'
+    (tmp_path / 'params.yaml').write_text(
+        '/**: {ros__parameters: {use_sim_time: true}}\n'
+        f'terrain_node: {{ros__parameters: {{rig: {rig}}}}}\n'
+    )
+    launch = stand_ins(
+        'rover.launch.py', terrain='true', params_file=str(tmp_path / 'params.yaml'), rig=str(rig)
+    )
+    for node in ('reconstruction_node', 'terrain_node', 'static_transform_publisher'):
+        for _, parameters in launch.started(node):
+            assert parameters['use_sim_time'] is True, node
+    launch = stand_ins('rover.launch.py', terrain='true', params_file='~/params.yaml')
+    assert str(Path.home() / 'params.yaml') in launch.wait()
+
+
+def test_the_map_is_not_made_of_clouds_in_another_frame(stand_ins):
+    launch = stand_ins('rover.launch.py', terrain='true', cloud_frame='base_link')
+    assert 'terrain:=true maps clouds in the optical frame' in launch.wait()
+    assert not launch.has_started()
+
+
 def test_simulator_and_recording_know_their_poses(stand_ins, make_bag):
     sim = stand_ins('sim.launch.py', terrain='true')
     [(words, parameters)] = sim.started('terrain_node')
@@ -496,15 +518,15 @@ def test_preset_is_complete(path):
     urls = [preset.parameters.get(f'{side}_camera_info_url') for side in ('left', 'right')]
     assert all(urls) or {'left/camera_info', 'right/camera_info'} <= set(topics)
     start = 'package://lunar_stereo_recon/'
-    for url in filter(None, urls):
-        assert url.startswith(start)
-        load_camera_info(ROOT / url.removeprefix(start))
+    if all(urls):
+        assert all(url.startswith(start) for url in urls)
+        load_camera_infos([ROOT / url.removeprefix(start) for url in urls])
 
 
 def test_calibration_of_lunarsim_is_that_of_its_example():
     folder = ROOT / 'config' / 'presets' / 'calibration'
-    left, right = (
-        load_camera_info(folder / f'lunarsim_{side}.yaml') for side in ('left', 'right')
+    left, right = load_camera_infos(
+        [folder / f'lunarsim_{side}.yaml' for side in ('left', 'right')]
     )
     assert (left.width, left.height) == (right.width, right.height) == (1280, 720)
     assert left.p[3] == 0.0
