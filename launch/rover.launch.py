@@ -128,6 +128,8 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         given.setdefault('detect_raw', False)
     use_sim_time = given['use_sim_time'] = uses_sim_time(context, preset)
     remappings = preset.remappings(rectifies(context, preset))
+    # What the map trusts the points with, unless somebody says otherwise.
+    from_preset = {**({'sigma': True} if flag(context, 'terrain') else {}), **preset.parameters}
     node = Node(
         package=PACKAGE,
         executable='reconstruction_node',
@@ -138,11 +140,7 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         additional_env=large_message_environment(),
         # The last one wins.
         parameters=[
-            {
-                # What the map trusts the points with, unless somebody says otherwise.
-                **({'sigma': True} if flag(context, 'terrain') else {}),
-                **preset.parameters,
-            },
+            *([from_preset] if from_preset else []),
             *params_files(context),
             given,
         ],

@@ -185,7 +185,8 @@ class TerrainNode(WorkingNode):
         if found.frame_id != self._frame_id and not self._map.empty:
             self._clear(f'the frame of the map is {quoted(found.frame_id)} now')
         cloud = points_of_cloud(message)
-        behind = float(np.mean(cloud.points[:, 2] < 0)) if len(cloud.points) else 0.0
+        depth = cloud.points[:, 2]
+        behind = (depth < 0).sum() / max(np.isfinite(depth).sum(), 1)
         if behind > MOST_BEHIND:
             raise InputError(
                 f'{behind:.0%} of the points in {quoted(message.header.frame_id)} are behind the '
@@ -194,7 +195,6 @@ class TerrainNode(WorkingNode):
             )
         sigma_m = cloud.sigma_m
         if sigma_m is None:
-            depth = cloud.points[:, 2]
             sigma_m = depth_deviation_m(cloud.confidence, depth, self._focal_baseline())
         at_ns = stamp_ns(message)
         # Seconds since the first cloud: those since the epoch leave few digits.
