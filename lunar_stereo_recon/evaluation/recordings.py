@@ -134,7 +134,9 @@ def write_report(
         InputError: A bag cannot be read, or no frame of the source has a result.
     """
     settings = settings or ReportSettings()
-    scores, rows, with_truth = Scores(), [], []
+    scores = Scores()
+    rows: list[SheetRow] = []
+    with_truth: list[SheetRow] = []
     sgbm = load_backend('sgbm')
     with StereoBagReader(
         source,
