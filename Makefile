@@ -1,4 +1,5 @@
 # make demo   the Moon in 3D: a recorded drive through the ROS 2 nodes, results in out/demo
+# make report   how good it is, as one page for a browser: out/evaluate/report.html
 # make test   linters, types and tests; make test ROS=kilted   the nodes with ROS 2 Kilted
 # make test-batch   batches on a real Ray, which is 80 MB more and takes minutes
 # make fuzz   mutated inputs, for MINUTES; make sbom   what is installed; make audit   its holes
@@ -10,9 +11,9 @@ PYTHON ?= python3
 # ROS distribution whose wheels are used, jazzy or kilted; each has an environment of its own.
 ROS ?= jazzy
 VENV ?= $(if $(filter jazzy,$(ROS)),.venv,.venv-$(ROS))
-# One bag to use instead of the shipped one: make demo BAG=path
+# One bag to use instead of the shipped one: make demo BAG=path, make report BAG=path
 BAG ?=
-# Further arguments of `lunar-stereo demo` or of pytest: make test ARGS='-m "not slow"'
+# Further arguments of `lunar-stereo demo` or `evaluate`, or of pytest: make test ARGS='-m "not slow"'
 ARGS ?=
 # Installed before everything else, so that the extras [sim] and [train] do not choose. Any newer
 # torch serves as well; this is the version that the tests last ran with. Without a GPU, name a
@@ -35,15 +36,19 @@ unexport ROS_DISTRO ROS_VERSION ROS_PYTHON_VERSION RMW_IMPLEMENTATION
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-batch lint fuzz sbom audit clean distclean
+.PHONY: help demo report test test-batch lint fuzz sbom audit clean distclean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '1,7s/^# \{0,1\}//p' Makefile
+	@sed -n '1,8s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.stamp-ros
 	$(VENV)/bin/lunar-stereo demo $(if $(BAG),--bag '$(BAG)') $(ARGS)
 	@echo 'The command is $(VENV)/bin/lunar-stereo; after "source $(VENV)/bin/activate" it is lunar-stereo.'
+
+# Needs no ROS; what the last one left in out/evaluate is replaced.
+report: $(VENV)/.stamp-report
+	$(VENV)/bin/lunar-stereo evaluate $(if $(BAG),'$(BAG)') --overwrite $(ARGS)
 
 # What does not touch ROS is tested once, with Jazzy; so are linters and types.
 ifeq ($(ROS),jazzy)
@@ -112,6 +117,11 @@ $(VENV)/.stamp-venv:
 $(VENV)/.stamp-ros: $(VENV)/.stamp-venv setup.py
 	@echo 'Installing the package and the ROS 2 wheels into $(VENV) (once, about 200 MB) ...'
 	$(VENV)/bin/pip install -q -e '.[$(ROS_EXTRA)]'
+	@touch $@
+
+$(VENV)/.stamp-report: $(VENV)/.stamp-venv setup.py
+	@echo 'Installing the package and the charts of its report into $(VENV) (once) ...'
+	$(VENV)/bin/pip install -q -e '.[report]'
 	@touch $@
 
 $(VENV)/.stamp-test-ros: $(VENV)/.stamp-venv setup.py

@@ -16,6 +16,7 @@ import logging
 import os
 from pathlib import Path
 import resource
+import sys
 from typing import Any, Generic, TypeVar
 
 from lunar_stereo_recon import __version__
@@ -26,6 +27,8 @@ from lunar_stereo_recon.evaluation.machine import usable_cores
 os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
 os.environ.setdefault('RAY_AUTH_MODE', 'token')
 os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
+# How long Ray waits for its own processes, which take a minute where others load the machine.
+os.environ.setdefault('RAY_agent_register_timeout_ms', '120000')
 
 import ray  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
@@ -33,7 +36,11 @@ from ray.exceptions import RayError  # noqa: E402
 Job = TypeVar('Job')
 # Nothing travels through Ray's object store but settings and records.
 _OBJECT_STORE_BYTES = 80 * 2**20
+_QUIET: dict[str, Any] = {'log_to_driver': False, 'logging_level': logging.ERROR}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Ray ends a start that takes more than half a minute, as on a loaded machine or from a cold disk.
+# The next one finds its files in memory.
+_STARTS = 4
 # Jobs that wait at the workers beside those that run, so that none has to wait for the driver.
 _AHEAD = 2
 
@@ -86,30 +93,47 @@ def connected(address: str | None, limits: Limits) -> Iterator[int]:
 
     Raises:
         InputError: There is no cluster at the address.
-        ReconError: Ray does not start here, within the half minute that it gives itself.
+        ReconError: Ray does not start here, however often it is tried.
     """
-    common: dict[str, Any] = {'log_to_driver': False, 'logging_level': logging.ERROR}
     if address:
         try:
-            ray.init(address=address, **common)
+            ray.init(address=address, **_QUIET)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(f'no Ray cluster at {address}: {error}') from error
     else:
-        workers = limits.workers or max(1, usable_cores() // limits.threads)
-        try:
-            ray.init(
-                num_cpus=workers * limits.threads,
-                include_dashboard=False,
-                dashboard_host='127.0.0.1',
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **common,
-            )
-        except Exception as error:  # noqa: BLE001 - Ray raises nothing narrower
-            raise ReconError(f'Ray does not start on this machine: {error}') from error
+        _start((limits.workers or max(1, usable_cores() // limits.threads)) * limits.threads)
     try:
         yield _room(limits)
     finally:
         ray.shutdown()
+
+
+def _start(cores: int) -> None:
+    """Start a local cluster; what a failed attempt leaves running ends with this process.
+
+    Raises:
+        ReconError: No attempt went well.
+    """
+    for attempt in range(1, _STARTS + 1):
+        try:
+            ray.init(
+                num_cpus=cores,
+                include_dashboard=False,
+                dashboard_host='127.0.0.1',
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **_QUIET,
+            )
+            return
+        except Exception as error:  # noqa: BLE001 - Ray raises nothing narrower
+            ray.shutdown()
+            if attempt == _STARTS:
+                load = os.getloadavg()[0]
+                raise ReconError(
+                    f'Ray does not start on this machine, tried {_STARTS} times: {error} The load '
+                    f'is {load:.1f} on {usable_cores()} cores; its logs are in '
+                    '/tmp/ray/session_latest/logs. --resume tries again'
+                ) from error
+            print(f'Ray did not start, attempt {attempt} of {_STARTS}: {error}', file=sys.stderr)
 
 
 def _room(limits: Limits) -> int:

@@ -23,11 +23,13 @@ import pyarrow.parquet as parquet  # noqa: E402
 import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from lunar_stereo_recon.batch import cluster  # noqa: E402
 from lunar_stereo_recon.batch.cluster import connected, Limits, run_all  # noqa: E402
 from lunar_stereo_recon.batch.plan import plan_bag  # noqa: E402
 from lunar_stereo_recon.batch.shard_work import do_shard  # noqa: E402
 from lunar_stereo_recon.batch.store import Store  # noqa: E402
 from lunar_stereo_recon.cli import main  # noqa: E402
+from lunar_stereo_recon.errors import ReconError  # noqa: E402
 
 WORDS = ('--backend', 'sgbm', '--outputs', 'depth', '--shard-frames', '4', '--memory', '1')
 PATIENCE_S = 600.0
@@ -147,6 +149,33 @@ def test_no_cluster_at_the_address(tmp_path, make_drive, capsys):
     words = [str(make_drive()), '--out', str(tmp_path / 'store'), *WORDS]
     assert main(['batch', *words, '--address', 'nonsense']) == 2
     assert 'no Ray cluster at nonsense' in capsys.readouterr().err
+
+
+def test_ray_is_started_again_where_it_does_not_start(monkeypatch, capsys):
+    """It gives itself half a minute, which is not enough where others load the machine."""
+    attempts = []
+
+    def init(**options):
+        attempts.append(options)
+        if len(attempts) < 3:
+            raise Exception('The current node timed out during startup.')
+
+    monkeypatch.setattr(cluster.ray, 'init', init)
+    monkeypatch.setattr(cluster.ray, 'shutdown', lambda: None)
+    monkeypatch.setattr(cluster, '_room', lambda limits: limits.workers)
+    with connected(None, Limits(workers=2, threads=3)) as workers:
+        assert workers == 2
+    assert len(attempts) == 3 and attempts[-1]['num_cpus'] == 6
+    said = capsys.readouterr().err
+    assert 'attempt 1 of 4: The current node' in said and 'attempt 2 of 4' in said
+    monkeypatch.setattr(cluster.ray, 'init', never)
+    with pytest.raises(ReconError, match=r'tried 4 times: no room\. The load is .* on \d+ cores'):
+        with connected(None, Limits(workers=1)):
+            pass
+
+
+def never(**options):
+    raise RuntimeError('no room.')
 
 
 def test_nothing_is_sent_and_strangers_are_refused(address):
