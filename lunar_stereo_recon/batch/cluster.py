@@ -27,8 +27,6 @@ from lunar_stereo_recon.evaluation.machine import usable_cores
 os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
 os.environ.setdefault('RAY_AUTH_MODE', 'token')
 os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
-# How long Ray waits for its own processes, which take a minute where others load the machine.
-os.environ.setdefault('RAY_agent_register_timeout_ms', '120000')
 
 import ray  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
@@ -38,9 +36,9 @@ Job = TypeVar('Job')
 _OBJECT_STORE_BYTES = 80 * 2**20
 _QUIET: dict[str, Any] = {'log_to_driver': False, 'logging_level': logging.ERROR}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Ray ends a start that takes more than half a minute, as on a loaded machine or from a cold disk.
-# The next one finds its files in memory.
-_STARTS = 4
+# Ray gives its own processes 15 s, which they exceed from a cold disk or while others load the
+# machine; the next start finds its files in memory.
+_STARTS = 3
 # Jobs that wait at the workers beside those that run, so that none has to wait for the driver.
 _AHEAD = 2
 
@@ -127,11 +125,10 @@ def _start(cores: int) -> None:
         except Exception as error:  # noqa: BLE001 - Ray raises nothing narrower
             ray.shutdown()
             if attempt == _STARTS:
-                load = os.getloadavg()[0]
                 raise ReconError(
-                    f'Ray does not start on this machine, tried {_STARTS} times: {error} The load '
-                    f'is {load:.1f} on {usable_cores()} cores; its logs are in '
-                    '/tmp/ray/session_latest/logs. --resume tries again'
+                    f'Ray does not start on this machine, tried {_STARTS} times: {error} '
+                    f'{os.getloadavg()[0]:.1f} processes want {usable_cores()} cores. Try again '
+                    'with --resume, or start Ray with `ray start --head` and give --address auto'
                 ) from error
             print(f'Ray did not start, attempt {attempt} of {_STARTS}: {error}', file=sys.stderr)
 
