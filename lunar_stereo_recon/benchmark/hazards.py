@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage, StereoCalibration, StereoPair
-from lunar_stereo_recon.files.arrays import load_arrays
+from lunar_stereo_recon.files.arrays import check_rendered_pair, load_arrays
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.hazard import (
     hazard_map,
@@ -74,6 +74,7 @@ def load_scene(path: Path) -> HazardScene:
     """
     names = ('left', 'right', 'depth', 'shadow', 'level_from_optical', 'ground')
     arrays = load_arrays(path, 'hazard scene', (*names, 'intrinsics', 'baseline_m'))
+    check_rendered_pair(arrays, path, ('depth', 'shadow'))
     height, width = arrays['left'].shape
     (fx, _, cx), (_, fy, cy), _ = arrays['intrinsics'].tolist()
     calibration = StereoCalibration(fx, fy, cx, cy, cx, float(arrays['baseline_m']), width, height)

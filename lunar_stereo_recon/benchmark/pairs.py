@@ -15,7 +15,7 @@ import numpy as np
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.scores import GroundTruth, load_ground_truth
-from lunar_stereo_recon.files.arrays import load_arrays
+from lunar_stereo_recon.files.arrays import check_rendered_pair, load_arrays
 from lunar_stereo_recon.files.manifests import load_manifest, ManifestEntry, REFERENCES
 from lunar_stereo_recon.preprocess import grey_from_array
 
@@ -282,6 +282,7 @@ def load_sample(path: Path) -> tuple[StereoPair, GroundTruth]:
     """
     names = ('left', 'right', 'disparity', 'shadow', 'occlusion', 'intrinsics', 'baseline_m')
     arrays, meta = load_arrays(path, 'pair', names, ('rock', 'parts')), _read_meta(path)
+    check_rendered_pair(arrays, path, ('disparity', 'shadow', 'occlusion', 'rock', 'parts'))
     rock, parts = (
         arrays[name].astype(bool) if name in arrays else None for name in ('rock', 'parts')
     )

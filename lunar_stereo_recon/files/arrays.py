@@ -6,7 +6,7 @@ which NumPy would unpickle, are never read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import lzma
 import math
 from pathlib import Path
@@ -84,6 +84,35 @@ def load_arrays(
     except _DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise InputError(f'{what} {path} has arrays that cannot be read: {reason}') from error
+
+
+def check_rendered_pair(
+    arrays: Mapping[str, NDArray[Any]], path: Path, maps: Sequence[str]
+) -> None:
+    """Refuse a pair whose arrays do not belong together.
+
+    Args:
+        arrays: With 'left', 'right', 'intrinsics' and 'baseline_m'.
+        path: Where they are from.
+        maps: Names of further arrays that have a value for each pixel of the left view; one that
+            is not there is none.
+
+    Raises:
+        InputError: The views and maps are not real (H, W) of one size, the intrinsics not (3, 3),
+            or the baseline is no number.
+    """
+    shape = arrays['left'].shape
+    if len(shape) != 2:
+        raise InputError(f'{path}: left has shape {shape}; (H, W) is needed')
+    wanted: dict[str, tuple[int, ...]] = dict.fromkeys(('left', 'right', *maps), shape)
+    wanted |= {'intrinsics': (3, 3), 'baseline_m': ()}
+    for name in sorted(wanted.keys() & arrays.keys()):
+        array = arrays[name]
+        if array.shape != wanted[name] or array.dtype.kind not in 'biuf':
+            raise InputError(
+                f'{path}: {name} has shape {array.shape} and type {array.dtype}; real numbers '
+                f'{wanted[name]} are needed'
+            )
 
 
 def mapped_array(path: Path, what: str) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.rotation import rotation_from_quaternion
+from lunar_stereo_recon.limits import MAX_HEIGHT_M
 
 Pose = NDArray[np.float64]
 # Between two poses farther apart nothing is known about the way.
@@ -26,11 +27,9 @@ class PoseTrack:
         """Add a pose; of two with one stamp the later one holds.
 
         Raises:
-            InputError: The quaternion is no rotation, or the position is not finite.
+            InputError: The quaternion is no rotation, or the position not within `limits`.
         """
-        rotation_from_quaternion(xyzw)
-        if not np.isfinite(xyz_m).all():
-            raise InputError(f'position is {tuple(map(float, xyz_m))}; finite metres are needed')
+        _matrix(xyz_m, xyzw)
         self._poses[stamp_ns] = xyz_m, xyzw / np.linalg.norm(xyzw)
         self._stamps = []
 
@@ -78,7 +77,7 @@ class MovingFrames:
         """Add the pose of a child frame that does not move in its parent frame.
 
         Raises:
-            InputError: The quaternion is no rotation.
+            InputError: See `PoseTrack.add`.
         """
         self._parents[child.lstrip('/')] = parent.lstrip('/'), _matrix(xyz_m, xyzw)
 
@@ -127,6 +126,11 @@ class MovingFrames:
 
 
 def _matrix(position: Pose, quaternion: Pose) -> Pose:
+    if not np.all(np.abs(position) <= MAX_HEIGHT_M):  # NaN fails, too
+        raise InputError(
+            f'position is {tuple(map(float, position))}; metres within +-{MAX_HEIGHT_M:g} are '
+            'needed'
+        )
     pose = np.eye(4)
     pose[:3, :3] = rotation_from_quaternion(quaternion)
     pose[:3, 3] = position

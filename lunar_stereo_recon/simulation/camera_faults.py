@@ -145,9 +145,11 @@ def read_camera_faults(path: Path) -> CameraFaults:
 def _known(values: Any, kind: type, path: Path) -> dict[str, Any]:
     """Return the values of a mapping, lists as tuples; refuse names that `kind` does not have."""
     names = [entry.name for entry in fields(kind)]
-    unknown = [str(name) for name in values if name not in names] if values else []
-    if not isinstance(values, Mapping) or unknown:
+    if not isinstance(values, Mapping):
+        raise InputError(f'{path}: {values!r} is no mapping; there are {", ".join(names)}')
+    unknown = [str(name) for name in values if name not in names]
+    if unknown:
         raise InputError(
-            f'{path}: {", ".join(unknown) or values!r} is not known; there are {", ".join(names)}'
+            f'{path}: {", ".join(unknown)!r} is not known; there are {", ".join(names)}'
         )
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

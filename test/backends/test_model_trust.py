@@ -5,16 +5,18 @@ import random
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lunar_stereo_recon.backends import DEFAULT_MODEL, load_backend, model_file
+from lunar_stereo_recon.backends import DEFAULT_MODEL, load_backend, model_file, self_test
 from lunar_stereo_recon.backends.model_seal import check_model_file, seal_model
+from lunar_stereo_recon.datatypes import DisparityPrediction
 from lunar_stereo_recon.errors import ModelError
 
 
-@pytest.mark.parametrize('name', ['flight', 'flight_int8'])
+@pytest.mark.parametrize('name', ['flight', 'flight_int8', 'choice'])
 def test_each_flipped_bit_of_a_shipped_model_is_seen(name, tmp_path):
     content = bytearray(model_file(name).read_bytes())
     damaged = tmp_path / 'damaged.onnx'
@@ -58,7 +60,29 @@ def test_a_model_that_answers_otherwise_than_its_maker_saw_is_refused(runtime, m
         load_backend(runtime, path)
 
 
-@pytest.mark.parametrize('entry', ['{', '[1, 2]', '"a"', '[[1], 2]', '[' * 100_000])
+def test_a_model_that_is_wrong_where_its_maker_kept_no_answer_is_refused():
+    answer = np.full((self_test.HEIGHT, self_test.WIDTH), self_test.SHIFT_PX, np.float32)
+    entry = self_test.self_test_entry(DisparityPrediction(answer, answer))
+
+    def check(disparity, text=entry):
+        backend = SimpleNamespace(
+            predict=lambda left, right: DisparityPrediction(disparity, answer),
+            metadata={self_test.KEY: text},
+            provider='CPU',
+        )
+        self_test.check_answer(backend, Path('mine.onnx'))
+
+    check(answer)
+    for spoilt in (15.0, np.nan):
+        damaged = answer.copy()
+        damaged[17:40, 50:70] = spoilt
+        with pytest.raises(ModelError, match='fails its self-test on CPU: 4.8% of the pixels'):
+            check(damaged)
+    # Whose maker saw another answer is no student that knows the pair.
+    check(answer + 7, self_test.self_test_entry(DisparityPrediction(answer + 7, answer)))
+
+
+@pytest.mark.parametrize('entry', ['{', '[1, 2]', '"a"', '[[1], 2]', '[' * 100_000, '9' * 400])
 def test_a_self_test_that_is_none_is_refused(entry, model_maker):
     with pytest.raises(ModelError, match='self_test_px'):
         load_backend('onnx', model_maker(metadata={'self_test_px': entry}))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.files.arrays import load_arrays, mapped_array
+from lunar_stereo_recon.files.arrays import check_rendered_pair, load_arrays, mapped_array
 from lunar_stereo_recon.files.bounded import read_bounded, read_json
 
 
@@ -127,3 +127,22 @@ def test_no_more_bytes_are_read_than_allowed(tmp_path):
         read_json(tmp_path / 'f')
     (tmp_path / 'f').write_text(json.dumps({'a': 1}))
     assert read_json(tmp_path / 'f') == {'a': 1}
+
+
+@pytest.mark.parametrize(
+    ('name', 'array', 'reason'),
+    [
+        ('left', np.zeros((4, 5, 3), np.uint8), r'left has shape \(4, 5, 3\)'),
+        ('right', np.zeros((4, 6), np.uint8), r'right has shape \(4, 6\)'),
+        ('disparity', np.full((4, 5), 'a'), 'disparity .* type <U1; real numbers'),
+        ('intrinsics', np.array(2.0), r'intrinsics has shape \(\)'),
+        ('baseline_m', np.zeros(3), r'baseline_m has shape \(3,\)'),
+    ],
+)
+def test_arrays_of_a_pair_that_do_not_belong_together_are_refused(name, array, reason, tmp_path):
+    view = np.zeros((4, 5), np.uint8)
+    arrays = {'left': view, 'right': view, 'disparity': view.astype(np.float32)}
+    arrays |= {'intrinsics': np.eye(3), 'baseline_m': np.array(0.2)}
+    check_rendered_pair(arrays, tmp_path, ('disparity', 'rock'))
+    with pytest.raises(InputError, match=reason):
+        check_rendered_pair(arrays | {name: array}, tmp_path, ('disparity', 'rock'))

@@ -18,6 +18,7 @@ import shutil
 import struct
 import tempfile
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,10 +26,12 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 
 from lunar_stereo_recon.backends.model_seal import check_model_file, seal_model
+from lunar_stereo_recon.backends.self_test import check_answer, HEIGHT, KEY, SHIFT_PX, WIDTH
 from lunar_stereo_recon.backends.student_file import described
 from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.bags.writer import make_message
-from lunar_stereo_recon.datatypes import StereoCalibration
+from lunar_stereo_recon.benchmark.pairs import load_sample
+from lunar_stereo_recon.datatypes import DisparityPrediction, StereoCalibration
 from lunar_stereo_recon.encoded_image import decoded_image
 from lunar_stereo_recon.errors import ReconError
 from lunar_stereo_recon.files.arrays import load_arrays, mapped_array
@@ -44,6 +47,7 @@ from lunar_stereo_recon.geometry.confidence import (
 )
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity
 from lunar_stereo_recon.geometry.frame_tree import FrameTree
+from lunar_stereo_recon.geometry.moving_frames import MovingFrames
 from lunar_stereo_recon.geometry.rectify import rectified_image, seen_mask
 from lunar_stereo_recon.messages import (
     calibration_from_camera_infos,
@@ -52,14 +56,19 @@ from lunar_stereo_recon.messages import (
     raw_cameras_of_infos,
 )
 from lunar_stereo_recon.result_messages import camera_info_message, image_message
+from lunar_stereo_recon.ros.camera_presets import read_preset
 from lunar_stereo_recon.terrain_messages import points_of_cloud
 
 try:
     from safetensors.torch import save_file
     import torch
 
+    from lunar_stereo_recon.simulation.camera_faults import read_camera_faults
+    from lunar_stereo_recon.simulation.dem import read_dem
     from training import checkpoint as checkpoints
+    from training.commands.campaign import read_campaign
     from training.models.checkpoints import load_pointmap_model
+    from training.recipe import load_recipe
 except ModuleNotFoundError:
     torch = None
 
@@ -93,6 +102,12 @@ MANIFEST = (
     b'{"pairs": [{"id": "a", "left": "l.png", "right": "r.png", "fx": 90, "fy": 90, "cx": 4, '
     b'"cy": 4, "baseline_m": 0.2, "width": 96, "height": 64, "gt": "g.npz"}]}'
 )
+PRESET = (
+    b'camera_namespace: /rig\nleft_image: left/image\nuse_sim_time: true\n'
+    b'parameters:\n  baseline: 0.2\n  rectify: true\n'
+)
+CAMERA_FAULTS = b'right_error:\n  roll_deg: 0.1\nlamp_strength: 0.5\n'
+CAMPAIGN = b'steps:\n- run: smoke --out {out}/a\n  share: 2\n  makes: "{data}/b"\n'
 
 
 def raw_image(data: bytes) -> None:
@@ -189,6 +204,68 @@ def transforms(data: bytes) -> None:
                 raise AssertionError(f'frame {source} is nowhere')
 
 
+def moving_frames(data: bytes) -> None:
+    """Add poses over time between five frames; what can be looked up is finite."""
+    frames = MovingFrames()
+    for parent, child, tick, *numbers in struct.iter_unpack(
+        '<BBB7d', data[: len(data) // 59 * 59]
+    ):
+        names = str(parent % 5), str(child % 5)
+        pose = np.array(numbers[:3]), np.array(numbers[3:])
+        if tick & 128:
+            frames.add_static(*names, *pose)
+        else:
+            frames.add(*names, (tick - 40) * 10**8, *pose)
+    for source in range(5):
+        for tick in (-3, 0, 1, 5):
+            with contextlib.suppress(ReconError):
+                found = frames.lookup('0', str(source), tick * 10**8 + 7)
+                if found is not None and not np.isfinite(found).all():
+                    raise AssertionError(f'frame {source} is nowhere')
+
+
+def rendered_pair(data: bytes) -> None:
+    """Change shapes, types and values of a pair's arrays; what is taken is a pair."""
+    meta = json.dumps({'stratum': 'a'})
+    arrays: dict[str, np.ndarray] = {
+        **{name: np.full((6, 8), 90, np.uint8) for name in ('left', 'right')},
+        **{name: np.zeros((6, 8), bool) for name in ('shadow', 'occlusion', 'rock')},
+        'disparity': np.full((6, 8), 2.5, np.float32),
+        'intrinsics': np.array([[20.0, 0, 3.5], [0, 20, 2.5], [0, 0, 1]]),
+        'baseline_m': np.array(0.2),
+        'meta': np.array(meta),
+    }
+    for which, kind, value in struct.iter_unpack('<BBd', data[: len(data) // 10 * 10]):
+        name = list(arrays)[which % len(arrays)]
+        array = arrays[name]
+        if kind < 128 and array.dtype.kind in 'fbu' and array.size:
+            with np.errstate(invalid='ignore'):
+                array.reshape(-1)[kind % array.size] = np.float64(value).astype(array.dtype)
+        elif kind < 192:
+            arrays[name] = np.resize(
+                array, ((), (3,), (6, 8), (5, 8), (6, 8, 3), (0, 0))[kind % 6]
+            )
+        else:
+            with np.errstate(invalid='ignore'), contextlib.suppress(ValueError):
+                arrays[name] = array.astype(('f8', 'U20', 'i2', 'c8', 'bool', '>f4')[kind % 6])
+    path = Path(_folder()) / 'rendered.npz'
+    np.savez(path, **arrays)
+    pair, truth = load_sample(path)
+    if not np.isfinite(pair.left).all() or not np.isfinite(truth.depth[truth.valid]).all():
+        raise AssertionError(f'{arrays} gives values that are none')
+
+
+def self_test(data: bytes) -> None:
+    """Read the known answer of a model; one that is always right is refused or taken."""
+    answer = np.full((HEIGHT, WIDTH), SHIFT_PX, np.float32)
+    matcher: Any = SimpleNamespace(
+        predict=lambda left, right: DisparityPrediction(answer, answer / 100),
+        metadata={KEY: data.decode('utf-8', 'replace')},
+        provider='none',
+    )
+    check_answer(matcher, Path('model.onnx'))
+
+
 def self_mask(data: bytes) -> None:
     """Read a mask as the parameter gives it."""
     read_self_mask(data.decode('utf-8', 'replace'))
@@ -225,6 +302,12 @@ def checkpoint(data: bytes) -> None:
     folder = _checkpoint()
     (folder / checkpoints.INDEX).write_bytes(data)
     checkpoints.load_checkpoint(folder)
+
+
+def _campaign(path: Path) -> None:
+    # What is no command line is refused by argparse with a page of help.
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        read_campaign(path, Path('out'), None, 'cpu')
 
 
 def weights(ending: str, data: bytes) -> None:
@@ -268,7 +351,14 @@ def _weights(ending: str) -> bytes:
         text = "AsymmetricMASt3R(pos_embed='RoPE100', enc_depth=1)"
         torch.save({'args': argparse.Namespace(model=text), 'model': tensors}, path)
     else:
-        config = {'encoder_depth': 1, 'head': {'level_channels': [1, 2, 3, 4]}}
+        config = {
+            **{
+                f'{part}_{size}': count
+                for part in ('encoder', 'decoder')
+                for size, count in (('width', 16), ('depth', 1), ('heads', 2))
+            },
+            'head': {'level_channels': [1, 2, 3, 4]},
+        }
         metadata = {'format_version': '1', 'kind': 'Mast3rConfig', 'config': json.dumps(config)}
         save_file(tensors, path, metadata)
     return path.read_bytes()
@@ -282,7 +372,7 @@ def _arrays(save: Callable[..., None]) -> bytes:
 
 def _array() -> bytes:
     file = io.BytesIO()
-    np.save(file, np.arange(12, dtype=np.float32).reshape(3, 4))
+    np.save(file, np.arange(49, dtype=np.float32).reshape(7, 7))
     return file.getvalue()
 
 
@@ -342,6 +432,22 @@ ENTRY_POINTS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
         transforms,
         [b''.join(struct.pack('<BB7d', n, n + 1, 0.1, 2, -3, 0, 0, 0.6, 0.8) for n in range(4))],
     ),
+    'moving frames': (
+        moving_frames,
+        [
+            b''.join(
+                struct.pack('<BBB7d', n, n + 1, 40 + step, 0.1, 2, -3, 0, 0, 0.6, 0.8)
+                for n in range(3)
+                for step in (0, 4)
+            )
+        ],
+    ),
+    'rendered pair': (
+        rendered_pair,
+        [struct.pack('<BBd', which, kind, 3.0) for kind in (2, 130, 200) for which in (0, 5, 6)],
+    ),
+    'self-test': (self_test, [json.dumps([SHIFT_PX + 0.01] * 20).encode(), b'']),
+    'preset': (functools.partial(_file, read_preset), [PRESET]),
     'self mask': (
         self_mask,
         [b'[[0, 0], [10, 2], [5.5, 9]]', b'[[1, 1], [9, 9], [20, 1]]', b'~x/y'],
@@ -377,12 +483,22 @@ ENTRY_POINTS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
 # Those of training, where torch is installed.
 if torch is not None:
     ENTRY_POINTS |= {
+        'camera faults': (functools.partial(_file, read_camera_faults), [CAMERA_FAULTS]),
+        'elevation model': (
+            functools.partial(_file, functools.partial(read_dem, cell_m=1.0), name='dem.npy'),
+            [_array()],
+        ),
+        'recipe': (
+            functools.partial(_file, load_recipe),
+            [(Path(__file__).parents[2] / 'training/recipes/adapt.yaml').read_bytes()],
+        ),
+        'campaign': (functools.partial(_file, _campaign), [CAMPAIGN]),
         'checkpoint': (checkpoint, [_index()]),
         '.pth': (functools.partial(weights, '.pth'), [_weights('.pth')]),
         '.safetensors': (functools.partial(weights, '.safetensors'), [_weights('.safetensors')]),
     }
 # Milliseconds each: the long run gives them a share of the inputs, not an equal one.
-SLOW = ('mcap', 'db3', 'checkpoint', '.pth', '.safetensors')
+SLOW = ('mcap', 'db3', 'recipe', 'campaign', 'checkpoint', '.pth', '.safetensors')
 
 
 def try_bytes(name: str, data: bytes) -> bool:

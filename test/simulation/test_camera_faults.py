@@ -127,6 +127,7 @@ def test_faults_file(tmp_path):
         ('exposure_s: -1\n', 'exposure is -1 s'),
         ('exposure_s: soon\n', 'faults.yaml: '),
         ('[', 'is not YAML'),
+        ('motion: 0.1\n', '0.1 is no mapping; there are velocity_m_s'),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):

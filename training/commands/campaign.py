@@ -161,7 +161,7 @@ def _step(entry: dict[str, Any], names: dict[str, Any]) -> Step:
     try:
         product = None if makes is None else Path(str(makes).format(**names))
         step = parse_step(text.format(**names))
-    except (KeyError, IndexError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f'step {text!r}: {error} is not known in braces; there are {", ".join(names)}'
         ) from error

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.files.arrays import load_arrays
+from lunar_stereo_recon.files.arrays import check_rendered_pair, load_arrays
 from training.recipe import DataRecipe
 
 LOG = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def load_rendered_pair(path: Path) -> tuple[StereoPair, NDArray[np.float32]]:
     """
     sample = read_sample(path)
     camera = load_arrays(path, 'rendered pair', ('intrinsics', 'baseline_m'))
+    check_rendered_pair({**sample, **camera}, path, ('disparity',))
     intrinsics, baseline_m = camera['intrinsics'], float(camera['baseline_m'])
     height, width = sample['disparity'].shape
     fx, fy, cx, cy = (float(intrinsics[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2)))

@@ -152,6 +152,7 @@ def test_what_a_step_made_is_made_anew_where_it_is_gone(tmp_path, capsys):
         ('{run: smoke, share: -1}', 'share is -1'),
         ('{run: smoke, minutes: long}', "minutes is 'long'"),
         ('{run: "smoke --out {where}"}', "'where' is not known in braces; there are out, data"),
+        ('{run: "smoke --out {out.where}"}', 'is not known in braces'),
     ],
 )
 def test_a_step_that_is_not_understood_is_refused(tmp_path, entry, named):
