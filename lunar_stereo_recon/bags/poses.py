@@ -18,7 +18,7 @@ from lunar_stereo_recon.bags.reader import (
     TRANSFORMS_TYPE,
 )
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.geometry.moving_frames import MovingFrames, PoseTrack
+from lunar_stereo_recon.geometry.moving_frames import MovingFrames, RecordedPoses
 from lunar_stereo_recon.messages import stamp_ns
 
 ODOMETRY_TYPE = 'nav_msgs/msg/Odometry'
@@ -37,7 +37,7 @@ class CameraPoses:
 
     source: str
     frame_id: str
-    _track: PoseTrack | None
+    _track: RecordedPoses | None
     _frames: MovingFrames
     _pose_frame: str
 
@@ -99,7 +99,7 @@ def read_camera_poses(
 def _poses_of_topic(
     reader: StereoBagReader, topic: str, frames: MovingFrames, pose_frame: str
 ) -> CameraPoses:
-    track, frame_id = PoseTrack(), ''
+    track, frame_id = RecordedPoses(), ''
     for message in _messages(reader, [topic]):
         pose = message.pose
         if reader.all_topics[topic] == ODOMETRY_TYPE:

@@ -40,6 +40,7 @@ from lunar_stereo_recon.doubts import (
 from lunar_stereo_recon.errors import CalibrationError, InputError
 from lunar_stereo_recon.files.calibrations import load_camera_infos
 from lunar_stereo_recon.geometry.frame_tree import FrameTree
+from lunar_stereo_recon.geometry.rotation import rotation_from_quaternion
 from lunar_stereo_recon.messages import (
     baseline_of_camera_infos,
     decode_depth,
@@ -97,24 +98,29 @@ class Pose:
 
     Attributes:
         position: (3,) metres.
-        orientation: (4,) unit quaternion x, y, z, w: fixed frame from left optical frame.
+        orientation: (4,) quaternion x, y, z, w: fixed frame from left optical frame.
         frame_id: Name of the fixed frame.
+
+    Raises:
+        InputError: The quaternion is no rotation, or the position is not finite.
     """
 
     position: NDArray[np.float64]
     orientation: NDArray[np.float64]
     frame_id: str
 
+    def __post_init__(self) -> None:
+        rotation_from_quaternion(self.orientation)
+        if not np.isfinite(self.position).all():
+            raise InputError(
+                f'position is {tuple(map(float, self.position))}; finite metres are needed'
+            )
+
     @property
     def matrix(self) -> NDArray[np.float64]:
         """Return the (4, 4) transform that takes left optical points to the fixed frame."""
-        x, y, z, w = self.orientation / np.linalg.norm(self.orientation)
         transform = np.eye(4)
-        transform[:3, :3] = [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
+        transform[:3, :3] = rotation_from_quaternion(self.orientation)
         transform[:3, 3] = self.position
         return transform
 
@@ -493,7 +499,10 @@ class StereoBagReader:
             elif topic == self.depth_topic:
                 depths[stamp_ns(message)] = message
             elif topic == self.pose_topic:
-                poses[stamp_ns(message)] = _pose(message)
+                try:
+                    poses[stamp_ns(message)] = _pose(message)
+                except InputError as error:
+                    _LOG.warning('%s: a pose is left out: %s', topic, error)
             else:
                 infos[topic].add(message)
             while waiting:

@@ -148,6 +148,12 @@ def filled(estimate: Estimate) -> Estimate:
     return Estimate(disparity, None, estimate.milliseconds + _milliseconds_since(start))
 
 
+def estimate_of(found: Mapping[str, Estimate], method: str) -> Estimate:
+    """Return the estimate of a method, its holes filled where the name ends with `FILL`."""
+    estimate = found[method.removesuffix(FILL)]
+    return filled(estimate) if method.endswith(FILL) else estimate
+
+
 def score_methods(
     pairs: Sequence[BenchmarkPair],
     methods: Sequence[str],
@@ -177,8 +183,7 @@ def score_methods(
         if REFERENCE in found:
             masks[REFERENCE_SUBSET] = found[REFERENCE].disparity > 0
         for method in methods:
-            estimate_ = found[method.removesuffix(FILL)]
-            estimate_ = filled(estimate_) if method.endswith(FILL) else estimate_
+            estimate_ = estimate_of(found, method)
             results[method].pairs.append(
                 score_estimate(estimate_, images, truth, pair.stratum, masks)
             )

@@ -16,8 +16,8 @@ Pose = NDArray[np.float64]
 MOST_APART_NS = 1_000_000_000
 
 
-class PoseTrack:
-    """The poses of a frame in another one over time."""
+class RecordedPoses:
+    """The poses of a frame in another one over a recording."""
 
     def __init__(self) -> None:
         self._poses: dict[int, tuple[Pose, Pose]] = {}
@@ -59,17 +59,17 @@ class MovingFrames:
     """
 
     def __init__(self) -> None:
-        self._parents: dict[str, tuple[str, PoseTrack | Pose]] = {}
+        self._parents: dict[str, tuple[str, RecordedPoses | Pose]] = {}
 
     def add(self, parent: str, child: str, stamp_ns: int, xyz_m: Pose, xyzw: Pose) -> None:
         """Add the pose of a moving child frame in its parent frame.
 
         Raises:
-            InputError: See `PoseTrack.add`.
+            InputError: See `RecordedPoses.add`.
         """
         parent, child = parent.lstrip('/'), child.lstrip('/')
         known = self._parents.get(child)
-        track = known[1] if known and isinstance(known[1], PoseTrack) else PoseTrack()
+        track = known[1] if known and isinstance(known[1], RecordedPoses) else RecordedPoses()
         track.add(stamp_ns, xyz_m, xyzw)
         self._parents[child] = parent, track
 
@@ -88,7 +88,7 @@ class MovingFrames:
     def moves(self, frame: str) -> bool:
         """Say whether a frame or one above it moves."""
         return any(
-            isinstance(self._parents[name][1], PoseTrack) for name in self._chain(frame)[:-1]
+            isinstance(self._parents[name][1], RecordedPoses) for name in self._chain(frame)[:-1]
         )
 
     def lookup(self, target: str, source: str, stamp_ns: int) -> Pose | None:
@@ -111,7 +111,7 @@ class MovingFrames:
         pose = np.eye(4)
         for frame in chain[: chain.index(common)]:
             step = self._parents[frame][1]
-            here = step.at(stamp_ns) if isinstance(step, PoseTrack) else step
+            here = step.at(stamp_ns) if isinstance(step, RecordedPoses) else step
             if here is None:
                 return None
             pose = here @ pose

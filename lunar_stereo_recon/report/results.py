@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.benchmark.methods import (
     Estimate,
+    estimate_of,
     Estimator,
-    FILL,
-    filled,
     score_estimate,
     WARM_UPS,
 )
@@ -199,12 +198,6 @@ def evaluate(
         reasons = list(results.left_out.values()) or results.losses or ['there are none']
         raise InputError(f'{source.path}: no pair can be used: {reasons[0]}')
     return results
-
-
-def estimate_of(found: Mapping[str, Estimate], method: str) -> Estimate:
-    """Return the estimate of a method, its holes filled where the name ends with `FILL`."""
-    estimate = found[method.removesuffix(FILL)]
-    return filled(estimate) if method.endswith(FILL) else estimate
 
 
 def _pair_result(

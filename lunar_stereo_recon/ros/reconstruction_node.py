@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import functools
 from pathlib import Path
 import sys
-import threading
 import time
 import traceback
 from typing import Any
@@ -42,7 +41,7 @@ from lunar_stereo_recon.ros.diagnostics import FrameStatistics, NodeReport
 from lunar_stereo_recon.ros.frame_viewer import FrameViewer
 from lunar_stereo_recon.ros.matching_engine import MatchingEngine
 from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
-from lunar_stereo_recon.ros.node_main import CannotGoOnError, EXIT_ERROR, run_node, serve
+from lunar_stereo_recon.ros.node_main import CannotGoOnError, run_node
 from lunar_stereo_recon.ros.node_parameters import changed_parameters, declare_parameters
 from lunar_stereo_recon.ros.pair_maker import PairMaker
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
@@ -60,7 +59,7 @@ from lunar_stereo_recon.ros.side_thread import SideThreads
 from lunar_stereo_recon.ros.stereo_inputs import PairStamps, source_names, StereoInputs
 from lunar_stereo_recon.ros.stereo_sync import StereoMessages
 from lunar_stereo_recon.ros.watchdog import Watchdog
-from lunar_stereo_recon.ros.working_node import WorkingNode
+from lunar_stereo_recon.ros.working_node import start_and_serve, WorkingNode
 
 NAME = 'reconstruction_node'
 CLOUD_WRITERS = {'ply': write_ply, 'pcd': write_pcd}
@@ -574,15 +573,7 @@ class ReconstructionNode(WorkingNode):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until it is interrupted; return 1 where it cannot start."""
-    return run_node(NAME, lambda interrupted: ReconstructionNode(), _start_and_serve, argv)
-
-
-def _start_and_serve(node: ReconstructionNode, interrupted: threading.Event) -> int:
-    if node.parameters.autostart:
-        for start in (node.trigger_configure, node.trigger_activate):
-            if start() != TransitionCallbackReturn.SUCCESS:
-                return EXIT_ERROR
-    return serve(node, interrupted)
+    return run_node(NAME, lambda interrupted: ReconstructionNode(), start_and_serve, argv)
 
 
 if __name__ == '__main__':

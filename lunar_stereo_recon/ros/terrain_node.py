@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 import sys
-import threading
 import time
 from typing import Any
 
@@ -26,7 +25,7 @@ from lunar_stereo_recon.messages import stamp_ns
 from lunar_stereo_recon.pairing import RESTART_NS
 from lunar_stereo_recon.ros.callbacks import answered, transition
 from lunar_stereo_recon.ros.image_subscription import ImageSubscription
-from lunar_stereo_recon.ros.node_main import EXIT_ERROR, run_node, serve
+from lunar_stereo_recon.ros.node_main import run_node
 from lunar_stereo_recon.ros.node_parameters import declare_parameters
 from lunar_stereo_recon.ros.parameters import TerrainParameters
 from lunar_stereo_recon.ros.pose_source import CameraPose, PoseSource, TopicPoses, TransformPoses
@@ -38,7 +37,7 @@ from lunar_stereo_recon.ros.rclpy_messages import (
     OK,
     WARN,
 )
-from lunar_stereo_recon.ros.working_node import WorkingNode
+from lunar_stereo_recon.ros.working_node import start_and_serve, WorkingNode
 from lunar_stereo_recon.terrain_messages import (
     cells_message,
     cost_message,
@@ -320,15 +319,7 @@ class TerrainNode(WorkingNode):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until it is interrupted; return 1 where it cannot start."""
-    return run_node(NAME, lambda interrupted: TerrainNode(), _start_and_serve, argv)
-
-
-def _start_and_serve(node: TerrainNode, interrupted: threading.Event) -> int:
-    if node.parameters.autostart:
-        for start in (node.trigger_configure, node.trigger_activate):
-            if start() != TransitionCallbackReturn.SUCCESS:
-                return EXIT_ERROR
-    return serve(node, interrupted)
+    return run_node(NAME, lambda interrupted: TerrainNode(), start_and_serve, argv)
 
 
 if __name__ == '__main__':

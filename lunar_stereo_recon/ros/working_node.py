@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+import threading
+from typing import Any
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from lunar_stereo_recon.ros.callbacks import transition
+from lunar_stereo_recon.ros.node_main import EXIT_ERROR, serve
 
 
 class WorkingNode(LifecycleNode):
@@ -45,3 +48,20 @@ class WorkingNode(LifecycleNode):
         self._stop()
         self._release()
         return TransitionCallbackReturn.SUCCESS
+
+
+def start_and_serve(node: Any, interrupted: threading.Event) -> int:
+    """Configure and activate a working node unless its parameters say no; then serve it.
+
+    Args:
+        node: With the parameter `autostart` among its `parameters`.
+        interrupted: Set to end.
+
+    Returns:
+        The exit status; `EXIT_ERROR` where it cannot be configured or activated.
+    """
+    if node.parameters.autostart:
+        for start in (node.trigger_configure, node.trigger_activate):
+            if start() != TransitionCallbackReturn.SUCCESS:
+                return EXIT_ERROR
+    return serve(node, interrupted)

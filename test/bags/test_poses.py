@@ -13,7 +13,7 @@ from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.bags.writer import BagWriter, make_message, pose_message, transform_message
 from lunar_stereo_recon.datatypes import StereoCalibration
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.geometry.moving_frames import MovingFrames, PoseTrack
+from lunar_stereo_recon.geometry.moving_frames import MovingFrames, RecordedPoses
 from lunar_stereo_recon.geometry.rotation import quaternion_from_rotation, rotation_from_rpy
 from lunar_stereo_recon.result_messages import camera_info_message, header, image_message
 
@@ -39,7 +39,7 @@ def camera_pose(stamp_ns):
 
 
 def matrix(position, quaternion):
-    track = PoseTrack()
+    track = RecordedPoses()
     track.add(0, position, quaternion)
     return track.at(0)
 
@@ -159,7 +159,7 @@ def test_a_map_frame_that_is_not_above_the_camera(drive):
 
 
 def test_nothing_is_known_before_after_and_in_gaps():
-    track = PoseTrack()
+    track = RecordedPoses()
     for stamp_ns in (0, 1_000_000_000, 5_000_000_000):
         track.add(stamp_ns, np.array([stamp_ns * 1e-9, 0.0, 0.0]), UPRIGHT)
     assert track.at(500_000_000)[0, 3] == pytest.approx(0.5)

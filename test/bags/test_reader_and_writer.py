@@ -131,6 +131,29 @@ def test_compressed_topic_is_used_where_there_is_no_raw_one(make_bag, tmp_path):
         np.testing.assert_array_equal(frame.pair().right, expected.pair().right)
 
 
+def test_poses_that_are_none_are_left_out_and_named(make_bag, tmp_path, caplog):
+    """Drivers that know no orientation leave all of it 0."""
+    poses = [
+        (np.zeros(3), np.zeros(4)),
+        (np.full(3, np.nan), np.array([0.0, 0.0, 0.0, 1.0])),
+        (np.ones(3), np.array([0.0, 0.0, 0.0, 2.0])),
+    ]
+    path = tmp_path / 'posed'
+    with BagWriter(path) as writer:
+        for frame, pose in zip(read_all(make_bag()), poses, strict=True):
+            for name in ('left', 'right'):
+                writer.write(f'/{name}/image_rect', getattr(frame, name), frame.stamp_ns)
+                info = getattr(frame, f'{name}_info')
+                writer.write(f'/{name}/camera_info', info, frame.stamp_ns)
+            message = pose_message(*pose, frame.stamp_ns)
+            writer.write('/ground_truth/pose', message, frame.stamp_ns)
+    frames = read_all(path)
+    assert [frame.pose is None for frame in frames] == [True, True, False]
+    np.testing.assert_array_equal(frames[2].pose.matrix[:3, :3], np.eye(3))
+    assert 'quaternion is (0.0, 0.0, 0.0, 0.0); a rotation is needed' in caplog.text
+    assert 'finite metres are needed' in caplog.text
+
+
 def test_unsynchronized_stamps_need_a_tolerance(make_bag):
     bag = make_bag(right_offset_ns=5_000_000)
     with StereoBagReader(bag) as reader:
