@@ -86,7 +86,8 @@ def points_of_cloud(message: Any) -> CloudPoints:
         for offset in offsets
     ]
     by_name = dict(zip(wanted, columns, strict=True))
-    points = np.stack(columns[:3], axis=1)
+    # Coordinate by coordinate in memory, which is how the map reads them.
+    points = np.stack(columns[:3]).T
     sigma = by_name.get('sigma')
     if sigma is not None and not np.isfinite(sigma).any():
         sigma = None

@@ -1,10 +1,14 @@
-"""Where the time of a pair goes: beside filled SGBM, by stage, by operation, and of peers."""
+"""Where the time of a pair goes: beside filled SGBM, by stage, by operation, and of peers.
+
+And that of the map of the ground, which has a node of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import importlib.util
+import math
 from pathlib import Path
 import time
 
@@ -14,10 +18,16 @@ from tqdm import tqdm
 from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.backends.onnx_backend import node_times, peer_network
-from lunar_stereo_recon.datatypes import StereoPair
+from lunar_stereo_recon.bags.writer import make_message
+from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.disparity import fill_from_background
+from lunar_stereo_recon.geometry.rotation import BODY_FROM_OPTICAL, rotation_from_rpy
+from lunar_stereo_recon.geometry.terrain import TerrainMap, TerrainOptions
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
+from lunar_stereo_recon.result_messages import CloudForm, point_cloud_message
+from lunar_stereo_recon.terrain_messages import cost_message, points_of_cloud
 
 ROUNDS = 20
 WARM_UPS = 2
@@ -25,6 +35,8 @@ WARM_UPS = 2
 QUANTILE = 0.25
 PRODUCTS = ('Conv', 'FusedConv', 'ConvTranspose', 'MatMul', 'FusedMatMul', 'Gemm', 'QLinearConv')
 PEER_SIZE = (640, 480)
+# The drive of the map's timing: a circle, after one turn of which all ground around is known.
+CAMERA_HEIGHT_M, CAMERA_PITCH_DEG, CIRCLE_M, FRAMES_A_TURN = 1.4, 15.0, 2.0, 20
 
 
 @dataclass(frozen=True)
@@ -84,12 +96,37 @@ class PeerTime:
 
 
 @dataclass(frozen=True)
+class TerrainTimes:
+    """Processor time of a frame in `terrain_node`, milliseconds; lower quartiles.
+
+    Attributes:
+        length_m, cell_m: Of the map.
+        known: Share of its cells.
+        read_ms: From the cloud's message to points.
+        add_ms: Points into the map.
+        layers_ms: Slopes, steps and costs of the map.
+        message_ms: The costs as a message.
+        frame_ms: All of it.
+    """
+
+    length_m: float
+    cell_m: float
+    known: float
+    read_ms: float
+    add_ms: float
+    layers_ms: float
+    message_ms: float
+    frame_ms: float
+
+
+@dataclass(frozen=True)
 class Profile:
     """All of it."""
 
     pair: PairTimes
     operations: OperationTimes
     peers: list[PeerTime]
+    terrain: TerrainTimes
 
 
 def measure_profile(
@@ -112,6 +149,7 @@ def measure_profile(
         pair_times(backend, pair),
         operation_times(node_times(model, *PEER_SIZE[::-1], threads)),
         [time_ for path in peers for time_ in peer_times(path, threads)],
+        terrain_times(),
     )
 
 
@@ -195,6 +233,59 @@ def peer_times(path: Path, threads: int, rounds: int = ROUNDS // 2) -> list[Peer
             continue
         found.append(PeerTime(path.name, runtime, width, height, _typical(times)))
     return found
+
+
+def terrain_times(rounds: int = ROUNDS) -> TerrainTimes:
+    """Time what `terrain_node` does with each cloud of 640x480 points when it publishes each map.
+
+    Level ground with waves, seen from a rover that drives in a circle. Processor time: on a busy
+    machine the time that others take does not count.
+    """
+    calibration = StereoCalibration(500.0, 500.0, 319.5, 239.5, 319.5, 0.3, 640, 480)
+    pitch = rotation_from_rpy(0.0, math.radians(CAMERA_PITCH_DEG), 0.0)
+    mounting = pitch @ BODY_FROM_OPTICAL
+    rays = points_from_depth(np.ones((480, 640), np.float32), calibration)
+    down = rays @ mounting[2].astype(np.float32)
+    with np.errstate(divide='ignore'):
+        flat = np.where(down < -0.05, -CAMERA_HEIGHT_M / down, np.float32(np.nan))
+    depth = (flat * (1 + 0.01 * np.sin(40 * rays[..., 0]))).astype(np.float32)
+    cloud = point_cloud_message(
+        make_message,
+        Reconstruction(
+            calibration.fx * calibration.baseline_m / depth,
+            depth,
+            np.full_like(depth, 0.95),
+            points_from_depth(depth, calibration),
+            np.zeros((*depth.shape, 3), np.uint8),
+            calibration,
+            depth_sigma_m=0.1 * depth**2 / (calibration.fx * calibration.baseline_m),
+        ),
+        CloudForm(sigma=True),
+    )
+    terrain = TerrainMap(TerrainOptions())
+    times = []
+    for number in range(FRAMES_A_TURN + rounds):
+        yaw = 2 * math.pi * number / FRAMES_A_TURN
+        place = np.array([CIRCLE_M * math.sin(yaw), -CIRCLE_M * math.cos(yaw), CAMERA_HEIGHT_M])
+        rotation = rotation_from_rpy(0.0, 0.0, yaw) @ mounting
+        ends = [time.thread_time()]
+        read = points_of_cloud(cloud)
+        ends.append(time.thread_time())
+        assert read.sigma_m is not None
+        terrain.add(read.points, read.sigma_m, read.confidence, rotation, place, 0.5 * number)
+        ends.append(time.thread_time())
+        layers = terrain.layers()
+        ends.append(time.thread_time())
+        cost_message(make_message, layers, 0, 'odom')
+        ends.append(time.thread_time())
+        times.append([*np.diff(ends), ends[-1] - ends[0]])
+    typical = 1e3 * np.quantile(times[FRAMES_A_TURN:], QUANTILE, axis=0)
+    return TerrainTimes(
+        terrain.options.length_m,
+        terrain.options.cell_m,
+        float(np.isfinite(layers.height).mean()),
+        *typical.tolist(),
+    )
 
 
 def _typical(values: Sequence[float]) -> float:

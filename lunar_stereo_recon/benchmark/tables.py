@@ -256,8 +256,8 @@ def speed_text(throughput: Throughput, roofline: Roofline) -> str:
 
 
 def profile_text(profile: Profile) -> str:
-    """Return a pair beside filled SGBM, its stages, the network's operations and peers."""
-    pair, operations = profile.pair, profile.operations
+    """Return a pair beside filled SGBM, its stages, the network's operations, peers, the map."""
+    pair, operations, terrain = profile.pair, profile.operations, profile.terrain
     stages = [[name, f'{time:.1f}'] for name, time in pair.stages_ms.items()]
     slowest = list(operations.milliseconds.items())[:OPERATORS_SHOWN]
     rest = operations.total_ms - sum(time for _, time in slowest)
@@ -293,6 +293,14 @@ def profile_text(profile: Profile) -> str:
         ]
         headers = ['peer', 'runtime', 'size', 'ms', "over the student's operations"]
         lines += ['', _table(headers, rows)]
+    lines += [
+        '',
+        f'A cloud of 640x480 points takes {terrain.frame_ms:.1f} ms of the processor in '
+        f'terrain_node: {terrain.read_ms:.1f} to read it, {terrain.add_ms:.1f} to add it to the '
+        f'map, {terrain.layers_ms:.1f} for slopes, steps and costs, {terrain.message_ms:.1f} for '
+        f'the message. The map has {terrain.length_m:g} x {terrain.length_m:g} m in cells of '
+        f'{terrain.cell_m:g} m, of which {100 * terrain.known:.0f} % are known.',
+    ]
     return '\n'.join(lines)
 
 

@@ -10,7 +10,7 @@ astride a ledge or with a rock in it takes no part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 import math
 from typing import Any
@@ -44,6 +44,8 @@ MIN_CELLS = 5
 MIN_SPREAD = 0.25
 
 Grid = NDArray[np.floating]
+# Rows and columns of a part of a grid.
+Part = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,8 @@ def hazard_map(
         np.where(known, mean, 0.0).reshape(shape) for mean in (mean_x, mean_y, mean_z)
     )
     slope_deg = _footprint_slope_deg(known_grid, grid_x, grid_y, grid_z, layout.cell_m, options)
-    ground_x, ground_y = (
-        np.nan_to_num(slope)
-        for slope in _ground_slopes(
-            _planes(known_grid, grid_x, grid_y, grid_z, GROUND_WINDOW, layout.cell_m)
-        )
-    )
+    planes = _planes(known_grid, grid_x, grid_y, grid_z, GROUND_WINDOW, layout.cell_m)
+    ground_x, ground_y = _ground_slopes(planes, planes.variance(grid_z, GROUND_WINDOW))
     low, high = _height_ranges(
         cells,
         z
@@ -155,9 +153,17 @@ def hazard_map(
         - ground_y.reshape(-1)[cells] * (y - mean_y[cells]),
         count,
     )
-    step_m = _steps(
-        known_grid, grid_x, grid_y, low.reshape(shape), high.reshape(shape), ground_x, ground_y
+    # Means of a cell's points lie anywhere in it.
+    rises = (
+        (
+            here,
+            there,
+            ground_x[here] * (grid_x[there] - grid_x[here])
+            + ground_y[here] * (grid_y[there] - grid_y[here]),
+        )
+        for here, there, _, _ in _around(shape)
     )
+    step_m = _steps(known_grid, low.reshape(shape), high.reshape(shape), rises)
     return HazardMap(
         slope_deg.astype(np.float32),
         step_m.astype(np.float32),
@@ -187,29 +193,75 @@ def hazards_of_heights(
     """
     known = np.isfinite(height)
     middle = float(np.median(height[known])) if known.any() else math.nan
+    part = _known_part(known)
+    grids = _hazards_of_part(height, scatter, known, middle, part, cell_m, options)
+    whole = []
+    for values, unknown in zip(grids, (np.nan, np.nan, UNKNOWN, np.nan), strict=True):
+        whole.append(np.full(height.shape, unknown, values.dtype))
+        whole[-1][part] = values
+    slope_deg, step_m, hazard, roughness = whole
+    return HazardMap(slope_deg, step_m, hazard, middle), roughness
+
+
+def _known_part(known: NDArray[np.bool_]) -> Part:
+    """Return the rows and columns around the known cells; of a drive that is half of the map.
+
+    With as many unknown cells around as the hazards of known ones look at.
+    """
+    rows, columns = (np.flatnonzero(known.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return slice(0, 1), slice(0, 1)
+    margin = GROUND_DISTANCES[-1]
+    return (
+        slice(max(0, int(rows[0]) - margin), int(rows[-1]) + 1 + margin),
+        slice(max(0, int(columns[0]) - margin), int(columns[-1]) + 1 + margin),
+    )
+
+
+def _hazards_of_part(
+    height: NDArray[np.floating],
+    scatter: NDArray[np.floating],
+    known: NDArray[np.bool_],
+    middle: float,
+    part: Part,
+    cell_m: float,
+    options: HazardOptions,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int8], NDArray[np.float32]]:
+    """Return slope, step, hazard and roughness of a part of the map that has all known cells."""
     # Single precision takes half the time; about the middle of the map it is precise enough.
     along_y, along_x = (
-        cell_m * (np.arange(count, dtype=np.float32) - np.float32(0.5 * count))
-        for count in height.shape
+        cell_m * (np.arange(count, dtype=np.float32) - np.float32(0.5 * count))[cells]
+        for count, cells in zip(height.shape, part, strict=True)
     )
+    height, scatter, known = height[part], scatter[part], known[part]
     zero = np.float32(0)
     x, y = np.where(known, along_x[None, :], zero), np.where(known, along_y[:, None], zero)
     z = np.where(known, height - middle, zero).astype(np.float32)
     slope_deg = _footprint_slope_deg(known, x, y, z, cell_m, options)
     planes = _planes(known, x, y, z, GROUND_WINDOW, cell_m)
-    ground_x, ground_y = (np.nan_to_num(slope) for slope in _ground_slopes(planes))
+    variance = planes.variance(z, GROUND_WINDOW)
+    ground_x, ground_y = _ground_slopes(planes, variance)
     # What the ground's own slope does within a cell is no step: uniform over the cell's edge.
     own = np.maximum(scatter - (ground_x**2 + ground_y**2) * np.float32(cell_m**2 / 12), zero)
     half_step = np.sqrt(np.where(known, own, zero))
-    step_m = _steps(known, x, y, z - half_step, z + half_step, ground_x, ground_y)
-    roughness = np.sqrt(np.where(known, planes.variance + own, np.float32(np.nan)))
-    hazard = HazardMap(
+    # Heights stand in the middles of their cells: the ground rises by the same for a cell's edge.
+    flat = np.zeros_like(ground_x)
+    along, across = (
+        (flat, slope * np.float32(cell_m), slope * np.float32(-cell_m))
+        for slope in (ground_x, ground_y)
+    )
+    rises = (
+        (here, there, along[right][here] + across[down][here])
+        for here, there, down, right in _around(known.shape)
+    )
+    step_m = _steps(known, z - half_step, z + half_step, rises)
+    roughness = np.sqrt(np.where(known, variance + own, np.float32(np.nan)))
+    return (
         slope_deg.astype(np.float32),
         step_m.astype(np.float32),
         hazard_values(slope_deg, step_m, cell_m, options),
-        middle,
+        roughness.astype(np.float32),
     )
-    return hazard, roughness.astype(np.float32)
 
 
 def _inside(
@@ -234,42 +286,60 @@ def _means(cells: NDArray[np.int64], values: NDArray[Any], count: NDArray[np.int
 
 @dataclass(frozen=True)
 class _Planes:
-    """Least-squares planes of the windows around all cells; NaN where there are too few cells."""
+    """Least-squares planes of the windows around all cells; NaN where there are too few cells.
+
+    Attributes:
+        along_x, along_y: Their slopes.
+        count: Known cells of each window, and at least 1.
+        mean_z, xz, yz: Mean of the heights, and their covariances with the places.
+    """
 
     along_x: Grid
     along_y: Grid
-    variance: Grid
+    count: Grid
+    mean_z: Grid
+    xz: Grid
+    yz: Grid
+
+    def variance(self, z: Grid, window: int) -> Grid:
+        """Return that of the heights about the planes.
+
+        Args:
+            z: Heights that the planes were fitted to.
+            window: Edge of the windows that they were fitted in.
+        """
+        zz = _summed(z * z, window) / self.count - self.mean_z * self.mean_z
+        rest = zz - self.along_x * self.xz - self.along_y * self.yz
+        # Three numbers are fitted; rounding may leave a plane's variance below zero.
+        return np.maximum(rest, 0.0) * self.count / np.maximum(self.count - 3, 1)
+
+
+def _summed(values: Grid, window: int) -> Grid:
+    """Return the sum over the square window around each cell."""
+    return cv2.boxFilter(
+        values, -1, (window, window), normalize=False, borderType=cv2.BORDER_CONSTANT
+    )
 
 
 def _planes(
     known: NDArray[np.bool_], x: Grid, y: Grid, z: Grid, window: int, cell_m: float
 ) -> _Planes:
     """Return the planes through the mean points of the known cells in windows (zero elsewhere)."""
-    weight = known.astype(x.dtype)
-
-    def summed(values: Grid) -> Grid:
-        return cv2.boxFilter(
-            values, -1, (window, window), normalize=False, borderType=cv2.BORDER_CONSTANT
-        )
-
-    n = summed(weight)
+    n = _summed(known.astype(x.dtype), window)
     many = np.maximum(n, 1)
-    mean_x, mean_y, mean_z = summed(x) / many, summed(y) / many, summed(z) / many
-    xx = summed(x * x) / many - mean_x * mean_x
-    xy = summed(x * y) / many - mean_x * mean_y
-    yy = summed(y * y) / many - mean_y * mean_y
-    xz = summed(x * z) / many - mean_x * mean_z
-    yz = summed(y * z) / many - mean_y * mean_z
-    zz = summed(z * z) / many - mean_z * mean_z
+    mean_x, mean_y, mean_z = (_summed(values, window) / many for values in (x, y, z))
+    xx = _summed(x * x, window) / many - mean_x * mean_x
+    xy = _summed(x * y, window) / many - mean_x * mean_y
+    yy = _summed(y * y, window) / many - mean_y * mean_y
+    xz = _summed(x * z, window) / many - mean_x * mean_z
+    yz = _summed(y * z, window) / many - mean_y * mean_z
     # The smaller eigenvalue of the positions' covariance: cells in one line carry no plane.
-    spread = 0.5 * (xx + yy - np.hypot(xx - yy, 2 * xy))
+    spread = 0.5 * (xx + yy - np.sqrt((xx - yy) ** 2 + 4 * xy * xy))
     sure = (n >= MIN_CELLS) & (spread > MIN_SPREAD * cell_m**2)
     determinant = np.where(sure, xx * yy - xy * xy, np.nan)
     along_x = (xz * yy - yz * xy) / determinant
     along_y = (yz * xx - xz * xy) / determinant
-    # Three numbers are fitted; rounding may leave a plane's variance below zero.
-    variance = np.maximum(zz - along_x * xz - along_y * yz, 0.0) * n / np.maximum(n - 3, 1)
-    return _Planes(along_x, along_y, variance)
+    return _Planes(along_x, along_y, many, mean_z, xz, yz)
 
 
 def _footprint_slope_deg(
@@ -278,29 +348,34 @@ def _footprint_slope_deg(
     """Return the tilt of the plane through the footprint around each known cell; else NaN."""
     footprint = 2 * round(0.5 * (options.footprint_m / cell_m - 1)) + 1
     wide = _planes(known, x, y, z, max(3, footprint), cell_m)
-    slope_deg = np.degrees(np.arctan(np.hypot(wide.along_x, wide.along_y)))
+    slope_deg = np.degrees(np.arctan(np.sqrt(wide.along_x**2 + wide.along_y**2)))
     slope_deg[~known] = np.nan
     return slope_deg
 
 
-def _ground_slopes(planes: _Planes) -> tuple[Grid, Grid]:
+def _ground_slopes(planes: _Planes, variance: Grid) -> tuple[Grid, Grid]:
     """Return the slope along x and y of the ground around each cell, without ledges and rocks.
+
+    Zero where no window around has a plane.
 
     Args:
         planes: Of windows of `GROUND_WINDOW` cells.
+        variance: Of the heights about them.
     """
-    shape = planes.variance.shape
-    best_x, best_y, best = (
-        np.full(shape, value, planes.variance.dtype) for value in (np.nan, np.nan, np.inf)
-    )
+    # What another window's variance must be below, and where the best window is, flattened.
+    limit = np.full(variance.shape, np.inf, variance.dtype)
+    index = np.arange(variance.size, dtype=np.int32).reshape(variance.shape)
+    best = index.copy()
+    raised, lowered = variance + SMOOTH_M**2, variance * CLEARLY_SMOOTHER
     for distance in GROUND_DISTANCES:
-        for here, there in _shifts(shape, distance):
-            variance = planes.variance[there]
-            better = variance + SMOOTH_M**2 < CLEARLY_SMOOTHER * best[here]
-            np.copyto(best[here], variance, where=better)
-            np.copyto(best_x[here], planes.along_x[there], where=better)
-            np.copyto(best_y[here], planes.along_y[there], where=better)
-    return best_x, best_y
+        for here, there, _, _ in _shifts(variance.shape, distance):
+            better = raised[there] < limit[here]
+            np.copyto(limit[here], lowered[there], where=better)
+            np.copyto(best[here], index[there], where=better)
+    along_x, along_y = planes.along_x.take(best), planes.along_y.take(best)
+    for slope in (along_x, along_y):
+        np.copyto(slope, 0, where=np.isnan(slope))
+    return along_x, along_y
 
 
 def _height_ranges(
@@ -331,18 +406,21 @@ def _height_ranges(
 
 def _steps(
     known: NDArray[np.bool_],
-    x: Grid,
-    y: Grid,
     low: Grid,
     high: Grid,
-    slope_x: Grid,
-    slope_y: Grid,
+    rises: Iterable[tuple[Part, Part, Grid]],
 ) -> Grid:
-    """Return how far the ground of a cell and its eight neighbours departs from the slope."""
+    """Return how far the ground of a cell and its eight neighbours departs from the slope.
+
+    Args:
+        known: (rows, columns).
+        low, high: Between which heights the ground of each cell is.
+        rises: Slices of cells and of their neighbours in one direction, and how much the ground's
+            slope makes the neighbours higher; for each direction.
+    """
     top, bottom = (np.full(known.shape, value, low.dtype) for value in (-np.inf, np.inf))
     high, low = np.where(known, high, -np.inf), np.where(known, low, np.inf)
-    for here, there in [*_shifts(known.shape, 0), *_shifts(known.shape, 1)]:
-        rise = slope_x[here] * (x[there] - x[here]) + slope_y[here] * (y[there] - y[here])
+    for here, there, rise in rises:
         np.maximum(top[here], high[there] - rise, out=top[here])
         np.minimum(bottom[here], low[there] - rise, out=bottom[here])
     return np.where(known, np.maximum(top - bottom, 0.0), np.nan)
@@ -362,10 +440,17 @@ def hazard_values(
     return np.where(np.isnan(ratio), UNKNOWN, values).astype(np.int8)
 
 
-def _shifts(
-    shape: tuple[int, ...], distance: int
-) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Yield the slices of cells and of those `distance` away in each of eight directions."""
+def _around(shape: tuple[int, ...]) -> Iterator[tuple[Part, Part, int, int]]:
+    """Yield the slices and the direction of cells and of themselves and their neighbours."""
+    yield from _shifts(shape, 0)
+    yield from _shifts(shape, 1)
+
+
+def _shifts(shape: tuple[int, ...], distance: int) -> Iterator[tuple[Part, Part, int, int]]:
+    """Yield slices of cells and of those `distance` away, and the direction: down and right.
+
+    In each of eight directions; at distance 0 the cells themselves, once.
+    """
 
     def slices(length: int, shift: int) -> tuple[slice, slice]:
         return (
@@ -376,4 +461,4 @@ def _shifts(
     around = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
     for down, right in around if distance else [(0, 0)]:
         rows, columns = slices(shape[0], down * distance), slices(shape[1], right * distance)
-        yield (rows[0], columns[0]), (rows[1], columns[1])
+        yield (rows[0], columns[0]), (rows[1], columns[1]), down, right

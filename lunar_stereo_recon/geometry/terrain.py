@@ -221,12 +221,12 @@ class TerrainMap:
         keep = (depth > 0) & (depth <= self.options.max_range_m)
         keep &= (confidence >= self.options.min_confidence) & (sigma_m > 0) & (sigma_m < np.inf)
         kept = np.flatnonzero(keep)
-        points = points.take(kept, axis=0)
-        depth = points[:, 2]
+        # Rows of x, y and z: columns of points would be strided in all that follows.
+        seen = np.stack([points[:, axis].take(kept) for axis in range(3)])
         # Relative to the camera: far from the origin of a map float32 knows centimetres only.
-        placed = points @ rotation.T.astype(np.float32)
-        rise = placed[:, 2]
-        weight = 1.0 / np.square(height_deviation_m(sigma_m.take(kept), depth, rise))
+        placed = rotation.astype(np.float32) @ seen
+        rise = placed[2]
+        weight = 1.0 / np.square(height_deviation_m(sigma_m.take(kept), seen[2], rise))
         cells, inside = self._cells(placed, position)
         confidence = confidence.take(kept)
         if not inside.all():
@@ -243,14 +243,11 @@ class TerrainMap:
         """
         if self._corner is None:
             raise InputError('nothing was added to the map')
-        # Places in the buffer of cells in the order of their x and y.
-        order_x, order_y = (
-            (-1 - (corner + np.arange(self.options.side))) % self.options.side
-            for corner in self._corner
-        )
+        # The cell of smallest x and y stands last once the buffer begins at its corner.
+        shift = self._corner[1], self._corner[0]
 
         def ordered(buffer: NDArray[Any]) -> NDArray[Any]:
-            return buffer.take(order_y, axis=0).take(order_x, axis=1)
+            return np.ascontiguousarray(np.roll(buffer, shift, (0, 1))[::-1, ::-1])
 
         height, deviation = ordered(self._height), np.sqrt(ordered(self._variance))
         unknown = ~(deviation <= self.options.max_deviation_m)
@@ -315,22 +312,30 @@ class TerrainMap:
 
     def _cells(
         self, placed: NDArray[np.float32], position: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Return the places in the flattened buffer, and which points are on the map at all."""
+    ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Return the places in the flattened buffer, and which points are on the map at all.
+
+        Args:
+            placed: (3, N) from the camera, in the map's axes, metres.
+            position: (3,) of the camera, metres.
+        """
         assert self._corner is not None
         side, cell_m = self.options.side, self.options.cell_m
-        inside = np.ones(len(placed), bool)
-        places = []
-        for axis, corner in enumerate(self._corner):
+        inside = np.ones(placed.shape[1], bool)
+        cells = np.zeros(placed.shape[1], np.intp)
+        for axis, (corner, stride) in enumerate(zip(self._corner, (1, side), strict=True)):
             offset = np.float32(position[axis] / cell_m - corner)
-            index = np.floor(placed[:, axis] * np.float32(1 / cell_m) + offset).astype(np.int32)
+            index = placed[axis] * np.float32(1 / cell_m)
+            index += offset
             inside &= (index >= 0) & (index < side)
-            places.append((-1 - (index + np.int32(corner % side))) % np.int32(side))
-        return places[1] * np.int32(side) + places[0], inside
+            # Not below zero where it counts: there to cut is to round down.
+            places = (-1 - (corner + np.arange(side))) % side * stride
+            cells += places.take(index.astype(np.intp), mode='clip')
+        return cells, inside
 
     def _fuse(
         self,
-        cells: NDArray[np.int32],
+        cells: NDArray[np.intp],
         rise: NDArray[np.floating],
         weight: NDArray[np.floating],
         confidence: NDArray[np.floating],
@@ -353,28 +358,38 @@ class TerrainMap:
         noise = count / total
         tilt = math.radians(self.options.tilt_deg) * self._distance_m(measured, position)
         variance = np.maximum(scatter, noise) + tilt**2
-        before, prior = self._height.flat[measured], self._variance.flat[measured]
+        # Flat views: indexing by one number is faster than `flat`, and they write through.
+        heights, variances, contradictions, scatters, confidences, seen_s = (
+            buffer.reshape(-1)
+            for buffer in (
+                self._height,
+                self._variance,
+                self._contradicted,
+                self._scatter,
+                self._confidence,
+                self._seen_s,
+            )
+        )
+        before, prior = heights.take(measured), variances.take(measured)
         new = np.isnan(before)
         apart = np.abs(height - before)
         contradicts = apart > self.options.gate * np.sqrt(prior + variance)
-        contradicted = np.where(contradicts, self._contradicted.flat[measured] + 1, 0)
+        contradicted = np.where(contradicts, contradictions.take(measured) + 1, 0)
         new |= contradicted >= MOST_CONTRADICTIONS
         contradicted[new] = 0
         gain = np.where(new, 1.0, np.where(contradicts, 0.0, prior / (prior + variance)))
-        self._height.flat[measured] = np.where(new, height, before + gain * (height - before))
+        heights[measured] = np.where(new, height, before + gain * (height - before))
         corrected = np.where(new, variance, (1 - gain) * prior)
-        self._variance.flat[measured] = np.maximum(corrected, SMALLEST_DEVIATION_M**2)
-        self._contradicted.flat[measured] = contradicted
+        variances[measured] = np.maximum(corrected, SMALLEST_DEVIATION_M**2)
+        contradictions[measured] = contradicted
         used = new | ~contradicts
         taken = measured[used]
         share = np.where(new, 1.0, NEW_SHARE)[used]
         own = np.maximum(scatter - noise, 0.0)  # what the points' own errors do not explain
-        for buffer, values in (
-            (self._scatter, own),
-            (self._confidence, summed(confidence) / count),
-        ):
-            buffer.flat[taken] += share * (values[used] - buffer.flat[taken])
-        self._seen_s.flat[taken] = self._time_s
+        for buffer, values in ((scatters, own), (confidences, summed(confidence) / count)):
+            old = buffer.take(taken)
+            buffer[taken] = old + share * (values[used] - old)
+        seen_s[taken] = self._time_s
         return len(measured)
 
     def _distance_m(

@@ -211,6 +211,7 @@ def test_speed_of_a_student(samples, model_maker, monkeypatch, capsys):
     monkeypatch.setattr(matrix_product.gflops_reached, '__defaults__', (64,))
     monkeypatch.setattr(profile, 'ROUNDS', 2)
     monkeypatch.setattr(profile.pair_times, '__defaults__', (2,))
+    monkeypatch.setattr(profile.terrain_times, '__defaults__', (2,))
     monkeypatch.setattr(profile, 'PEER_SIZE', (64, 32))
     model = str(model_maker())
     peer = model_maker(name='peer.onnx', channels=3, inputs=('image1', 'image2'))
@@ -228,11 +229,15 @@ def test_speed_of_a_student(samples, model_maker, monkeypatch, capsys):
     assert found['peers'][0]['file'] == 'peer.onnx'
     assert (found['peers'][0]['width'], found['peers'][0]['height']) == (64, 32)
     assert all(peer['milliseconds'] > 0 for peer in found['peers'])
+    parts = ('read_ms', 'add_ms', 'layers_ms', 'message_ms')
+    assert all(0 < found['terrain'][part] < found['terrain']['frame_ms'] for part in parts)
+    assert found['terrain']['known'] > 0.6
     assert document['throughput']['sizes'] == [[64, 32], [128, 64]]
     assert document['throughput']['explained'] == pytest.approx(1.0)  # a line through two points
     assert document['roofline']['gflop'] == 0.0  # nothing but a mean and a factor
     assert document['roofline']['gflops_of_matrix_product'] > 0
-    assert 'GFLOP/s' in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert 'GFLOP/s' in text and 'ms of the processor in terrain_node' in text
     assert (samples.parent / 'out' / 'throughput.png').is_file()
 
 

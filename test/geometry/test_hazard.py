@@ -12,6 +12,7 @@ from lunar_stereo_recon.geometry.hazard import (
     hazard_map,
     hazard_values,
     HazardOptions,
+    hazards_of_heights,
 )
 
 LAYOUT = GridLayout(x_m=0.0, y_m=-2.0, columns=30, rows=20, cell_m=0.2)
@@ -157,6 +158,25 @@ def test_a_frame_takes_less_than_20_ms():
         hazard_map(points, layout)
         spent.append(time.thread_time() - start)
     assert min(spent) < 0.04  # measured 15 ms; machines differ
+
+
+def test_hazards_of_a_map_do_not_depend_on_the_unknown_around():
+    """Only the known part is looked at: elsewhere on a larger map it has to be the same."""
+    rng = np.random.default_rng(2)
+    known = np.tile(0.3 * np.sin(np.arange(30) / 5), (25, 1)).astype(np.float32)
+    known[:, 15:] += np.float32(0.4)
+    known[rng.random(known.shape) < 0.2] = np.nan
+    scatter = np.full_like(known, 1e-4)
+    small, rough = hazards_of_heights(known, scatter, 0.1, OPTIONS)
+    large = np.full((60, 80), np.nan, np.float32)
+    large[3:28, 41:71] = known
+    there, roughness = hazards_of_heights(large, np.full_like(large, 1e-4), 0.1, OPTIONS)
+    np.testing.assert_allclose(there.slope_deg[3:28, 41:71], small.slope_deg, atol=0.01)
+    np.testing.assert_allclose(there.step_m[3:28, 41:71], small.step_m, atol=1e-3)
+    np.testing.assert_allclose(roughness[3:28, 41:71], rough, atol=1e-3)
+    assert (there.hazard >= 0).sum() == (small.hazard >= 0).sum() > 500
+    nothing, _ = hazards_of_heights(np.full((5, 6), np.nan), np.zeros((5, 6)), 0.1)
+    assert (nothing.hazard == -1).all() and math.isnan(nothing.ground_m)
 
 
 @pytest.mark.parametrize(
