@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,22 @@ Interval = tuple[float, float]
 Drawn = dict[str, dict[str, NDArray[np.float64]]]
 # Figures of a group of pairs rather than of a subset of their pixels.
 GROUP = ''
+
+
+def wilson_interval(found: float, count: int, z: float = 1.96) -> tuple[float, float] | None:
+    """Return the 95 % interval of a share of independent cases (Wilson); None without a case.
+
+    Args:
+        found: The share that was seen, in [0, 1].
+        count: Of how many.
+        z: Standard deviations of a normal distribution; 1.96 for 95 %.
+    """
+    if not count:
+        return None
+    middle = (found + z * z / (2 * count)) / (1 + z * z / count)
+    half = math.sqrt(found * (1 - found) / count + (z / (2 * count)) ** 2) * z
+    half /= 1 + z * z / count
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def intervals(

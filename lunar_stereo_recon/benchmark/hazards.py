@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lunar_stereo_recon.benchmark.bootstrap import wilson_interval
 from lunar_stereo_recon.datatypes import FloatImage, StereoCalibration, StereoPair
 from lunar_stereo_recon.files.arrays import check_rendered_pair, load_arrays
 from lunar_stereo_recon.geometry.camera import points_from_depth
@@ -182,11 +183,12 @@ def together(cells: Sequence[Cells]) -> Cells:
     return Cells(**{name: joined(name) for name in Cells.__dataclass_fields__})
 
 
-def step_figures(cells: Cells, clearance_m: float) -> dict[str, dict[str, float | None]]:
+def step_figures(cells: Cells, clearance_m: float) -> dict[str, dict[str, Any]]:
     """Return the figures of each subset of the cells within `RANGE_M`.
 
-    `steps` that are seen, shares of them `found`, `unknown` (the grid says nothing of the cell)
-    and `missed` (it calls it free); `free` cells that are seen and known, and the shares of them
+    `steps` that are seen, shares of them `found` (with its 95 % interval `found_interval`, as if
+    steps were independent), `unknown` (the grid says nothing of the cell) and `missed` (it calls
+    it free); `free` cells that are seen and known, and the shares of them
     `false` marked, and `false_clear` of those where nothing comes near to the clearance.
     """
     near = (cells.range_m <= RANGE_M) & np.isfinite(cells.true_step_m)
@@ -217,6 +219,7 @@ def step_figures(cells: Cells, clearance_m: float) -> dict[str, dict[str, float 
         figures[name] = {
             'steps': float(there.sum()),
             'found': _share(found, there),
+            'found_interval': wilson_interval(_share(found, there) or 0.0, int(there.sum())),
             'unknown': _share(~found & ~cells.known, there),
             'missed': _share(~found & cells.known, there),
             'free': float((none if sized else free & subset).sum()),
@@ -253,12 +256,15 @@ def hazard_tables(results: Mapping[str, Cells]) -> str:
     lines = []
     for step in STEPS_M:
         lines += [f'## Steps of {step:g} m and more', '']
-        headers = ['method', 'subset', 'steps', 'found %', 'unknown %', 'called free %']
+        headers = ['method', 'subset', 'steps', 'found %', '95 % interval']
+        headers += ['unknown %', 'called free %']
         headers += ['free cells', 'false %', 'false where clearly free %']
         lines += _head(headers)
         for method, cells in results.items():
             for subset, figures in step_figures(cells, step).items():
                 values = [_percent(figures[key]) for key in ('found', 'unknown', 'missed')]
+                ends = figures['found_interval']
+                values.insert(1, ' to '.join(map(_percent, ends)) if ends else '')
                 wrong = [_percent(figures[key]) for key in ('false', 'false_clear')]
                 steps, free = (f'{figures[key]:.0f}' for key in ('steps', 'free'))
                 lines.append(_line([method, subset, steps, *values, free, *wrong]))

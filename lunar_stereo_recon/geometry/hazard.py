@@ -194,13 +194,19 @@ def hazards_of_heights(
     known = np.isfinite(height)
     middle = float(np.median(height[known])) if known.any() else math.nan
     part = _known_part(known)
-    grids = _hazards_of_part(height, scatter, known, middle, part, cell_m, options)
-    whole = []
-    for values, unknown in zip(grids, (np.nan, np.nan, UNKNOWN, np.nan), strict=True):
-        whole.append(np.full(height.shape, unknown, values.dtype))
-        whole[-1][part] = values
-    slope_deg, step_m, hazard, roughness = whole
-    return HazardMap(slope_deg, step_m, hazard, middle), roughness
+    slope_deg, step_m, values, roughness = _hazards_of_part(
+        height, scatter, known, middle, part, cell_m, options
+    )
+
+    def whole(values: NDArray[Any], unknown: float) -> NDArray[Any]:
+        grid = np.full(height.shape, unknown, values.dtype)
+        grid[part] = values
+        return grid
+
+    hazard = HazardMap(
+        whole(slope_deg, math.nan), whole(step_m, math.nan), whole(values, UNKNOWN), middle
+    )
+    return hazard, whole(roughness, math.nan)
 
 
 def _known_part(known: NDArray[np.bool_]) -> Part:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lunar_stereo_recon.benchmark.bootstrap import wilson_interval
 from lunar_stereo_recon.benchmark.hazards import (
     graded_cells,
     ground_figures,
@@ -64,13 +65,32 @@ def test_true_points_find_every_step_and_nothing_else(scene):
     figures = step_figures(cells, 0.3)
     assert figures['all']['steps'] > 10
     assert figures['all']['found'] == 1.0 and figures['all']['missed'] == 0.0
+    low, high = figures['all']['found_interval']
+    assert 0.7 < low < 1.0 and high == pytest.approx(1.0)
     assert figures['all']['free'] > 200 and figures['all']['false'] == 0.0
     assert figures['downwards']['steps'] < figures['upwards']['steps']
     assert figures['shadow']['steps'] == 0 and figures['shadow']['found'] is None
+    assert figures['shadow']['found_interval'] is None
     near = ground_figures(cells)['to 10 m']
     assert near['height_mean_cm'] < 3 and near['slope_mean_deg'] < 3
     text = hazard_tables({'truth': cells})
     assert '| truth | all |' in text and 'nan' not in text
+
+
+def test_steps_that_go_down_are_counted_apart(scene):
+    pit = dataclasses.replace(scene, ground=ground_with((4.0, 5.0, -0.5, 0.5), -0.5))
+    figures = step_figures(graded_cells(pit, seen_points(pit.ground).astype(np.float32)), 0.3)
+    down, up = figures['downwards'], figures['upwards']
+    assert down['steps'] > 10 and down['found'] == 1.0
+    assert down['steps'] > 2 * up['steps']
+    assert down['steps'] + up['steps'] == figures['all']['steps']
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    low, high = wilson_interval(0.9, 10)
+    assert (low, high) == pytest.approx((0.596, 0.982), abs=1e-3)
+    assert wilson_interval(1.0, 70) == pytest.approx((0.948, 1.0), abs=1e-3)
+    assert wilson_interval(0.0, 0) is None
 
 
 def test_flat_answer_misses_the_box(scene):

@@ -18,6 +18,7 @@ from lunar_stereo_recon.geometry.rotation import (  # noqa: E402
     rotation_from_quaternion,
     rotation_from_rpy,
 )
+from lunar_stereo_recon.geometry.terrain import TerrainMap, TerrainOptions  # noqa: E402
 from lunar_stereo_recon.result_messages import header  # noqa: E402
 from lunar_stereo_recon.ros.hazard_grid import (  # noqa: E402
     Attitudes,
@@ -99,6 +100,29 @@ def test_grid_of_a_known_pitch_lies_on_the_ground_in_the_optical_frame():
     assert np.abs(level[lethal][:, 1] - 1.0).max() < 0.7
     behind = level[..., 0] < 0.5
     assert (grid[behind] == -1).all()
+
+
+def test_ground_behind_a_rock_is_unknown():
+    """The camera sees over the rock of 0.5 m again from 6.9 m on."""
+    frame = frame_of_attitude(np.eye(3), PITCH_DEG, 'left_optical', 8.0, 0.2)
+    message = frame.message(make_message, view_of(level_from_optical(), rock=True), OPTIONS, 0.5)
+    x, y, _ = np.moveaxis(cell_centers(message) @ level_from_optical().T, -1, 0)
+    hidden = (x > 4.6) & (x < 6.4) & (np.abs(y - x / 4) < 0.15)
+    assert hidden.sum() > 5
+    assert (grid_of(message)[hidden] == -1).all()
+    terrain = TerrainMap(TerrainOptions(max_range_m=8.0, cell_m=0.2))
+    result = view_of(level_from_optical(), rock=True)
+    points = result.points.reshape(-1, 3)
+    place = np.array([0.0, 0.0, CAMERA_HEIGHT_M])
+    sure = np.full(len(points), 0.95, np.float32)
+    terrain.add(points, 0.01 * sure, sure, level_from_optical(), place, 0.0)
+    layers = terrain.layers()
+    column, row = (
+        np.floor((values[hidden] - corner) / 0.2).astype(int)
+        for values, corner in ((x, layers.x_m), (y, layers.y_m))
+    )
+    assert (layers.cost[row, column] == -1).all()
+    assert (layers.cost >= 0).sum() > 200
 
 
 def test_doubtful_points_do_not_count():
