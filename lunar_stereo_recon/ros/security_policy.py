@@ -7,8 +7,9 @@ config/sros2/policy.xml is what it prints without any.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+import functools
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -16,6 +17,7 @@ VERSION = '0.2.0'
 ENCLAVE = '/lunar_stereo_recon'
 _RIG = ('left/image_rect', 'right/image_rect', 'left/camera_info', 'right/camera_info')
 _RAW = ('left/image_raw', 'right/image_raw')
+_TRANSPORTS = ('compressed', 'compressedDepth')
 _RESULTS = (
     *('points2', 'confidence', 'confidence/image_mono8', 'disparity', 'depth/image'),
     *('depth/image/compressedDepth', 'depth/camera_info', 'depth/sigma', 'hazard'),
@@ -74,7 +76,7 @@ POLICIES = {
     ),
     'replay_node': NodePolicy((*_RIG, '/clock'), ('frame_status',)),
     'recorder_node': NodePolicy(
-        (), (*_RIG, *_RECORDED, 'frame_status', 'ground_truth/depth', 'ground_truth/pose')
+        (), (*_RIG, *_RAW, *_RECORDED, 'frame_status', 'ground_truth/depth', 'ground_truth/pose')
     ),
     'simulator_node': NodePolicy(
         (*_RIG, *_RAW, 'ground_truth/depth', 'ground_truth/pose', 'odom', '/clock', '/tf'),
@@ -100,12 +102,12 @@ def policy(namespace: str = '', remappings: Mapping[str, str] | None = None) -> 
         profiles = ElementTree.SubElement(enclave, 'profiles')
         ns = f'/{namespace.strip("/")}'
         profile = ElementTree.SubElement(profiles, 'profile', ns=ns, node=node)
-        names = {**{name: name for name in _names(own)}, **(remappings or {})}
         publishes = ('/rosout', '/parameter_events', *own.publishes)
         subscribes = ('/clock', '/parameter_events', *own.subscribes)
-        _rules(profile, 'services', 'service', 'reply', (*_PARAMETERS, *own.serves), names)
-        _rules(profile, 'topics', 'topic', 'subscribe', subscribes, names)
-        _rules(profile, 'topics', 'topic', 'publish', publishes, names)
+        wire = functools.partial(_on_the_wire, remappings or {})
+        _rules(profile, 'services', 'service', 'reply', map(wire, (*_PARAMETERS, *own.serves)))
+        _rules(profile, 'topics', 'topic', 'subscribe', map(wire, subscribes))
+        _rules(profile, 'topics', 'topic', 'publish', map(wire, publishes))
     ElementTree.indent(root, '  ')
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
@@ -114,20 +116,19 @@ def policy(namespace: str = '', remappings: Mapping[str, str] | None = None) -> 
     )
 
 
-def _names(own: NodePolicy) -> tuple[str, ...]:
-    return (*own.publishes, *own.subscribes, *own.serves)
+def _on_the_wire(remappings: Mapping[str, str], name: str) -> str:
+    """Return a name remapped; other forms of an image follow it, as in `transport_topic`."""
+    image, _, transport = name.rpartition('/')
+    if name not in remappings and image in remappings and transport in _TRANSPORTS:
+        return f'{remappings[image]}/{transport}'
+    return remappings.get(name, name)
 
 
 def _rules(
-    profile: ElementTree.Element,
-    group: str,
-    kind: str,
-    action: str,
-    allowed: Sequence[str],
-    names: Mapping[str, str],
+    profile: ElementTree.Element, group: str, kind: str, action: str, allowed: Iterable[str]
 ) -> None:
     rules = ElementTree.SubElement(profile, group, {action: 'ALLOW'})
-    for name in sorted({names.get(name, name) for name in allowed}):
+    for name in sorted(set(allowed)):
         ElementTree.SubElement(rules, kind).text = name
 
 

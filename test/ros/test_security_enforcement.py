@@ -67,6 +67,7 @@ print(json.dumps([len(heard), node.count_publishers('points2')]))
 INSIDER = """
 import json, sys
 import rclpy
+from nav_msgs.msg import OccupancyGrid
 from sensor_msgs.msg import Image, PointCloud2
 from std_srvs.srv import Trigger
 namespace, enclave = sys.argv[1:]
@@ -76,7 +77,7 @@ node.create_subscription(PointCloud2, 'points2', print, 1)  # allowed
 refused = []
 for name, attempt in {
     'publish': lambda: node.create_publisher(Image, 'left/image_rect', 1),
-    'hear': lambda: node.create_subscription(Image, 'left/image_raw', print, 1),
+    'hear': lambda: node.create_subscription(OccupancyGrid, 'hazard', print, 1),
     'serve': lambda: node.create_service(Trigger, 'reconstruction_node/set_model', print),
 }.items():
     try:

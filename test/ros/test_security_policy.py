@@ -47,6 +47,7 @@ LAST = {
     'simulator_node': ('subscribe', 'cmd_vel'),
     'replay_node': ('subscribe', 'frame_status'),
     'terrain_node': ('subscribe', 'points2'),
+    'recorder_node': ('subscribe', 'right/image_raw'),
 }
 # Follows use_sim_time, which these nodes are not given, or the parameter of an overridden QoS.
 # grid_map_msgs is not among the wheels.
@@ -213,6 +214,7 @@ def test_namespace_and_names_on_the_wire(capsys):
     assert main(['--namespace', 'rover', '--remap', 'left/image_rect:=/cam/left']) == 0
     document = capsys.readouterr().out
     assert 'ns="/rover"' in document and '<topic>/cam/left</topic>' in document
+    assert '<topic>/cam/left/compressed</topic>' in document
     assert '<topic>left/image_rect</topic>' not in document
     with pytest.raises(SystemExit):
         main(['--remap', 'left'])
