@@ -20,7 +20,7 @@ from lunar_stereo_recon.bags.reader import StereoBagReader
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation.recordings import ground_truth_of
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
-from training.commands.adapt import chosen_frames
+from training.bag_labels import chosen_frames
 from training.fused_labels import fused_disparity, PosedFrame, SURE
 
 # Image values below are dark.

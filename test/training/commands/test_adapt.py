@@ -18,15 +18,17 @@ from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair  # noqa: 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from training import adaptation as adaptation_module  # noqa: E402
 from training.adaptation import judge, Split, split_frames, worse  # noqa: E402
-from training.checkpoint import load_checkpoint, load_network, save_checkpoint  # noqa: E402
-from training.cli import main  # noqa: E402
-from training.commands.adapt import (  # noqa: E402
+from training.bag_labels import (  # noqa: E402
     chosen_frames,
     label_bag,
+    label_drive,
     label_pointmaps,
     label_rows,
-    replay_folders,
+    with_neighbours,
 )
+from training.checkpoint import load_checkpoint, load_network, save_checkpoint  # noqa: E402
+from training.cli import main  # noqa: E402
+from training.commands.adapt import replay_folders  # noqa: E402
 from training.data.batches import read_sample, RenderedPairs  # noqa: E402
 from training.recipe import DataRecipe, Recipe, StartRecipe, StudentRecipe  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
@@ -144,6 +146,36 @@ def test_labels_are_training_pairs_and_are_kept(make_bag, flight_teacher, tmp_pa
     save_checkpoint(moved, content)
     with pytest.raises(InputError, match='holds labels made from'):
         label_bag(bag, moved, folder, count=2)
+
+
+def test_neighbours_are_those_before_and_after():
+    found = dict(with_neighbours(range(6), 2))
+    assert found == {
+        0: [1, 2],
+        1: [0, 2, 3],
+        2: [0, 1, 3, 4],
+        3: [1, 2, 4, 5],
+        4: [2, 3, 5],
+        5: [3, 4],
+    }
+    assert list(with_neighbours(range(2), 5)) == [(0, [1]), (1, [0])]
+    assert not list(with_neighbours([], 5))
+
+
+def test_a_drive_labels_its_own_frames(make_bag, tmp_path, flight_teacher):
+    # The poses move by 0.1 m towards a wall that stays at 2 m: 0.3 px a frame, so they agree.
+    bag, folder = make_bag(frames=3), tmp_path / 'labels'
+    shares = label_drive(bag, folder, count=3)
+    assert len(shares) == 3 and min(shares) > 0.5
+    sample = read_sample(folder / '000001.npz')
+    sure = sample['confidence'] == 1
+    assert sure.mean() == pytest.approx(shares[1])
+    assert set(np.unique(sample['confidence'])) <= {0, 1}
+    assert np.median(sample['disparity'][sure]) == pytest.approx(6.0, abs=0.3)
+    with pytest.raises(InputError, match='holds labels made from'):
+        label_bag(bag, flight_teacher, folder, count=3)
+    with pytest.raises(InputError, match='1 stereo frames with a pose; at least 2'):
+        label_drive(make_bag('one', frames=1), tmp_path / 'one', count=3)
 
 
 @pytest.fixture
