@@ -193,13 +193,12 @@ def stamps_out_of_order(stage: Stage) -> str:
             stage.rig.spin_for(0.05)
         stage.health('input', WARN, 'have the stamp of the one before')
         # Diagnostics count a pair when it comes, on a busy machine long before its answer.
-        answers_of = stage.rig.statuses
         stage.rig.spin_until(
-            lambda stamp=stamp: len(answers_of.get(stamp, [])) >= 5,
+            lambda stamp=stamp: len(stage.rig.statuses.get(stamp, [])) >= 5,
             what=f'an answer to each pair with the stamp {stamp}',
         )
         stage.rig.spin_for(0.5)
-        number = len(answers_of[stamp])
+        number = len(stage.rig.statuses[stamp])
         demand(number == 5, f'{number} answers to five pairs with the stamp {stamp}')
     stage.must_serve()
     return f'{dict(answers)}; {text}'
