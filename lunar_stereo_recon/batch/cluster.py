@@ -128,7 +128,8 @@ def _start(cores: int) -> None:
                 raise ReconError(
                     f'Ray does not start on this machine, tried {_STARTS} times: {error} '
                     f'{os.getloadavg()[0]:.1f} processes want {usable_cores()} cores. Try again '
-                    'with --resume, or start Ray with `ray start --head` and give --address auto'
+                    'with --resume, or start Ray before, with ports for its agents, and give '
+                    '--address; see docs/batch.md'
                 ) from error
             print(f'Ray did not start, attempt {attempt} of {_STARTS}: {error}', file=sys.stderr)
 
