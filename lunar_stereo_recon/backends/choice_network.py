@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+import onnxruntime
 
 from lunar_stereo_recon.backends.model_seal import check_model_file
 from lunar_stereo_recon.backends.onnx_backend import LOAD_ERRORS, open_session
@@ -14,6 +15,8 @@ from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
 
 INPUT, OUTPUT = 'evidence', 'preferences'
+# What the graph calls its open dimensions.
+HEIGHT, WIDTH = 'height', 'width'
 # It halves the size three times.
 SIZE_MULTIPLE = 8
 # What the metadata must say of the meaning of input and output.
@@ -33,14 +36,18 @@ class ChoiceNetwork:
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         check_model_file(path)
-        self._session = open_session(path, threads=threads)
-        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._path, self._threads = path, threads
+        # Kept: the file may be replaced before it is opened for another size.
+        self._content = path.read_bytes()
+        session = open_session(path, threads=threads, content=self._content)
+        metadata = session.get_modelmeta().custom_metadata_map
         for key, names in ((EVIDENCE_KEY, EVIDENCE), (CANDIDATES_KEY, CANDIDATES)):
             if metadata.get(key) != ' '.join(names):
                 raise ModelError(
                     f"{path} is made for the {key} '{metadata.get(key, '')}'; "
                     f"'{' '.join(names)}' is needed"
                 )
+        self._opened: tuple[tuple[int, int], onnxruntime.InferenceSession] | None = None
 
     def __call__(self, evidence: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (5, H, W) float32: preferences, and the log of the expected error in pixels.
@@ -55,11 +62,26 @@ class ChoiceNetwork:
         below, beside = -height % SIZE_MULTIPLE, -width % SIZE_MULTIPLE
         if below or beside:
             evidence = np.pad(evidence, ((0, 0), (0, below), (0, beside)), mode='edge')
+        session = self._session(height + below, width + beside)
         try:
-            (preferences,) = self._session.run([OUTPUT], {INPUT: evidence[None]})
+            (preferences,) = session.run([OUTPUT], {INPUT: evidence[None]})
         except LOAD_ERRORS as error:
             raise ModelError(f'the choice network fails when run: {error}') from error
         return preferences[0, :, :height, :width]
+
+    def _session(self, height: int, width: int) -> onnxruntime.InferenceSession:
+        """Return the graph made ready for inputs of this size; the last one is kept."""
+        # Read once: others may share this network.
+        opened, size = self._opened, (height, width)
+        if opened is None or opened[0] != size:
+            # With sizes known, onnxruntime adds within its convolutions.
+            sizes = {HEIGHT: height, WIDTH: width}
+            session = open_session(
+                self._path, threads=self._threads, content=self._content, sizes=sizes
+            )
+            opened = size, session
+            self._opened = opened
+        return opened[1]
 
 
 @cache

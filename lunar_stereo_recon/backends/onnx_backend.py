@@ -244,9 +244,21 @@ def _provider_name(name: str) -> str:
 
 
 def open_session(
-    model_path: Path, wanted: Sequence[str] = (PROVIDERS['cpu'],), threads: int = 0
+    model_path: Path,
+    wanted: Sequence[str] = (PROVIDERS['cpu'],),
+    threads: int = 0,
+    content: bytes | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> onnxruntime.InferenceSession:
     """Return a session of the graph on the providers that are there, the CPU always among them.
+
+    Args:
+        model_path: `.onnx` file.
+        wanted: Names of onnxruntime, in order of preference.
+        threads: Threads within an operation; 0 leaves it to onnxruntime.
+        content: What was read from the file before; None reads it.
+        sizes: Of dimensions that the graph leaves open, by name: with them known, more operations
+            are fused.
 
     Raises:
         ModelError: The file is no graph that can be run.
@@ -257,18 +269,24 @@ def open_session(
     # needs.
     options.add_session_config_entry('session.force_spinning_stop', '1')
     options.log_severity_level = 3
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
     available = set(onnxruntime.get_available_providers())
     usable = [name for name in wanted if name in available]
     if PROVIDERS['cpu'] not in usable:
         usable.append(PROVIDERS['cpu'])  # onnxruntime needs it for operations the others lack
-    return _new_session(model_path, options, usable)
+    return _new_session(model_path, options, usable, content)
 
 
 def _new_session(
-    model_path: Path, options: onnxruntime.SessionOptions, providers: list[str]
+    model_path: Path,
+    options: onnxruntime.SessionOptions,
+    providers: list[str],
+    content: bytes | None = None,
 ) -> onnxruntime.InferenceSession:
+    source = str(model_path) if content is None else content
     try:
-        return onnxruntime.InferenceSession(str(model_path), options, providers=providers)
+        return onnxruntime.InferenceSession(source, options, providers=providers)
     except (*LOAD_ERRORS, RuntimeError, ValueError) as error:
         raise ModelError(f'cannot load the model {model_path}: {_reason(error)}') from error
 

@@ -26,6 +26,13 @@ def test_images_of_any_size(size):
     assert load_chooser()(planes(*size)).shape == (SHAPE[0], *size)
 
 
+def test_each_size_is_answered_as_if_it_were_the_only_one():
+    network = load_chooser()
+    first = network(planes(40, 56))
+    assert network(planes(48, 64)).shape == (SHAPE[0], 48, 64)
+    np.testing.assert_array_equal(network(planes(40, 56)), first)
+
+
 def test_it_is_loaded_once():
     assert load_chooser(1) is load_chooser(1)
 
