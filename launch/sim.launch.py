@@ -1,9 +1,10 @@
 """Starts the built-in simulator with the reconstruction: no Gazebo and no GPU needed."""
 
 import dataclasses
+from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import EmitEvent, LogInfo, OpaqueFunction
+from launch.actions import EmitEvent, LogInfo, OpaqueFunction, SetLaunchConfiguration
 from launch.events import Shutdown
 from launch_ros.actions import Node
 
@@ -19,6 +20,7 @@ from lunar_stereo_recon.ros.launch_arguments import (
 from lunar_stereo_recon.ros.node_processes import large_message_environment
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters, SimulatorParameters
 from lunar_stereo_recon.ros.recorder_node import DRIVE
+from lunar_stereo_recon.simulation.camera_faults import read_camera_faults
 
 # A name that both nodes have means the reconstruction's; the simulator's has the prefix.
 PREFIX = 'sim_'
@@ -40,11 +42,22 @@ def generate_launch_description() -> LaunchDescription:
             argument('terrain_pose', 'Topic of the poses for the map', 'ground_truth/pose'),
             argument('terrain_pose_source', 'Kind of those poses', 'pose'),
             argument('record', 'New rosbag2 folder for the drive, its truth included'),
+            OpaqueFunction(function=_rectification),
             # First, so that wrong arguments are reported before the simulator starts.
             included('rover.launch.py', use_sim_time='true'),
             OpaqueFunction(function=_simulator),
         ]
     )
+
+
+def _rectification(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Have the node rectify the images of cameras that distort, unless it is told."""
+    faults = value(context, 'faults')
+    if context.launch_configurations.get('rectify') or not faults:
+        return []
+    if not read_camera_faults(Path(faults)).distortion:
+        return []
+    return [SetLaunchConfiguration('rectify', 'true')]
 
 
 def _simulator(context: LaunchContext) -> list[LaunchDescriptionEntity]:

@@ -16,7 +16,9 @@ from rclpy.node import Node
 from rclpy.qos import (
     DurabilityPolicy,
     HistoryPolicy,
+    qos_check_compatible,
     qos_policy_name_from_kind,
+    QoSCompatibility,
     QoSPolicyKind,
     QoSProfile,
     ReliabilityPolicy,
@@ -98,10 +100,13 @@ class ImageSubscription:
     def refresh(self) -> None:
         """Subscribe, or subscribe again, if the offer of the publishers asks for it."""
         fixed = _FIXED.get(self._reliability)
-        offers = {
-            (publisher.qos_profile.reliability, publisher.qos_profile.durability)
+        profiles = [
+            publisher.qos_profile
             for publisher in self._node.get_publishers_info_by_topic(self.resolved)
-        }
+        ]
+        if self.conflict and all(self._hears(profile) for profile in profiles):
+            self.conflict = ''  # who did not fit is gone
+        offers = {(profile.reliability, profile.durability) for profile in profiles}
         if self._subscription is None:
             if not offers and fixed is None:
                 return
@@ -145,6 +150,13 @@ class ImageSubscription:
     def publisher_count(self) -> int:
         """Return how many publishers the topic has."""
         return self._node.count_publishers(self.topic)
+
+    def _hears(self, offered: QoSProfile) -> bool:
+        """Return whether what a publisher offers fits the present subscription."""
+        if self._subscription is None:
+            return True
+        fits, _ = qos_check_compatible(offered, self._subscription.qos_profile)
+        return bool(fits != QoSCompatibility.ERROR)
 
     def _on_lost(self, event: Any) -> None:
         self.lost += event.total_count_change

@@ -277,6 +277,23 @@ def test_a_simulated_drive_can_be_recorded_with_its_truth(stand_ins, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    'faults, arguments, rectified',
+    [
+        ('distortion: [-0.2, 0.05, 0.001, 0, 0]', {}, True),
+        ('distortion: [-0.2, 0.05, 0.001, 0, 0]', {'rectify': 'false'}, False),
+        ('exposure_s: 0.01', {}, None),
+    ],
+)
+def test_images_of_simulated_cameras_that_distort_are_rectified(
+    stand_ins, tmp_path, faults, arguments, rectified
+):
+    (tmp_path / 'faults.yaml').write_text(faults)
+    launch = stand_ins('sim.launch.py', faults=str(tmp_path / 'faults.yaml'), **arguments)
+    [(_, parameters)] = launch.started('reconstruction_node')
+    assert parameters.get('rectify') == rectified
+
+
 def test_simulator_has_its_own_argument_for_every_parameter(shown_arguments):
     names = {item.name for item in dataclasses.fields(SimulatorParameters)}
     assert names & PARAMETERS == {'baseline', 'camera_pitch'}
