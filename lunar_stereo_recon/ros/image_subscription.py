@@ -156,7 +156,7 @@ class ImageSubscription:
         if self._subscription is None:
             return True
         fits, _ = qos_check_compatible(offered, self._subscription.qos_profile)
-        return bool(fits != QoSCompatibility.ERROR)
+        return fits != QoSCompatibility.ERROR
 
     def _on_lost(self, event: Any) -> None:
         self.lost += event.total_count_change

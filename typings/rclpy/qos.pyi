@@ -42,4 +42,13 @@ class QoSProfile:
 
 qos_profile_sensor_data: QoSProfile
 
+class QoSCompatibility(IntEnum):
+    OK = 0
+    WARNING = 1
+    ERROR = 2
+
+def qos_check_compatible(
+    publisher_qos: QoSProfile, subscription_qos: QoSProfile
+) -> tuple[QoSCompatibility, str]: ...
+
 def qos_policy_name_from_kind(policy_kind: QoSPolicyKind | int) -> str: ...
