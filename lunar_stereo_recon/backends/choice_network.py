@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-import onnxruntime
 
 from lunar_stereo_recon.backends.model_seal import check_model_file
-from lunar_stereo_recon.backends.onnx_backend import LOAD_ERRORS, open_session
+from lunar_stereo_recon.backends.onnx_backend import LOAD_ERRORS, open_session, Session
 from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
 
@@ -47,7 +46,7 @@ class ChoiceNetwork:
                     f"{path} is made for the {key} '{metadata.get(key, '')}'; "
                     f"'{' '.join(names)}' is needed"
                 )
-        self._opened: tuple[tuple[int, int], onnxruntime.InferenceSession] | None = None
+        self._opened: tuple[tuple[int, int], Session] | None = None
 
     def __call__(self, evidence: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (5, H, W) float32: preferences, and the log of the expected error in pixels.
@@ -69,7 +68,7 @@ class ChoiceNetwork:
             raise ModelError(f'the choice network fails when run: {error}') from error
         return preferences[0, :, :height, :width]
 
-    def _session(self, height: int, width: int) -> onnxruntime.InferenceSession:
+    def _session(self, height: int, width: int) -> Session:
         """Return the graph made ready for inputs of this size; the last one is kept."""
         # Read once: others may share this network.
         opened, size = self._opened, (height, width)

@@ -28,6 +28,7 @@ from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.preprocess import NETWORK_WIDTH
 
 RUNTIME_VERSION = onnxruntime.__version__
+Session = onnxruntime.InferenceSession
 PROVIDERS = {
     'cpu': 'CPUExecutionProvider',
     'cuda': 'CUDAExecutionProvider',
