@@ -115,6 +115,7 @@ def _start(cores: int) -> None:
     for attempt in range(1, _STARTS + 1):
         try:
             ray.init(
+                address='local',  # else it joins whatever Ray runs here already
                 num_cpus=cores,
                 include_dashboard=False,
                 dashboard_host='127.0.0.1',

@@ -166,6 +166,7 @@ def test_ray_is_started_again_where_it_does_not_start(monkeypatch, capsys):
     with connected(None, Limits(workers=2, threads=3)) as workers:
         assert workers == 2
     assert len(attempts) == 3 and attempts[-1]['num_cpus'] == 6
+    assert attempts[-1]['address'] == 'local'  # not what runs on the machine already
     said = capsys.readouterr().err
     assert 'attempt 1 of 3: The current node' in said and 'attempt 2 of 3' in said
     monkeypatch.setattr(cluster.ray, 'init', never)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.limits import MAX_CHANNELS, MAX_LAYERS
@@ -19,20 +19,32 @@ def check_sizes(config: Any, source: object) -> None:
         source: Where it comes from, for the error.
 
     Raises:
-        ModelError: A value is no finite number from 0 to the most that `limits` allow.
+        ModelError: A value is no finite number, or whole number, from 0 or 1 to the most that
+            `limits` allow; a tuple has another length.
     """
+    hints = get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        value, hint = getattr(config, field.name), hints[field.name]
         if dataclasses.is_dataclass(value):
             check_sizes(value, source)
             continue
+        kinds = get_args(hint) if get_origin(hint) is tuple else (hint,)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if Ellipsis not in kinds and len(numbers) != len(kinds):
+            raise ModelError(
+                f'{source}: {type(config).__name__} with {field.name} {value!r}; '
+                f'{len(kinds)} numbers are needed'
+            )
+        kind = int if kinds[0] is int else (int, float)
+        least = 1 if field.name.endswith(('width', 'heads', 'channels')) else 0
         most = MAX_LAYERS if field.name.endswith('depth') else MAX_CHANNELS
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, str):
+        for number in numbers:
+            if isinstance(number, str) and kinds[0] not in (int, float):
                 continue
-            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-            if not (is_number and math.isfinite(number) and 0 <= number <= most):
+            is_number = isinstance(number, kind) and not isinstance(number, bool)
+            if not (is_number and math.isfinite(number) and least <= number <= most):
+                wanted = 'whole numbers' if kind is int else 'numbers'
                 raise ModelError(
                     f'{source}: {type(config).__name__} with {field.name} {value!r}; '
-                    f'numbers from 0 to {most} are needed'
+                    f'{wanted} from {least} to {most} are needed'
                 )

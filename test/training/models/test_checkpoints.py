@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import resource
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 import torch
 
 from lunar_stereo_recon.errors import ModelError
@@ -253,6 +257,31 @@ def test_broken_metadata_is_refused(toy_teacher, tmp_path, monkeypatch):
     save_model(toy_teacher, target)
     monkeypatch.undo()
     with pytest.raises(ModelError, match="version '0'"):
+        load_teacher(target)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'says'),
+    [
+        ('encoder_width', 16.0, 'encoder_width 16.0; whole numbers from 1'),
+        ('decoder_heads', 0, 'decoder_heads 0; whole numbers from 1'),
+        ('encoder_depth', 1.5, 'encoder_depth 1.5; whole numbers from 0'),
+        ('level_channels', [1, 2], 'level_channels (1, 2); 4 numbers'),
+        ('level_channels', [1, 2, 3, 4e-3], 'level_channels (1, 2, 3, 0.004); whole numbers'),
+        ('conf_min', 'exp', "conf_min 'exp'; numbers from 0"),
+    ],
+)
+def test_sizes_in_the_metadata_that_make_no_network_are_refused(
+    toy_teacher, tmp_path, name, value, says
+):
+    target = tmp_path / 'teacher.safetensors'
+    save_model(toy_teacher, target)
+    with safe_open(target, 'pt') as file:
+        metadata = file.metadata()
+    config = json.loads(metadata['config'])
+    (config['head'] if name in config['head'] else config)[name] = value
+    save_file({}, target, metadata | {'config': json.dumps(config)})
+    with pytest.raises(ModelError, match=re.escape(says)):
         load_teacher(target)
 
 
