@@ -103,5 +103,6 @@ def read_preset(path: Path) -> CameraPreset:
     known = {item.name for item in fields(ReconstructionParameters)}
     unknown = document.get('parameters', {}).keys() - known
     if unknown:
-        raise InputError(f'{path}: the node has no parameter {", ".join(sorted(unknown))}')
+        names = ', '.join(sorted(map(str, unknown)))  # a name may be any YAML
+        raise InputError(f'{path}: the node has no parameter {names}')
     return CameraPreset(**document)
