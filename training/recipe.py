@@ -25,6 +25,8 @@ TARGETS = ('ground_truth', 'teacher')
 START_METHODS = ('random', 'shared_basis', 'truncate', 'direct')
 # Not 'off', which YAML reads as a boolean.
 AMP = ('none', 'bf16')
+# What OmegaConf raises over a value; a whole number too large for a float it lets through.
+_WRONG = (OmegaConfBaseException, OverflowError)
 # Losses of the flight student that compare with the teacher.
 TEACHER_TERMS = ('soft_bins', 'encoder_features', 'decoder_features')
 
@@ -343,7 +345,7 @@ def recipe_from_values(values: dict[str, Any]) -> Recipe:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.create(values))
         recipe: Any = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except _WRONG as error:
         raise InputError(f'stored recipe: {error}') from error
     return recipe
 
@@ -365,7 +367,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             OmegaConf.from_dotlist(list(overrides)),
         )
         recipe: Any = OmegaConf.to_object(merged)
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, yaml.YAMLError, *_WRONG) as error:
         raise InputError(f'recipe {path}: {error}') from error
     recipe.check()
     return recipe

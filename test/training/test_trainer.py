@@ -412,6 +412,9 @@ def test_recipe_rejects_unknown_keys_and_wrong_types(tmp_path):
     path.write_text('optimizer: {total_steps: many}\n')
     with pytest.raises(InputError, match='total_steps'):
         load_recipe(path)
+    path.write_text(f'optimizer: {{learning_rate: {"9" * 400}}}\n')
+    with pytest.raises(InputError, match='too large'):
+        load_recipe(path)
     path.write_text('students: {a: {losses: {disparty: 1}}}\n')
     with pytest.raises(InputError, match='disparty'):
         load_recipe(path)
