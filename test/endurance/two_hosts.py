@@ -27,6 +27,7 @@ from typing import Any
 CAMERAS, ROVER = 'lsr_cameras', 'lsr_rover'
 ADDRESSES = {CAMERAS: '10.77.0.1/24', ROVER: '10.77.0.2/24'}
 RATE_HZ = 5.0
+CARRIER_S = 10.0
 WIDTH, HEIGHT = 160, 120
 STEADY_S = 8.0
 RETURN_S = 15.0
@@ -49,10 +50,18 @@ def two_hosts() -> Any:
             ip('-n', name, 'link', 'set', 'lo', 'up')
             ip('-n', name, 'address', 'add', address, 'dev', 'lsr0')
             ip('-n', name, 'link', 'set', 'lsr0', 'up')
+        # DDS looks for its network cards once, when it begins.
+        wait_for(lambda: all(carries(name) for name in ADDRESSES), CARRIER_S, 'the link')
         yield
     finally:
         for name in ADDRESSES:
             subprocess.run(['ip', 'netns', 'delete', name], check=False)
+
+
+def carries(name: str) -> bool:
+    """Return whether a host's end of the link is up and has its other end."""
+    words = ['ip', '-n', name, '-o', 'link', 'show', 'lsr0']
+    return 'state UP' in subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 def environment() -> dict[str, str]:
