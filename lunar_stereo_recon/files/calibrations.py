@@ -68,8 +68,17 @@ class CameraInfo:
     roi: RegionOfInterest = RegionOfInterest()
 
 
+def load_camera_info(path: str | Path) -> CameraInfo:
+    """Return the camera_info in a YAML file of the form that `camera_calibration` writes.
+
+    Raises:
+        CalibrationError: The file cannot be read, has no image size or projection matrix, or a
+            matrix is not of its size.
+    """
+    return _sized_camera_info(_read_mapping(Path(path)), str(path))
+
+
 def _sized_camera_info(document: Mapping[str, Any], source: str) -> CameraInfo:
-    """Return the CameraInfo of a document that says for which size of images it is."""
     width, height = document.get('image_width'), document.get('image_height')
     if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
         raise CalibrationError(

@@ -77,7 +77,7 @@ class MovingFrames:
         """Add the pose of a child frame that does not move in its parent frame.
 
         Raises:
-            InputError: See `PoseTrack.add`.
+            InputError: See `RecordedPoses.add`.
         """
         self._parents[child.lstrip('/')] = parent.lstrip('/'), _matrix(xyz_m, xyzw)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lunar_stereo_recon.files.calibrations import load_camera_infos
+from lunar_stereo_recon.files.calibrations import load_camera_info
 from lunar_stereo_recon.geometry.rectify import fitting_coefficients
 
 FOUR = (0.1, 0.2, 0.3, 0.4)
@@ -37,5 +37,4 @@ def test_file_without_distortion_model(tmp_path, entry, model):
         'projection_matrix: {rows: 3, cols: 4, data: [9,0,4,0, 0,9,2,0, 0,0,1,0]}\n'
         'distortion_coefficients: {rows: 1, cols: 4, data: [0.1, 0, 0, 0]}\n'
     )
-    left, _ = load_camera_infos([path, path])
-    assert left.distortion_model == model
+    assert load_camera_info(path).distortion_model == model

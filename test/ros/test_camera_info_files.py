@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lunar_stereo_recon.errors import CalibrationError, InputError
-from lunar_stereo_recon.files.calibrations import load_camera_infos
+from lunar_stereo_recon.files.calibrations import load_camera_info
 
 pytest.importorskip('rclpy')
 pytestmark = pytest.mark.ros
@@ -48,7 +48,7 @@ def file(tmp_path):
 
 
 def test_every_field_is_read(file):
-    info, _ = load_camera_infos([file, file])
+    info = load_camera_info(file)
     assert (info.width, info.height, info.distortion_model) == (1280, 720, 'plumb_bob')
     assert info.k == (504.76, 0, 640, 0, 502.11, 360, 0, 0, 1)
     assert info.d == (-0.1, 0.02, 0.001, 0, 0)
@@ -80,8 +80,7 @@ def test_one_file_is_not_enough(file):
     with pytest.raises(InputError, match='give both, or neither'):
         camera_infos_from_files('', str(file))
     infos = camera_infos_from_files(str(file), str(file))
-    assert (infos['left'], infos['right']) == load_camera_infos([file, file])
-    assert infos['left'] == infos['right']
+    assert infos['left'] == infos['right'] == load_camera_info(file)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +96,9 @@ def test_one_file_is_not_enough(file):
 def test_unusable_files_are_refused(file, old, new, words):
     file.write_text(FILE.replace(old, new))
     with pytest.raises(CalibrationError, match=words):
-        load_camera_infos([file, file])
+        load_camera_info(file)
 
 
 def test_missing_file_is_named():
     with pytest.raises(CalibrationError, match='/nowhere/left.yaml'):
-        load_camera_infos([Path('/nowhere/left.yaml'), Path('/nowhere/right.yaml')])
+        load_camera_info(Path('/nowhere/left.yaml'))
