@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+import re
 import signal
 
 import numpy as np
@@ -226,35 +227,38 @@ def test_slow_matcher_gets_less_to_do_and_more_again(processes, cameras, fault):
     options = {'target_ms': 10000.0, 'watchdog': 600.0, 'refine': False}
     processes.start(NODE, backend='openvino', threads=1, **options)
     cameras.wait_until_heard()
-    seen = []
+    answers, seen = [], set()
 
     def efforts():
-        """Publish a pair and return the efforts so far, as the diagnostics told them."""
+        """Publish a pair and return the efforts that the diagnostics have told so far."""
         answers.append(publish())
         statuses, cameras.received['diagnostics'][:] = [*cameras.received['diagnostics']], []
         for status in statuses:
             values = {entry.key: entry.value for entry in status.values}
             if status.name == f'{NODE}: model':
-                effort = values['network width, px'], values['one pair in'], status.level
-                if effort not in seen[-1:]:
-                    seen.append(effort)
+                seen.add((values['network width, px'], values['one pair in'], status.level))
         return seen
 
-    answers = []
-    cameras.spin_until(lambda: efforts() == [('640', '1', OK)])
+    def steps():
+        """Return all changes so far, which come faster than diagnostics: (width, one pair in)."""
+        logged = re.findall(
+            r'network width (\d+) px, (?:every pair|one pair in (\d+)) from now on',
+            processes.log(NODE),
+        )
+        return [(640, 1), *((int(width), int(share or 1)) for width, share in logged)]
+
+    cameras.spin_until(lambda: efforts() == {('640', '1', OK)})
     fault.write_text('slow')
-    # Diagnostics come once a second and may miss a step, but none comes before another.
-    cameras.spin_until(lambda: int(efforts()[-1][1]) > 1)
+    cameras.spin_until(lambda: efforts() and len(steps()) >= 5)
     fault.write_text('')
-    cameras.spin_until(lambda: efforts()[-1][:2] == ('640', '1'))
-    steps = [(-int(width), int(rate)) for width, rate, _ in seen]
-    least = steps.index(max(steps))
-    falling, rising = steps[: least + 1], steps[least:]
-    assert falling == sorted(falling) and falling[0] == (-640, 1) and len(falling) > 2
-    assert rising == sorted(rising, reverse=True) and len(rising) > 2
-    assert {step[0] for step in steps} <= {-640, -480, -320}
-    for (width, rate, level), step in zip(seen, steps, strict=True):
-        assert (level == OK) == (step == (-640, 1)), (width, rate)
+    cameras.spin_until(lambda: efforts() and steps()[-1] == (640, 1))
+    falling = [(640, 1), (480, 1), (320, 1), (320, 2), (320, 4)]
+    assert steps()[:5] == falling
+    rising = steps()[4:]
+    assert rising in ([(320, 4), *falling[-2::-1]], [(320, 4), (320, 8), *falling[::-1]])
+    assert len(seen) > 1  # diagnostics come once a second and may miss a step
+    for width, share, level in seen:
+        assert (level == OK) == ((width, share) == ('640', '1')), (width, share)
     assert set(answers) == {'published', 'pressure'}
 
 
