@@ -20,7 +20,12 @@ REPEATS = 3
 logger = logging.getLogger(__name__)
 
 
-def widest_within(target_ms: float, image_width: int, reconstruct: Callable[[int], object]) -> int:
+def widest_within(
+    target_ms: float,
+    image_width: int,
+    reconstruct: Callable[[int], object],
+    own_width: int = NETWORK_WIDTHS[-1],
+) -> int:
     """Return the largest of `NETWORK_WIDTHS` with which a pair takes no longer than the target.
 
     Widths that images of this size are never scaled to (see `preprocess.content_width`) are not
@@ -30,8 +35,10 @@ def widest_within(target_ms: float, image_width: int, reconstruct: Callable[[int
         target_ms: Milliseconds for a pair.
         image_width: Pixels.
         reconstruct: Reconstructs a pair with the given width of the network.
+        own_width: The network's own; wider ones are not tried.
     """
-    widths = sorted({content_width(image_width, width) for width in NETWORK_WIDTHS}, reverse=True)
+    offered = {own_width, *(width for width in NETWORK_WIDTHS if width < own_width)}
+    widths = sorted({content_width(image_width, width) for width in offered}, reverse=True)
     for width in widths:
         slowest_ms = _slowest_ms(width, reconstruct)
         if slowest_ms <= target_ms:

@@ -285,7 +285,9 @@ class StereoReconstructor:
             probe.network_width_px = width
             probe.reconstruct(pair)
 
-        self.network_width_px = widest_within(target_ms, pair.calibration.width, reconstruct)
+        self.network_width_px = widest_within(
+            target_ms, pair.calibration.width, reconstruct, own_width
+        )
 
     def _searched_px(self, aligned: StereoPair) -> tuple[float, float]:
         """Return the smallest and largest disparity that the backend searches, pixels.

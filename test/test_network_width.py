@@ -49,6 +49,11 @@ def test_widths_beyond_the_image_are_not_tried(clock):
     assert sorted(set(clock.seen)) == list(NETWORK_WIDTHS)
 
 
+def test_wider_than_the_network_itself_is_not_tried(clock):
+    assert widest_within(1e3, 640, clock.reconstruct, own_width=320) == 320
+    assert set(clock.seen) == {320}
+
+
 def test_a_generous_target_enlarges_as_no_target_does(clock):
     assert widest_within(1e3, 384, clock.reconstruct) == NETWORK_WIDTH
 

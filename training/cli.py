@@ -29,6 +29,7 @@ COMMANDS = (
     'convert',
     'general_scenes',
     'texture_pairs',
+    'halve',
     'svd_study',
     'smoke',
 )

@@ -25,7 +25,6 @@ from lunar_stereo_recon.backends.student_file import (
 )
 from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage
 from lunar_stereo_recon.errors import ModelError
-from lunar_stereo_recon.preprocess import NETWORK_WIDTH
 
 RUNTIME_VERSION = onnxruntime.__version__
 Session = onnxruntime.InferenceSession
@@ -82,7 +81,7 @@ class OnnxBackend:
 
     choice = ''
     size_multiple = SIZE_MULTIPLE
-    max_width_px: int | None = NETWORK_WIDTH
+    max_width_px: int | None
 
     def __init__(
         self, model_path: Path, providers: Sequence[str] | None = None, threads: int = 0
@@ -101,6 +100,7 @@ class OnnxBackend:
         self.name = facts.name
         self.confidence_calibration = facts.confidence_calibration
         self.max_disparity_px = facts.max_disparity_px
+        self.max_width_px = facts.max_width_px
 
     def predict(self, left: FloatImage, right: FloatImage) -> DisparityPrediction:
         """Match two images (H, W) float32 in [0, 1], H and W multiples of 32."""

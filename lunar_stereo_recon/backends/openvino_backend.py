@@ -33,7 +33,6 @@ from lunar_stereo_recon.backends.student_file import (  # noqa: E402
 )
 from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage  # noqa: E402
 from lunar_stereo_recon.errors import ModelError  # noqa: E402
-from lunar_stereo_recon.preprocess import NETWORK_WIDTH  # noqa: E402
 
 DEVICE = 'CPU'
 FLOAT32 = openvino.Type.f32
@@ -62,7 +61,7 @@ class OpenVinoBackend:
     """
 
     size_multiple = SIZE_MULTIPLE
-    max_width_px: int | None = NETWORK_WIDTH
+    max_width_px: int | None
     provider_fallback = ''
     choice = ''
 
@@ -82,6 +81,7 @@ class OpenVinoBackend:
         self.name = facts.name
         self.confidence_calibration = facts.confidence_calibration
         self.max_disparity_px = facts.max_disparity_px
+        self.max_width_px = facts.max_width_px
         if self.metadata.get('quantization'):
             raise ModelError(
                 f'{model_path} is quantized for onnxruntime; OpenVINO computes with its ranges '

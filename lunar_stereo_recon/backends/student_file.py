@@ -16,11 +16,13 @@ import numpy as np
 from lunar_stereo_recon.datatypes import DisparityPrediction, FloatImage
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.limits import MAX_SIDE_PX
+from lunar_stereo_recon.preprocess import NETWORK_WIDTH
 
 FORMAT_VERSION = '1'
 INPUTS = ('left', 'right')
 OUTPUTS = ('disparity', 'confidence')
 SIZE_MULTIPLE = 32
+WIDTH_KEY = 'network_width_px'
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class StudentFacts:
     name: str
     confidence_calibration: dict[str, Any] | None
     max_disparity_px: float
+    max_width_px: int
 
 
 def input_channels(
@@ -89,6 +92,7 @@ def described(metadata: Mapping[str, str], model_path: Path) -> StudentFacts:
         metadata.get('name') or model_path.stem,
         _json_object(metadata, 'confidence_calibration', model_path),
         _positive_number(metadata, 'max_disparity_px', model_path),
+        _network_width(metadata, model_path),
     )
 
 
@@ -149,3 +153,16 @@ def _positive_number(metadata: Mapping[str, str], key: str, model_path: Path) ->
             f'{model_path} metadata {key} is {value}; it must be positive, at most {MAX_SIDE_PX}'
         )
     return value
+
+
+def _network_width(metadata: Mapping[str, str], model_path: Path) -> int:
+    """Return the width that the student was trained for; files of before say nothing of it."""
+    if WIDTH_KEY not in metadata:
+        return NETWORK_WIDTH
+    width = _positive_number(metadata, WIDTH_KEY, model_path)
+    if width % SIZE_MULTIPLE:
+        raise ModelError(
+            f'{model_path} metadata {WIDTH_KEY} is {width:g}; it must be a multiple of '
+            f'{SIZE_MULTIPLE}'
+        )
+    return int(width)

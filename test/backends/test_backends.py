@@ -33,6 +33,7 @@ def test_model_runs_at_several_sizes(runtime, model_maker):
     assert backend.name == 'tiny'
     assert backend.provider_fallback == ''
     assert backend.max_disparity_px == 8.0
+    assert backend.max_width_px == 640
     assert backend.confidence_calibration == {'weights': {'prior_logit': 1.0}, 'bias': 0.0}
     rng = np.random.default_rng(0)
     for shape in ((32, 64), (64, 96)):
@@ -106,6 +107,7 @@ def test_corrupted_model_names_its_path(runtime, tmp_path, model_maker):
         ({'omit': ('format_version',)}, 'format_version None'),
         ({'omit': ('max_disparity_px',)}, 'max_disparity_px'),
         ({'metadata': {'max_disparity_px': '-4'}}, 'positive'),
+        ({'metadata': {'network_width_px': '330'}}, 'network_width_px is 330; .* multiple of 32'),
         ({'metadata': {'confidence_calibration': '{'}}, 'not JSON'),
         ({'metadata': {'confidence_calibration': '[1]'}}, 'JSON object'),
     ],
@@ -113,6 +115,11 @@ def test_corrupted_model_names_its_path(runtime, tmp_path, model_maker):
 def test_model_of_another_form_is_refused(runtime, model_maker, change, message):
     with pytest.raises(ModelError, match=message):
         load_backend(runtime, model_maker(**change))
+
+
+def test_model_says_its_width(runtime, model_maker):
+    backend = load_backend(runtime, model_maker(metadata={'network_width_px': '320'}))
+    assert backend.max_width_px == 320
 
 
 def test_model_without_calibration_is_accepted(runtime, model_maker):

@@ -19,6 +19,7 @@ from torch import nn, Tensor
 
 from lunar_stereo_recon.backends import self_test
 from lunar_stereo_recon.backends.model_seal import seal_model
+from lunar_stereo_recon.backends.student_file import WIDTH_KEY
 from lunar_stereo_recon.datatypes import DisparityPrediction
 from lunar_stereo_recon.errors import ModelError
 from training.checkpoint import FLIGHT_KIND, load_network
@@ -157,6 +158,7 @@ def metadata_of(
     content: dict[str, Any],
     confidence: dict[str, Any] | None,
     name: str = '',
+    network_width: int | None = None,
 ) -> dict[str, str]:
     """Return the metadata written into the model file; every value is a string.
 
@@ -172,6 +174,7 @@ def metadata_of(
         'weights_sha256': weights_digest(student),
         'max_disparity_px': str(config.max_disparity_px),
         'confidence_calibration': json.dumps(confidence or {}),
+        **({WIDTH_KEY: str(network_width)} if network_width else {}),
     }
 
 
@@ -198,6 +201,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         '--student', default='', metavar='NAME', help='name of the student, if the run has several'
     )
     parser.add_argument('--confidence', type=Path, help='JSON file of the confidence calibration')
+    parser.add_argument(
+        '--network-width',
+        type=int,
+        metavar='PIXELS',
+        help='width that images are scaled to for this student (default: 640); .onnx alone',
+    )
     parser.set_defaults(run=run)
 
 
@@ -206,12 +215,16 @@ def run(args: argparse.Namespace) -> int:
     if args.target.suffix == '.safetensors':
         write_safetensors(args.checkpoint, args.target, args.student)
     else:
-        write_onnx(args.checkpoint, args.target, args.confidence, args.student)
+        write_onnx(args.checkpoint, args.target, args.confidence, args.student, args.network_width)
     return 0
 
 
 def write_onnx(
-    checkpoint: Path, target: Path, calibration: Path | None = None, name: str = ''
+    checkpoint: Path,
+    target: Path,
+    calibration: Path | None = None,
+    name: str = '',
+    network_width: int | None = None,
 ) -> None:
     """Export, then check the file against torch at two sizes.
 
@@ -220,7 +233,7 @@ def write_onnx(
     """
     student, content = load_student(checkpoint, name)
     confidence = json.loads(calibration.read_text()) if calibration else None
-    export_onnx(student, target, metadata_of(student, content, confidence, name))
+    export_onnx(student, target, metadata_of(student, content, confidence, name, network_width))
     for size in ((480, 640), (224, 352)):
         share = parity(student, target, size)
         if share > PARITY_SHARE:
