@@ -56,7 +56,8 @@ class DataRecipe:
         max_row_bend_px: Some pairs' right rows bend by up to this instead; 0 for none.
         flipped_share: Share of the pairs that are turned upside down (lunar ones less often).
         mirrored_share: Share of the pairs with a right disparity that are mirrored.
-        zoomed_share: Share of the pairs that are scaled by 0.7 to 1.6, as far as the crop fits.
+        zoomed_share: Share of the pairs that are scaled.
+        least_zoom, most_zoom: By what factors, as far as the crop fits.
         matches: Correspondences drawn a pair, for the matching loss; 0 for none.
         min_overlap: StereoLunar: pairs are left out where a smaller share of the left view is
             seen in the right one.
@@ -81,6 +82,8 @@ class DataRecipe:
     flipped_share: float = 0.0
     mirrored_share: float = 0.0
     zoomed_share: float = 0.0
+    least_zoom: float = 0.7
+    most_zoom: float = 1.6
     matches: int = 0
     min_overlap: float = 0.3
     max_frame_distance: int = 1

@@ -26,8 +26,7 @@ from lunar_stereo_recon.files.arrays import check_rendered_pair, load_arrays
 from training.recipe import DataRecipe
 
 LOG = logging.getLogger(__name__)
-# Pairs are scaled by a factor from this range, and so many of those with bent rows have them.
-ZOOM = (0.7, 1.6)
+# So many of the pairs of a recipe with bent rows have them.
 BENT_SHARE = 0.4
 # Lunar pairs stand on their ground: they are turned upside down so many times as often.
 LUNAR_FLIPS = 0.3
@@ -431,9 +430,10 @@ class RenderedPairs(StepBatches):
             sample = flip_rows(sample)
         if rng.random() < recipe.zoomed_share:
             rows, columns = sample['left'].shape
-            least = max(recipe.crop_height / rows, recipe.crop_width / columns, ZOOM[0])
-            if least < ZOOM[1]:
-                sample = zoom(sample, float(np.exp(rng.uniform(np.log(least), np.log(ZOOM[1])))))
+            fits = max(recipe.crop_height / rows, recipe.crop_width / columns)
+            least, most = max(fits, recipe.least_zoom), recipe.most_zoom
+            if least < most:
+                sample = zoom(sample, float(np.exp(rng.uniform(np.log(least), np.log(most)))))
         return sample
 
 

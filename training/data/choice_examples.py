@@ -94,7 +94,8 @@ def make_examples(
 def _example(engine: StereoReconstructor, path: Path, rng: np.random.Generator) -> ChoiceExample:
     pair, truth = load_rendered_pair(path)
     pair = _varied(pair, rng)
-    engine.network_width_px = int(rng.choice(NETWORK_WIDTHS, p=WIDTH_SHARES))
+    width = int(rng.choice(NETWORK_WIDTHS, p=WIDTH_SHARES))
+    engine.network_width_px = min(width, engine.backend.max_width_px or width)
     engine.reset_rows()
     engine.prior(pair)  # tells how the rows of this frame's rig are aligned
     aligned, prior = engine.prior(pair)

@@ -7,7 +7,15 @@ import pytest
 
 pytest.importorskip('torch')
 
-from training.data.batches import compressed, dust_shadow, misalign_rows, stack, vary_light  # noqa: E402
+from training.data.batches import (  # noqa: E402
+    compressed,
+    dust_shadow,
+    misalign_rows,
+    RenderedPairs,
+    stack,
+    vary_light,
+)
+from training.recipe import DataRecipe  # noqa: E402
 
 
 @pytest.fixture
@@ -60,3 +68,22 @@ def test_a_batch_has_intrinsics_only_where_every_pair_has_them(image):
     assert 'intrinsics' not in mixed
     whole = stack([sample(image, intrinsics=intrinsics)] * 2)
     assert whole['intrinsics'].shape == (2, 3, 3)
+
+
+def test_pairs_are_scaled_within_the_recipes_bounds_as_far_as_the_crop_fits(tmp_path):
+    flat = np.full((96, 128), 10, np.float32)
+    grey, none = np.full(flat.shape, 90, np.uint8), np.zeros(flat.shape, np.uint8)
+    path = tmp_path / '0.npz'
+    np.savez(path, left=grey, right=grey, disparity=flat, shadow=none > 0, occlusion=none)
+
+    def disparities(**changes):
+        recipe = DataRecipe(train=[str(tmp_path)], zoomed_share=1.0, crop_width=64, **changes)
+        pairs = RenderedPairs(recipe, 0, 1)
+        return [pairs.item(number)['disparity'].mean() for number in range(40)]
+
+    scaled = disparities(crop_height=32, least_zoom=0.6, most_zoom=1.2)
+    assert 6 <= min(scaled) < 6.5 and 11.4 < max(scaled) <= 12
+    # Half the height is needed, and more.
+    fitting = disparities(crop_height=64, least_zoom=0.2, most_zoom=1.0)
+    assert 6.6 < min(fitting) < 7.2 and max(fitting) <= 10
+    assert set(disparities(crop_height=96, least_zoom=0.2, most_zoom=0.9)) == {10.0}
