@@ -6,6 +6,7 @@ Messages are made through a `MakeMessage`, as those of a Reconstruction (`result
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ GRID_MAP_TYPE = 'grid_map_msgs/msg/GridMap'
 _FLOAT32 = 7
 # Columns of an organised cloud that are used: its rows are what is sparse on the ground.
 COLUMNS_USED = 320
+ROWS_AT_ONCE = 32
 # Names of grid_map and of elevation_mapping where they have one: layer of the map.
 GRID_MAP_LAYERS = {
     'elevation': 'height',
@@ -50,8 +52,13 @@ class CloudPoints:
     sigma_m: FloatImage | None
 
 
-def points_of_cloud(message: Any) -> CloudPoints:
+def points_of_cloud(message: Any, max_depth_m: float = math.inf) -> CloudPoints:
     """Return the points of a PointCloud2, of a wide organised one about every second column.
+
+    Args:
+        message: The cloud.
+        max_depth_m: Points with a larger z are not wanted; those in blocks of rows that have no
+            other are left out.
 
     Raises:
         InputError: It has no x, y and z of float32 in one byte order, or too few bytes.
@@ -81,18 +88,41 @@ def points_of_cloud(message: Any) -> CloudPoints:
     every = max(1, width // COLUMNS_USED) if height > 1 else 1
     # (H, W, fields); a view of the message as long as nothing is taken from it.
     values = rows[:, : width * step].reshape(height, width, step).view('<f4')[:, ::every]
-    columns = [
-        np.ascontiguousarray(values[..., offset // 4], np.float32).reshape(-1)
-        for offset in offsets
-    ]
+    columns = _columns(values, [offset // 4 for offset in offsets], max_depth_m)
     by_name = dict(zip(wanted, columns, strict=True))
     # Coordinate by coordinate in memory, which is how the map reads them.
-    points = np.stack(columns[:3]).T
+    points = columns[:3].T
     sigma = by_name.get('sigma')
-    if sigma is not None and not np.isfinite(sigma).any():
+    if sigma is not None and sigma.size and not np.isfinite(sigma).any():
         sigma = None
     ones: FloatImage = np.ones(len(points), np.float32)
     return CloudPoints(points, by_name.get('confidence', ones), sigma)
+
+
+def _columns(values: NDArray[Any], axes: list[int], max_depth_m: float) -> FloatImage:
+    """Return (len(axes), N) float32, fields of the points of a (H, W, fields) cloud, one by one.
+
+    A few rows at once, so that all of their fields are found in the cache.
+
+    Args:
+        values: The cloud.
+        axes: Places of the fields that are wanted; the third one is z.
+        max_depth_m: See `points_of_cloud`.
+    """
+    height, width = values.shape[:2]
+    columns: FloatImage = np.empty((len(axes), height, width), np.float32)
+    used = 0
+    for first in range(0, height, ROWS_AT_ONCE):
+        rows = values[first : first + ROWS_AT_ONCE]
+        there = slice(used, used + len(rows))
+        columns[2, there] = rows[..., axes[2]]
+        if max_depth_m < math.inf and not (columns[2, there] <= max_depth_m).any():
+            continue
+        for column, axis in zip(columns, axes, strict=True):
+            if axis != axes[2]:
+                column[there] = rows[..., axis]
+        used = there.stop
+    return columns[:, :used].reshape(len(axes), -1)
 
 
 def cost_message(make: MakeMessage, layers: TerrainLayers, stamp_ns: int, frame_id: str) -> Any:
@@ -193,5 +223,6 @@ def _grid_map_matrix(make: MakeMessage, layers: TerrainLayers, name: str) -> Any
 
 
 def _middle_height(layers: TerrainLayers) -> float:
-    known: NDArray[np.bool_] = np.isfinite(layers.height)
-    return float(np.median(layers.height[known])) if known.any() else 0.0
+    """Return the median height of about a thousand of the known cells."""
+    known = layers.height[np.isfinite(layers.height)]
+    return float(np.median(known[:: max(1, known.size // 1000)])) if known.size else 0.0

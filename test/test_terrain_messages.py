@@ -138,6 +138,21 @@ def test_a_cloud_without_confidence_is_trusted_and_a_sigma_of_nan_alone_is_none(
     assert unknown.sigma_m is None
 
 
+def test_rows_beyond_the_largest_depth_are_left_out_where_they_hold_nothing_else():
+    values = np.ones((100 * 3, 4), np.float32)
+    values[:, 2] = np.repeat(np.arange(100), 3)  # z is the number of the row
+    values[:99, 2] = np.nan
+    values[:, 3] = values[:, 2] / 100
+    message = cloud(values, ['x', 'y', 'z', 'sigma'], height=100)
+    near = points_of_cloud(message, 50.0)
+    kept = near.points[:, 2] <= 50
+    assert np.unique(near.points[kept, 2]).tolist() == list(range(33, 51))
+    assert 51 < np.nanmax(near.points[:, 2]) < 99 and len(near.points) < 300
+    assert near.sigma_m[kept] == pytest.approx(near.points[kept, 2] / 100)
+    nothing = points_of_cloud(message, 5.0)
+    assert len(nothing.points) == 0 and nothing.sigma_m is not None
+
+
 def test_wide_organised_clouds_lose_columns_and_no_rows():
     values = np.zeros((3 * 640, 3), np.float32)
     values[:, 0] = np.tile(np.arange(640), 3)

@@ -269,7 +269,7 @@ def terrain_times(rounds: int = ROUNDS) -> TerrainTimes:
         place = np.array([CIRCLE_M * math.sin(yaw), -CIRCLE_M * math.cos(yaw), CAMERA_HEIGHT_M])
         rotation = rotation_from_rpy(0.0, 0.0, yaw) @ mounting
         ends = [time.thread_time()]
-        read = points_of_cloud(cloud)
+        read = points_of_cloud(cloud, terrain.options.max_range_m)
         ends.append(time.thread_time())
         assert read.sigma_m is not None
         terrain.add(read.points, read.sigma_m, read.confidence, rotation, place, 0.5 * number)

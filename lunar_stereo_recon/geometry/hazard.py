@@ -33,15 +33,19 @@ TAIL = 0.05
 # Steps come out lower than they are: matching rounds edges off, and the tails are left out. They
 # are marked from this share of the clearance.
 MARKED_FROM = 0.9
-# Edge of the windows that the ground's slope is taken from, and how far from the cell they may be,
-# cells. Another window must have less than this share of the variance, and of a centimetre's more.
+# Edge of the windows that the ground's slope is taken from, and how far from the cell others may
+# be, cells. These must have less than this share of the variance, and of a centimetre's more.
 GROUND_WINDOW = 5
-GROUND_DISTANCES = (0, 2, 4)
+GROUND_DISTANCES = (2, 4)
 CLEARLY_SMOOTHER = 0.5
 SMOOTH_M = 0.01
+# Heights of an elevation map are taken in steps of a quarter of a millimetre.
+QUANTUM_M = 2.0**-12
 # A plane through the cells of a window: as many are needed, and so wide (variance, cells²).
 MIN_CELLS = 5
 MIN_SPREAD = 0.25
+# Directions to the neighbours of a cell: down and right.
+AROUND = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right)
 
 Grid = NDArray[np.floating]
 # Rows and columns of a part of a grid.
@@ -145,7 +149,8 @@ def hazard_map(
     )
     slope_deg = _footprint_slope_deg(known_grid, grid_x, grid_y, grid_z, layout.cell_m, options)
     planes = _planes(known_grid, grid_x, grid_y, grid_z, GROUND_WINDOW, layout.cell_m)
-    ground_x, ground_y = _ground_slopes(planes, planes.variance(grid_z, GROUND_WINDOW))
+    variance = planes.variance(grid_z, GROUND_WINDOW)
+    ground_x, ground_y = _ground_slopes(count.reshape(shape) > 0, planes, variance)
     low, high = _height_ranges(
         cells,
         z
@@ -172,13 +177,33 @@ def hazard_map(
     )
 
 
+@dataclass(frozen=True)
+class GroundHazards:
+    """Hazards of an elevation map or of a part of it, (rows, columns) each.
+
+    Attributes:
+        slope_deg, step_m, hazard: As of a `HazardMap`.
+        roughness_m: float32, how far heights depart from the plane of the surroundings, root mean
+            square; NaN unknown.
+    """
+
+    slope_deg: NDArray[np.float32]
+    step_m: NDArray[np.float32]
+    hazard: NDArray[np.int8]
+    roughness_m: NDArray[np.float32]
+
+
 def hazards_of_heights(
     height: NDArray[np.floating],
     scatter: NDArray[np.floating],
     cell_m: float,
     options: HazardOptions = HazardOptions(),
-) -> tuple[HazardMap, NDArray[np.float32]]:
+    part: Part | None = None,
+) -> GroundHazards:
     """Return the hazards of an elevation map, and how rough its ground is.
+
+    They are the same to the last bit whether they are asked for at once or part by part: heights
+    are taken in whole steps of `QUANTUM_M`, whose sums are exact to 128 m above and below zero.
 
     Args:
         height: (rows, columns) metres, mean of each cell; NaN unknown. Columns run along x.
@@ -186,88 +211,126 @@ def hazards_of_heights(
             is not known.
         cell_m: Edge of a cell, metres.
         options: What the rover can do.
-
-    Returns:
-        The hazards, and (rows, columns) float32, metres: how far heights depart from the plane
-        of the surroundings, root mean square; NaN unknown.
+        part: Rows and columns that are wanted, both ends given; None for all.
     """
-    known = np.isfinite(height)
-    middle = float(np.median(height[known])) if known.any() else math.nan
-    part = _known_part(known)
-    slope_deg, step_m, values, roughness = _hazards_of_part(
-        height, scatter, known, middle, part, cell_m, options
-    )
-
-    def whole(values: NDArray[Any], unknown: float) -> NDArray[Any]:
-        grid = np.full(height.shape, unknown, values.dtype)
-        grid[part] = values
-        return grid
-
-    hazard = HazardMap(
-        whole(slope_deg, math.nan), whole(step_m, math.nan), whole(values, UNKNOWN), middle
-    )
-    return hazard, whole(roughness, math.nan)
-
-
-def _known_part(known: NDArray[np.bool_]) -> Part:
-    """Return the rows and columns around the known cells; of a drive that is half of the map.
-
-    With as many unknown cells around as the hazards of known ones look at.
-    """
-    rows, columns = (np.flatnonzero(known.any(axis=axis)) for axis in (1, 0))
-    if not rows.size:
-        return slice(0, 1), slice(0, 1)
-    margin = GROUND_DISTANCES[-1]
-    return (
-        slice(max(0, int(rows[0]) - margin), int(rows[-1]) + 1 + margin),
-        slice(max(0, int(columns[0]) - margin), int(columns[-1]) + 1 + margin),
-    )
-
-
-def _hazards_of_part(
-    height: NDArray[np.floating],
-    scatter: NDArray[np.floating],
-    known: NDArray[np.bool_],
-    middle: float,
-    part: Part,
-    cell_m: float,
-    options: HazardOptions,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int8], NDArray[np.float32]]:
-    """Return slope, step, hazard and roughness of a part of the map that has all known cells."""
-    # Single precision takes half the time; about the middle of the map it is precise enough.
-    along_y, along_x = (
-        cell_m * (np.arange(count, dtype=np.float32) - np.float32(0.5 * count))[cells]
-        for count, cells in zip(height.shape, part, strict=True)
-    )
-    height, scatter, known = height[part], scatter[part], known[part]
-    zero = np.float32(0)
-    x, y = np.where(known, along_x[None, :], zero), np.where(known, along_y[:, None], zero)
-    z = np.where(known, height - middle, zero).astype(np.float32)
-    slope_deg = _footprint_slope_deg(known, x, y, z, cell_m, options)
-    planes = _planes(known, x, y, z, GROUND_WINDOW, cell_m)
-    variance = planes.variance(z, GROUND_WINDOW)
-    ground_x, ground_y = _ground_slopes(planes, variance)
+    rows, columns = part or (slice(0, height.shape[0]), slice(0, height.shape[1]))
+    reach = reach_of_change(cell_m, options)
+    around = tuple(slice(max(0, p.start - reach), p.stop + reach) for p in (rows, columns))
+    height, scatter = height[around], scatter[around]
+    unknown = np.isnan(height)
+    known, zero = ~unknown, np.float32(0)
+    z = np.rint(height * (1 / QUANTUM_M)).astype(np.float64)
+    np.copyto(z, 0, where=unknown)
+    places = _Places(known, z)
+    slope_deg = places.planes(_footprint_cells(cell_m, options), cell_m, about=False).slope_deg()
+    slope_deg[unknown] = np.nan
+    planes = places.planes(GROUND_WINDOW, cell_m)
+    ground_x, ground_y = _ground_slopes(known, planes, planes.variance)
     # What the ground's own slope does within a cell is no step: uniform over the cell's edge.
     own = np.maximum(scatter - (ground_x**2 + ground_y**2) * np.float32(cell_m**2 / 12), zero)
-    half_step = np.sqrt(np.where(known, own, zero))
+    np.copyto(own, zero, where=unknown)
+    half_step = np.sqrt(own)
+    z_m = z.astype(np.float32) * np.float32(QUANTUM_M)
     # Heights stand in the middles of their cells: the ground rises by the same for a cell's edge.
-    flat = np.zeros_like(ground_x)
     along, across = (
-        (flat, slope * np.float32(cell_m), slope * np.float32(-cell_m))
+        (np.zeros_like(slope), slope * np.float32(cell_m), slope * np.float32(-cell_m))
         for slope in (ground_x, ground_y)
     )
     rises = (
         (here, there, along[right][here] + across[down][here])
         for here, there, down, right in _around(known.shape)
     )
-    step_m = _steps(known, z - half_step, z + half_step, rises)
-    roughness = np.sqrt(np.where(known, variance + own, np.float32(np.nan)))
-    return (
-        slope_deg.astype(np.float32),
-        step_m.astype(np.float32),
-        hazard_values(slope_deg, step_m, cell_m, options),
-        roughness.astype(np.float32),
+    step_m = _steps(known, z_m - half_step, z_m + half_step, rises)
+    roughness_m = np.sqrt(planes.variance + own)
+    np.copyto(roughness_m, np.nan, where=unknown)
+    inner = tuple(
+        slice(p.start - a.start, p.stop - a.start)
+        for p, a in zip((rows, columns), around, strict=True)
     )
+    slope_deg, step_m = slope_deg[inner], step_m[inner]
+    values = hazard_values(slope_deg, step_m, cell_m, options)
+    return GroundHazards(slope_deg, step_m, values, roughness_m[inner])
+
+
+def reach_of_change(cell_m: float, options: HazardOptions) -> int:
+    """Return how far a change of a height changes hazards, cells to each side."""
+    # A step looks at the ground's slope around the cells beside it.
+    ground = GROUND_WINDOW // 2 + GROUND_DISTANCES[-1] + 1
+    return max(_footprint_cells(cell_m, options) // 2, ground)
+
+
+@dataclass(frozen=True)
+class _GridPlanes:
+    """Least-squares planes of the windows around all cells of an elevation map; NaN: too few.
+
+    Attributes:
+        along_x, along_y: Their slopes, float32.
+        variance: Of the heights about them, square metres, float32.
+    """
+
+    along_x: NDArray[np.float32]
+    along_y: NDArray[np.float32]
+    variance: NDArray[np.float32]
+
+    def slope_deg(self) -> NDArray[np.float32]:
+        """Return their tilts."""
+        return np.degrees(np.arctan(np.sqrt(self.along_x**2 + self.along_y**2)))
+
+
+class _Places:
+    """Cells of an elevation map as whole numbers, of which windows have exact sums.
+
+    Args:
+        known: (rows, columns) bool.
+        z: (rows, columns) float64, heights in `QUANTUM_M`; 0 where unknown.
+    """
+
+    def __init__(self, known: NDArray[np.bool_], z: NDArray[np.float64]) -> None:
+        row, column = (np.arange(count, dtype=np.float64) for count in known.shape)
+        n = known.astype(np.float64)
+        x, y = n * column, n * row[:, None]
+        self._n, self._x, self._y, self._z = n, x, y, z
+        self._products = x * x, x * y, y * y, z * x, z * y, z * z
+
+    def planes(self, window: int, cell_m: float, about: bool = True) -> _GridPlanes:
+        """Return the planes through the known cells of square windows.
+
+        Args:
+            window: Edge of the windows, cells.
+            cell_m: Edge of a cell, metres.
+            about: The variance about the planes is wanted; else it is NaN.
+        """
+        n, x, y, z = (_summed(values, window) for values in (self._n, self._x, self._y, self._z))
+
+        def covariance(product: Grid, a: Grid, b: Grid) -> NDArray[np.float32]:
+            """Return it times n²: a whole number, and so the same wherever the map begins."""
+            total = _summed(product, window)
+            total *= n
+            total -= a * b
+            return total.astype(np.float32)
+
+        xx, xy, yy, xz, yz = (
+            covariance(product, a, b)
+            for product, a, b in zip(
+                self._products, (x, x, y, z, z), (x, y, y, x, y), strict=False
+            )
+        )
+        count = n.astype(np.float32)
+        # The smaller eigenvalue of the positions' covariance: cells in one line carry no plane.
+        spread = xx + yy - np.sqrt((xx - yy) ** 2 + 4 * xy * xy)
+        determinant = xx * yy - xy * xy
+        unsure = (count < MIN_CELLS) | ~(spread > 2 * MIN_SPREAD * count * count)
+        np.copyto(determinant, np.nan, where=unsure)
+        along_x = (xz * yy - yz * xy) / determinant
+        along_y = (yz * xx - xz * xy) / determinant
+        variance = np.full_like(count, np.nan)
+        if about:
+            rest = covariance(self._products[-1], z, z) - along_x * xz - along_y * yz
+            # Three numbers are fitted; rounding may leave a plane's variance below zero.
+            variance = np.maximum(rest, 0) * np.float32(QUANTUM_M**2)
+            variance /= np.maximum(count * (count - 3), 1)
+        slope = np.float32(QUANTUM_M / cell_m)
+        return _GridPlanes(along_x * slope, along_y * slope, variance)
 
 
 def _inside(
@@ -333,55 +396,99 @@ def _planes(
     """Return the planes through the mean points of the known cells in windows (zero elsewhere)."""
     n = _summed(known.astype(x.dtype), window)
     many = np.maximum(n, 1)
-    mean_x, mean_y, mean_z = (_summed(values, window) / many for values in (x, y, z))
-    xx = _summed(x * x, window) / many - mean_x * mean_x
-    xy = _summed(x * y, window) / many - mean_x * mean_y
-    yy = _summed(y * y, window) / many - mean_y * mean_y
-    xz = _summed(x * z, window) / many - mean_x * mean_z
-    yz = _summed(y * z, window) / many - mean_y * mean_z
+
+    def mean(values: Grid) -> Grid:
+        total = _summed(values, window)
+        total /= many
+        return total
+
+    def covariance(a: Grid, b: Grid, mean_a: Grid, mean_b: Grid) -> Grid:
+        product = mean(a * b)
+        product -= mean_a * mean_b
+        return product
+
+    mean_x, mean_y, mean_z = mean(x), mean(y), mean(z)
+    xx, xy = covariance(x, x, mean_x, mean_x), covariance(x, y, mean_x, mean_y)
+    yy, xz = covariance(y, y, mean_y, mean_y), covariance(x, z, mean_x, mean_z)
+    yz = covariance(y, z, mean_y, mean_z)
     # The smaller eigenvalue of the positions' covariance: cells in one line carry no plane.
     spread = 0.5 * (xx + yy - np.sqrt((xx - yy) ** 2 + 4 * xy * xy))
-    sure = (n >= MIN_CELLS) & (spread > MIN_SPREAD * cell_m**2)
-    determinant = np.where(sure, xx * yy - xy * xy, np.nan)
+    determinant = xx * yy - xy * xy
+    unsure = (n < MIN_CELLS) | ~(spread > MIN_SPREAD * cell_m**2)
+    np.copyto(determinant, np.nan, where=unsure)
     along_x = (xz * yy - yz * xy) / determinant
     along_y = (yz * xx - xz * xy) / determinant
     return _Planes(along_x, along_y, many, mean_z, xz, yz)
+
+
+def _footprint_cells(cell_m: float, options: HazardOptions) -> int:
+    """Return the edge of the footprint's window, an odd number of cells."""
+    return max(3, 2 * round(0.5 * (options.footprint_m / cell_m - 1)) + 1)
 
 
 def _footprint_slope_deg(
     known: NDArray[np.bool_], x: Grid, y: Grid, z: Grid, cell_m: float, options: HazardOptions
 ) -> Grid:
     """Return the tilt of the plane through the footprint around each known cell; else NaN."""
-    footprint = 2 * round(0.5 * (options.footprint_m / cell_m - 1)) + 1
-    wide = _planes(known, x, y, z, max(3, footprint), cell_m)
+    wide = _planes(known, x, y, z, _footprint_cells(cell_m, options), cell_m)
     slope_deg = np.degrees(np.arctan(np.sqrt(wide.along_x**2 + wide.along_y**2)))
     slope_deg[~known] = np.nan
     return slope_deg
 
 
-def _ground_slopes(planes: _Planes, variance: Grid) -> tuple[Grid, Grid]:
-    """Return the slope along x and y of the ground around each cell, without ledges and rocks.
+def _ground_slopes(
+    wanted: NDArray[np.bool_], planes: _Planes | _GridPlanes, variance: Grid
+) -> tuple[Grid, Grid]:
+    """Return the slope along x and y of the ground around cells, without ledges and rocks.
 
     Zero where no window around has a plane.
 
     Args:
+        wanted: (rows, columns) bool, where it is needed.
         planes: Of windows of `GROUND_WINDOW` cells.
         variance: Of the heights about them.
     """
-    # What another window's variance must be below, and where the best window is, flattened.
-    limit = np.full(variance.shape, np.inf, variance.dtype)
-    index = np.arange(variance.size, dtype=np.int32).reshape(variance.shape)
-    best = index.copy()
-    raised, lowered = variance + SMOOTH_M**2, variance * CLEARLY_SMOOTHER
-    for distance in GROUND_DISTANCES:
-        for here, there, _, _ in _shifts(variance.shape, distance):
-            better = raised[there] < limit[here]
-            np.copyto(limit[here], lowered[there], where=better)
-            np.copyto(best[here], index[there], where=better)
-    along_x, along_y = planes.along_x.take(best), planes.along_y.take(best)
+    # Of the cells that another window may suit better: its variance must be below `limit`.
+    limit = (variance * CLEARLY_SMOOTHER).reshape(-1)
+    np.copyto(limit, np.inf, where=np.isnan(limit))
+    rough = np.flatnonzero(wanted.reshape(-1) & (limit > SMOOTH_M**2))
+    along_x, along_y = planes.along_x.copy(), planes.along_y.copy()
+    if rough.size:
+        best = _smoothest_windows(variance, rough, limit.take(rough))
+        for slope, own in ((along_x, planes.along_x), (along_y, planes.along_y)):
+            slope.reshape(-1)[rough] = own.take(best)
     for slope in (along_x, along_y):
         np.copyto(slope, 0, where=np.isnan(slope))
     return along_x, along_y
+
+
+def _smoothest_windows(variance: Grid, cells: NDArray[np.int64], limit: Grid) -> NDArray[np.int64]:
+    """Return around which cells the ground's slope of some cells is taken.
+
+    Args:
+        variance: (rows, columns), of the windows around all cells; NaN where there is no plane.
+        cells: (N,) numbers of the cells.
+        limit: (N,) what the variance of another window, and a centimetre's more, must be below;
+            it is changed.
+
+    Returns:
+        (N,) numbers of cells: the cell's own, or that of a window that is clearly smoother.
+    """
+    columns, margin = variance.shape[1], GROUND_DISTANCES[-1]
+    padded = np.pad(variance, margin, constant_values=np.inf)
+    np.copyto(padded, np.inf, where=np.isnan(padded))
+    width = padded.shape[1]
+    places = cells // columns * width + cells % columns + margin * (width + 1)
+    best = places.copy()
+    for distance in GROUND_DISTANCES:
+        for down, right in AROUND:
+            there = places + distance * (down * width + right)
+            found = padded.take(there)
+            better = np.flatnonzero(found + found.dtype.type(SMOOTH_M**2) < limit)
+            limit[better] = found[better] * CLEARLY_SMOOTHER
+            best[better] = there[better]
+    best -= margin * (width + 1)
+    return best // width * columns + best % width
 
 
 def _height_ranges(
@@ -424,12 +531,17 @@ def _steps(
         rises: Slices of cells and of their neighbours in one direction, and how much the ground's
             slope makes the neighbours higher; for each direction.
     """
+    unknown = ~known
+    high, low = high.copy(), low.copy()
+    np.copyto(high, -np.inf, where=unknown)
+    np.copyto(low, np.inf, where=unknown)
     top, bottom = (np.full(known.shape, value, low.dtype) for value in (-np.inf, np.inf))
-    high, low = np.where(known, high, -np.inf), np.where(known, low, np.inf)
     for here, there, rise in rises:
         np.maximum(top[here], high[there] - rise, out=top[here])
         np.minimum(bottom[here], low[there] - rise, out=bottom[here])
-    return np.where(known, np.maximum(top - bottom, 0.0), np.nan)
+    top[unknown] = bottom[unknown] = np.nan
+    top -= bottom
+    return np.maximum(top, 0.0, out=top)
 
 
 def hazard_values(
@@ -441,21 +553,17 @@ def hazard_values(
     # The height that the steepest drivable slope gains from corner to corner of three cells.
     rise_m = 3 * math.sqrt(2) * cell_m * math.tan(math.radians(options.max_slope_deg))
     ratio[step_m - rise_m >= marked_m] = np.inf
-    drivable = np.floor(np.nan_to_num(ratio, posinf=1.0) * MOST_DRIVABLE)
-    values = np.where(ratio >= 1, LETHAL, drivable)
-    return np.where(np.isnan(ratio), UNKNOWN, values).astype(np.int8)
+    # Of a ratio and NaN, fmin takes the ratio's end; the values are not below zero.
+    values = (np.fmin(ratio, 1.0) * MOST_DRIVABLE).astype(np.int8)
+    np.copyto(values, LETHAL, where=ratio >= 1)
+    np.copyto(values, UNKNOWN, where=np.isnan(ratio))
+    return values
 
 
 def _around(shape: tuple[int, ...]) -> Iterator[tuple[Part, Part, int, int]]:
-    """Yield the slices and the direction of cells and of themselves and their neighbours."""
-    yield from _shifts(shape, 0)
-    yield from _shifts(shape, 1)
+    """Yield the slices and the direction of cells and of themselves and their neighbours.
 
-
-def _shifts(shape: tuple[int, ...], distance: int) -> Iterator[tuple[Part, Part, int, int]]:
-    """Yield slices of cells and of those `distance` away, and the direction: down and right.
-
-    In each of eight directions; at distance 0 the cells themselves, once.
+    The direction is down and right.
     """
 
     def slices(length: int, shift: int) -> tuple[slice, slice]:
@@ -464,7 +572,6 @@ def _shifts(shape: tuple[int, ...], distance: int) -> Iterator[tuple[Part, Part,
             slice(max(0, shift), max(0, length - max(0, -shift))),
         )
 
-    around = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
-    for down, right in around if distance else [(0, 0)]:
-        rows, columns = slices(shape[0], down * distance), slices(shape[1], right * distance)
+    for down, right in ((0, 0), *AROUND):
+        rows, columns = slices(shape[0], down), slices(shape[1], right)
         yield (rows[0], columns[0]), (rows[1], columns[1]), down, right

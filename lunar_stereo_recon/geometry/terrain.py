@@ -12,12 +12,20 @@ from dataclasses import dataclass, field
 import math
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.geometry.hazard import HazardOptions, hazards_of_heights
+from lunar_stereo_recon.geometry.hazard import (
+    GroundHazards,
+    HazardOptions,
+    hazards_of_heights,
+    Part,
+    reach_of_change,
+    UNKNOWN,
+)
 from lunar_stereo_recon.limits import MAX_HEIGHT_M, MAX_MAP_CELLS
 
 # Confidences are cut to this range: 0 and 1 would be infinitely wrong and infinitely right.
@@ -27,6 +35,8 @@ SMALLEST_DEVIATION_M = 0.002
 # A cell that as many frames in a row contradict holds what they say: the ground, or the pose,
 # has changed.
 MOST_CONTRADICTIONS = 3
+# Points that are placed at once.
+BLOCK = 32768
 # Share of a new frame in the running means of confidence and scatter.
 NEW_SHARE = 0.3
 
@@ -106,12 +116,17 @@ class TerrainOptions:
                 f'terrain min_confidence is {self.min_confidence}; it must be in [0, 1]'
             )
         cells = self.length_m / self.cell_m
-        if not 3 <= cells or cells**2 > MAX_MAP_CELLS:
+        if not 3 <= cells or (cells + 2 * self.margin) ** 2 > MAX_MAP_CELLS:
             raise InputError(
                 f'a map of {self.length_m:g} m has {cells:.0f}x{cells:.0f} cells of '
                 f'{self.cell_m:g} m; between 3x3 and {MAX_MAP_CELLS} of them are possible: take '
                 'another size of the cells or of the map'
             )
+
+    @property
+    def margin(self) -> int:
+        """Return how many cells are kept beyond each edge: surroundings of those within."""
+        return reach_of_change(self.cell_m, self.hazard)
 
     @property
     def side(self) -> int:
@@ -149,6 +164,41 @@ class TerrainLayers:
     cost: NDArray[np.int8]
 
 
+# What is said of cells that were not looked at yet.
+UNKNOWN_HAZARDS = {
+    'slope_deg': math.nan,
+    'step_m': math.nan,
+    'hazard': UNKNOWN,
+    'roughness_m': math.nan,
+}
+
+
+def _nothing_known(shape: tuple[int, ...]) -> GroundHazards:
+    return GroundHazards(
+        *(
+            np.full(shape, unknown, np.int8 if name == 'hazard' else np.float32)
+            for name, unknown in UNKNOWN_HAZARDS.items()
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Hazards of the map as it was.
+
+    Attributes:
+        corner: Column and row of its first cell.
+        known: (rows, columns) bool, the cells whose height was known.
+        stale: Cells beyond the map's edges whose hazards are not those of their surroundings now.
+        hazards: Of them.
+    """
+
+    corner: tuple[int, int]
+    known: NDArray[np.bool_]
+    stale: NDArray[np.bool_]
+    hazards: GroundHazards
+
+
 class TerrainMap:
     """Heights around the rover, fused frame by frame; see `add` and `layers`.
 
@@ -168,7 +218,8 @@ class TerrainMap:
 
     def reset(self) -> None:
         """Forget everything."""
-        side = self.options.side
+        self._margin = self.options.margin
+        self._side = side = self.options.side + 2 * self._margin
         # [column of y, row of x]: flattened, this is grid_map's order, whose indices run against
         # x and y. The cell of x, y is at (-1 - floor(y / cell)) mod side, and likewise x.
         self._height = np.full((side, side), np.nan, np.float32)
@@ -177,6 +228,9 @@ class TerrainMap:
         self._confidence = np.zeros((side, side), np.float32)
         self._seen_s = np.zeros((side, side), np.float64)
         self._contradicted = np.zeros((side, side), np.uint8)
+        self._touched = np.zeros((side, side), bool)
+        self._done: _Done | None = None
+        self._base_m = 0.0  # hazards are computed about this height
         self._corner: tuple[int, int] | None = None  # cell of smallest x and y, in cells
         self._place: NDArray[np.float64] | None = None
         self._time_s = 0.0
@@ -216,6 +270,24 @@ class TerrainMap:
         """
         self._check(rotation, position, time_s)
         self._move(position, time_s)
+        kept = [
+            self._measurements(
+                points[block], sigma_m[block], confidence[block], rotation, position
+            )
+            for block in _blocks(len(points))
+        ]
+        cells, rise, weight, sure = map(np.concatenate, zip(*kept, strict=True))
+        return self._fuse(cells, rise, weight, sure, position)
+
+    def _measurements(
+        self,
+        points: NDArray[np.float32],
+        sigma_m: NDArray[np.floating],
+        confidence: NDArray[np.floating],
+        rotation: NDArray[np.float64],
+        position: NDArray[np.float64],
+    ) -> tuple[NDArray[np.intp], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return cells, heights above the camera, weights and confidences of points that count."""
         depth = points[:, 2]
         # Comparisons with NaN are False: invalid points drop out here.
         keep = (depth > 0) & (depth <= self.options.max_range_m)
@@ -229,11 +301,9 @@ class TerrainMap:
         weight = 1.0 / np.square(height_deviation_m(sigma_m.take(kept), seen[2], rise))
         cells, inside = self._cells(placed, position)
         confidence = confidence.take(kept)
-        if not inside.all():
-            within = np.flatnonzero(inside)
-            cells, rise = cells.take(within), rise.take(within)
-            weight, confidence = weight.take(within), confidence.take(within)
-        return self._fuse(cells, rise, weight, confidence, position)
+        if inside.all():
+            return cells, rise, weight, confidence
+        return cells[inside], rise[inside], weight[inside], confidence[inside]
 
     def layers(self) -> TerrainLayers:
         """Return the map as it is now.
@@ -249,32 +319,90 @@ class TerrainMap:
         def ordered(buffer: NDArray[Any]) -> NDArray[Any]:
             return np.ascontiguousarray(np.roll(buffer, shift, (0, 1))[::-1, ::-1])
 
+        inner = slice(self._margin, self._side - self._margin)
+
+        def published(values: NDArray[Any]) -> NDArray[Any]:
+            return np.ascontiguousarray(values[inner, inner])
+
         height, deviation = ordered(self._height), np.sqrt(ordered(self._variance))
         unknown = ~(deviation <= self.options.max_deviation_m)
         height[unknown] = np.nan
         deviation[unknown] = np.nan
-        hazard, roughness = hazards_of_heights(
-            height, ordered(self._scatter), self.options.cell_m, self.options.hazard
-        )
-        nan = np.float32(np.nan)
+        hazards = self._hazards(height, ordered(self._scatter), ordered(self._touched))
+        confidence = ordered(self._confidence)
+        age = (self._time_s - ordered(self._seen_s)).astype(np.float32)
+        for values in (confidence, age):
+            values[unknown] = np.nan
+        x_m, y_m = (self.options.cell_m * (first + self._margin) for first in self._corner)
         return TerrainLayers(
-            self._corner[0] * self.options.cell_m,
-            self._corner[1] * self.options.cell_m,
+            x_m,
+            y_m,
             self.options.cell_m,
-            height,
-            deviation,
-            hazard.slope_deg,
-            hazard.step_m,
-            roughness,
-            np.where(unknown, nan, ordered(self._confidence)),
-            np.where(unknown, nan, (self._time_s - ordered(self._seen_s)).astype(np.float32)),
-            hazard.hazard,
+            *map(
+                published,
+                (
+                    height,
+                    deviation,
+                    hazards.slope_deg,
+                    hazards.step_m,
+                    hazards.roughness_m,
+                    confidence,
+                    age,
+                    hazards.hazard,
+                ),
+            ),
         )
+
+    def _hazards(
+        self, height: FloatImage, scatter: FloatImage, touched: NDArray[np.bool_]
+    ) -> GroundHazards:
+        """Return the hazards; computed anew is only what may have changed since the last time.
+
+        Args:
+            height: (rows, columns) metres, NaN unknown.
+            scatter: Of the heights within a cell, square metres.
+            touched: Cells that were measured since the last time.
+        """
+        assert self._corner is not None
+        height = height - np.float32(self._base_m)
+        known = np.isfinite(height)
+        margin, done = self._margin, self._done
+        inner = np.zeros(known.shape, bool)
+        inner[margin:-margin, margin:-margin] = True
+        if done is None:
+            found, stale = _nothing_known(known.shape), known
+        else:
+            right, down = (new - old for new, old in zip(self._corner, done.corner, strict=True))
+            found = GroundHazards(
+                *(
+                    _moved(getattr(done.hazards, name), down, right, unknown)
+                    for name, unknown in UNKNOWN_HAZARDS.items()
+                )
+            )
+            stale = touched | (known != _moved(done.known, down, right, False))
+            stale = cv2.dilate(stale.view(np.uint8), np.ones((2 * margin + 1,) * 2)).view(bool)
+            stale |= _moved(done.stale, down, right, False)
+            # Cells that lost surroundings over an edge, should they come into the map again.
+            for shift, lines in ((down, stale), (right, stale.T)):
+                if shift:
+                    lines[:margin] |= shift > 0
+                    lines[-margin:] |= shift < 0
+        part = _around(stale & inner)
+        if part is not None:
+            new = hazards_of_heights(
+                height, scatter, self.options.cell_m, self.options.hazard, part
+            )
+            for name in UNKNOWN_HAZARDS:
+                getattr(found, name)[part] = getattr(new, name)
+            stale[part] = False
+        self._done = _Done(self._corner, known, stale, found)
+        self._touched[:] = False
+        return found
 
     def _check(
         self, rotation: NDArray[np.float64], position: NDArray[np.float64], time_s: float
     ) -> None:
-        orthogonal = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4)
+        orthogonal = np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-4
         if not orthogonal or not (np.abs(position) < MAX_HEIGHT_M).all():
             raise InputError(
                 f'the pose of the camera has the position {position.tolist()} and the rotation '
@@ -289,11 +417,12 @@ class TerrainMap:
 
     def _move(self, position: NDArray[np.float64], time_s: float) -> None:
         """Bring the map over the camera and let its heights grow less certain."""
-        side = self.options.side
+        side = self._side
         there = [math.floor(value / self.options.cell_m) - side // 2 for value in position[:2]]
         corner = there[0], there[1]
         if self._corner is None or self._place is None:
             self._corner = corner
+            self._base_m = float(np.floor(position[2]))
         else:
             way_m = float(np.linalg.norm(position - self._place))
             waited_s = time_s - self._time_s
@@ -303,7 +432,7 @@ class TerrainMap:
         for axis, (old, new) in enumerate(zip(self._corner, corner, strict=True)):
             # Cells that came in, at either end, stand where those stood that left.
             first, last = (old + side, new + side) if new > old else (new, old)
-            came = np.unique((-1 - np.arange(first, min(last, first + side))) % side)
+            came = (-1 - np.arange(first, min(last, first + side))) % side
             where = (slice(None), came) if axis == 0 else (came, slice(None))
             self._height[where] = np.nan
             self._variance[where] = np.nan
@@ -320,7 +449,7 @@ class TerrainMap:
             position: (3,) of the camera, metres.
         """
         assert self._corner is not None
-        side, cell_m = self.options.side, self.options.cell_m
+        side, cell_m = self._side, self.options.cell_m
         inside = np.ones(placed.shape[1], bool)
         cells = np.zeros(placed.shape[1], np.intp)
         for axis, (corner, stride) in enumerate(zip(self._corner, (1, side), strict=True)):
@@ -350,10 +479,11 @@ class TerrainMap:
         def summed(values: NDArray[np.floating]) -> NDArray[np.float64]:
             return np.asarray(np.bincount(cells, values, size).take(measured), np.float64)
 
-        weighted = weight * rise
         total = summed(weight)
+        weighted = weight * rise
         mean = summed(weighted) / total
-        scatter = np.maximum(summed(weighted * rise) / total - mean**2, 0.0)
+        weighted *= rise
+        scatter = np.maximum(summed(weighted) / total - mean**2, 0.0)
         height = mean + position[2]
         noise = count / total
         tilt = math.radians(self.options.tilt_deg) * self._distance_m(measured, position)
@@ -378,6 +508,7 @@ class TerrainMap:
         new |= contradicted >= MOST_CONTRADICTIONS
         contradicted[new] = 0
         gain = np.where(new, 1.0, np.where(contradicts, 0.0, prior / (prior + variance)))
+        self._touched.reshape(-1)[measured] = True
         heights[measured] = np.where(new, height, before + gain * (height - before))
         corrected = np.where(new, variance, (1 - gain) * prior)
         variances[measured] = np.maximum(corrected, SMALLEST_DEVIATION_M**2)
@@ -397,10 +528,41 @@ class TerrainMap:
     ) -> NDArray[np.float64]:
         """Return the horizontal distance of cells, by their places in the buffer, metres."""
         assert self._corner is not None
-        side = self.options.side
-        places = cells % side, cells // side
-        squares = np.zeros(len(cells))
-        for place, corner, here in zip(places, self._corner, position, strict=False):
-            index = corner + (-1 - place - corner) % side
-            squares += ((index + 0.5) * self.options.cell_m - here) ** 2
-        return np.sqrt(squares)
+        side = self._side
+        row, column = (
+            np.square(
+                (corner + (-1 - np.arange(side) - corner) % side + 0.5) * self.options.cell_m
+                - here
+            )
+            for corner, here in zip(self._corner[::-1], position[1::-1], strict=True)
+        )
+        return np.sqrt((row[:, None] + column).reshape(-1).take(cells))
+
+
+def _moved(grid: NDArray[Any], down: int, right: int, empty: float) -> NDArray[Any]:
+    """Return the cells of a map that moves on by some; those that come in are `empty`."""
+    moved = np.full(grid.shape, empty, grid.dtype)
+    (rows, new_rows), (columns, new_columns) = (
+        _staying(count, shift) for count, shift in zip(grid.shape, (down, right), strict=True)
+    )
+    moved[new_rows, new_columns] = grid[rows, columns]
+    return moved
+
+
+def _staying(count: int, shift: int) -> tuple[slice, slice]:
+    """Return which of a row of cells stay in a map that moves on, and where they are then."""
+    first, last = min(max(0, shift), count), max(0, min(count, count + shift))
+    return slice(first, last), slice(first - shift, last - shift) if first < last else slice(0)
+
+
+def _around(cells: NDArray[np.bool_]) -> Part | None:
+    """Return the rectangle around some cells; None for no cell."""
+    rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _blocks(count: int) -> list[slice]:
+    """Return slices of so many points as the processor's cache holds; one at least."""
+    return [slice(first, first + BLOCK) for first in range(0, max(count, 1), BLOCK)]

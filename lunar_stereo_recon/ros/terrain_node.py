@@ -183,7 +183,7 @@ class TerrainNode(WorkingNode):
         """
         if found.frame_id != self._frame_id and not self._map.empty:
             self._clear(f'the frame of the map is {quoted(found.frame_id)} now')
-        cloud = points_of_cloud(message)
+        cloud = points_of_cloud(message, self.parameters.options.max_range_m)
         depth = cloud.points[:, 2]
         behind = (depth < 0).sum() / max(np.isfinite(depth).sum(), 1)
         if behind > MOST_BEHIND:

@@ -17,12 +17,12 @@ CELL_M = 0.1
 def layers(height):
     """Return the layers that a map of these heights has."""
     height = height.astype(np.float32)
-    hazard, roughness = hazards_of_heights(height, np.zeros_like(height), CELL_M)
+    found = hazards_of_heights(height, np.zeros_like(height), CELL_M)
     sigma = np.where(np.isnan(height), np.nan, np.float32(0.01))
     known = np.ones_like(height)
     return TerrainLayers(
-        0.0, 0.0, CELL_M, height, sigma, hazard.slope_deg, hazard.step_m, roughness, known, known,
-        hazard.hazard,
+        0.0, 0.0, CELL_M, height, sigma, found.slope_deg, found.step_m, found.roughness_m, known,
+        known, found.hazard,
     )  # fmt: skip
 
 

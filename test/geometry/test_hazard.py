@@ -13,6 +13,7 @@ from lunar_stereo_recon.geometry.hazard import (
     hazard_values,
     HazardOptions,
     hazards_of_heights,
+    reach_of_change,
 )
 
 LAYOUT = GridLayout(x_m=0.0, y_m=-2.0, columns=30, rows=20, cell_m=0.2)
@@ -160,23 +161,56 @@ def test_a_frame_takes_less_than_20_ms():
     assert min(spent) < 0.04  # measured 15 ms; machines differ
 
 
-def test_hazards_of_a_map_do_not_depend_on_the_unknown_around():
-    """Only the known part is looked at: elsewhere on a larger map it has to be the same."""
+HAZARDS = ('slope_deg', 'step_m', 'hazard', 'roughness_m')
+
+
+@pytest.fixture
+def patchy_heights():
+    """Return heights and scatter of waves with a ledge; a fifth of the cells are unknown."""
     rng = np.random.default_rng(2)
-    known = np.tile(0.3 * np.sin(np.arange(30) / 5), (25, 1)).astype(np.float32)
-    known[:, 15:] += np.float32(0.4)
-    known[rng.random(known.shape) < 0.2] = np.nan
-    scatter = np.full_like(known, 1e-4)
-    small, rough = hazards_of_heights(known, scatter, 0.1, OPTIONS)
-    large = np.full((60, 80), np.nan, np.float32)
-    large[3:28, 41:71] = known
-    there, roughness = hazards_of_heights(large, np.full_like(large, 1e-4), 0.1, OPTIONS)
-    np.testing.assert_allclose(there.slope_deg[3:28, 41:71], small.slope_deg, atol=0.01)
-    np.testing.assert_allclose(there.step_m[3:28, 41:71], small.step_m, atol=1e-3)
-    np.testing.assert_allclose(roughness[3:28, 41:71], rough, atol=1e-3)
-    assert (there.hazard >= 0).sum() == (small.hazard >= 0).sum() > 500
-    nothing, _ = hazards_of_heights(np.full((5, 6), np.nan), np.zeros((5, 6)), 0.1)
-    assert (nothing.hazard == -1).all() and math.isnan(nothing.ground_m)
+    height = np.tile(0.3 * np.sin(np.arange(60) / 5), (45, 1)).astype(np.float32)
+    height[:, 30:] += np.float32(0.4)
+    height += (0.01 * rng.standard_normal(height.shape)).astype(np.float32)
+    height[rng.random(height.shape) < 0.2] = np.nan
+    return height, (1e-4 * rng.random(height.shape)).astype(np.float32)
+
+
+def test_hazards_of_a_map_do_not_depend_on_where_it_begins(patchy_heights):
+    height, scatter = patchy_heights
+    small = hazards_of_heights(height, scatter, 0.1, OPTIONS)
+    large, there = np.full((160, 180), np.nan, np.float32), np.s_[53:98, 91:151]
+    large[there] = height
+    wide_scatter = np.zeros_like(large)
+    wide_scatter[there] = scatter
+    found = hazards_of_heights(large, wide_scatter, 0.1, OPTIONS)
+    for name in HAZARDS:
+        np.testing.assert_array_equal(getattr(found, name)[there], getattr(small, name), name)
+    assert (small.hazard >= 0).sum() == (found.hazard >= 0).sum() > 1500
+    nothing = hazards_of_heights(np.full((5, 6), np.nan), np.zeros((5, 6)), 0.1)
+    assert (nothing.hazard == -1).all()
+
+
+@pytest.mark.parametrize('part', [np.s_[0:9, 0:60], np.s_[17:31, 22:39], np.s_[44:45, 59:60]])
+def test_hazards_of_a_part_are_those_of_the_whole(patchy_heights, part):
+    whole = hazards_of_heights(*patchy_heights, 0.1, OPTIONS)
+    found = hazards_of_heights(*patchy_heights, 0.1, OPTIONS, part)
+    for name in HAZARDS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name)[part], name)
+
+
+@pytest.mark.parametrize('footprint_m', [0.5, 1.0, 2.1])
+def test_a_height_changes_no_hazard_beyond_its_reach(patchy_heights, footprint_m):
+    height, scatter = patchy_heights
+    options = HazardOptions(footprint_m=footprint_m)
+    height[22, 27] = 0.1
+    before = hazards_of_heights(height, scatter, 0.1, options)
+    height[22, 27] = 2.0
+    after = hazards_of_heights(height, scatter, 0.1, options)
+    for name in HAZARDS:
+        one, other = getattr(before, name), getattr(after, name)
+        rows, columns = np.nonzero((one != other) & ~(np.isnan(one) & np.isnan(other)))
+        reach = max(np.abs(rows - 22).max(), np.abs(columns - 27).max())
+        assert 0 < reach <= reach_of_change(0.1, options), name
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -131,6 +132,33 @@ def test_a_single_contradiction_is_left_out_and_a_lasting_one_holds():
         assert at(terrain.layers(), 'height', 1.05, 0.05) == pytest.approx(0.0, abs=0.01)
         add(terrain, lambda x, y: level(x, y) + raised, time_s=0.5 + 0.1 * frame)
     assert at(terrain.layers(), 'height', 1.05, 0.05) == pytest.approx(raised, abs=0.01)
+
+
+@pytest.mark.parametrize('aging', [0.0, 0.05])
+def test_layers_by_and_by_are_those_of_all_at_once(aging):
+    """To and fro, so that cells come back that have lost their surroundings over an edge."""
+    rng = np.random.default_rng(5)
+    options = TerrainOptions(6.0, 0.1, 5.0, aging=aging, max_deviation_m=0.1)
+    often, once = TerrainMap(options), TerrainMap(options)
+
+    def ground(x, y):
+        return 0.1 * np.sin(3 * x) + 0.05 * y + np.where(np.hypot(x - 2, y) < 0.4, 0.3, 0.0) + 90
+
+    places = [*np.arange(0, 3, 0.23), *np.arange(3, -3, -0.31), 40.0, 40.1]
+    for frame, x_m in enumerate(places):
+        position = np.array([x_m, 0.7 * x_m, 90 + HEIGHT_M])
+        points = seen_ground(ground, position, rng, 0.03)
+        points[rng.random(len(points)) < 0.9] = np.nan
+        sigma, sure = rng.uniform(0.01, 0.2, len(points)), np.ones(len(points))
+        for terrain in (often, once):
+            terrain.add(points, sigma, sure, ROTATION, position, 0.5 * frame)
+        layers = often.layers()
+        if frame in (len(places) // 4, len(places) // 2, 3 * len(places) // 4, len(places) - 1):
+            # As if it had never been asked before.
+            whole = copy.deepcopy(once).layers()
+            for name in ('height', 'deviation', 'slope', 'step', 'roughness', 'cost', 'age'):
+                np.testing.assert_array_equal(getattr(layers, name), getattr(whole, name), name)
+            assert np.isfinite(layers.slope).sum() > 100
 
 
 def test_way_and_age_make_heights_less_certain():
