@@ -251,8 +251,8 @@ def test_the_error_follows_from_the_right_camera_info(made):
 
 @pytest.mark.parametrize('sigma_m, cells', [(0.02, 300), (0.0, 0), (1e3, 0)])
 def test_the_sigma_of_the_cloud_counts_where_it_has_one(made, monkeypatch, sigma_m, cells):
-    def with_sigma(message):
-        found = points_of_cloud(message)
+    def with_sigma(message, max_depth_m):
+        found = points_of_cloud(message, max_depth_m)
         return dataclasses.replace(found, sigma_m=np.full(len(found.points), sigma_m, np.float32))
 
     monkeypatch.setattr('lunar_stereo_recon.ros.terrain_node.points_of_cloud', with_sigma)
