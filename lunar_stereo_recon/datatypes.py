@@ -342,6 +342,9 @@ class Reconstruction:
         sigma_px: (H, W) float32, one standard deviation of the disparity, pixels; NaN invalid.
             None where the model has no calibration of it, or it was not asked for.
         depth_sigma_m: (H, W) float32, the same of depth, metres.
+        matched_px: (H, W) float32, disparity as matching found it, before unsure pixels went over
+            into their surroundings, pixels; also where nothing was accepted. None where that is
+            not known.
     """
 
     disparity: FloatImage
@@ -358,6 +361,7 @@ class Reconstruction:
     searched_px: tuple[float, float] = (0.0, math.inf)
     sigma_px: FloatImage | None = None
     depth_sigma_m: FloatImage | None = None
+    matched_px: FloatImage | None = None
 
     @property
     def valid_mask(self) -> NDArray[np.bool_]:

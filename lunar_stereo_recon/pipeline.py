@@ -221,6 +221,7 @@ class StereoReconstructor:
             matched.searched_px,
             sigma_px,
             depth_sigma_m,
+            matched.disparity,
         )
 
     def match(self, pair: StereoPair, stages: StageTimer | None = None) -> Matched:

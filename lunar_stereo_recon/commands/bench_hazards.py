@@ -29,6 +29,7 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.atomic import write_json, write_text
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity
+from lunar_stereo_recon.geometry.hazard import measured_points
 from lunar_stereo_recon.pipeline import StereoReconstructor
 
 # Pairs of each kind of ground under each sun.
@@ -50,7 +51,7 @@ def run_hazards(args: argparse.Namespace, setting: dict[str, Any]) -> None:
     for scene in tqdm(scenes, unit='pair'):
         student.reset_rows()
         student.match(scene.pair)  # tells how the rows of this rig are aligned
-        points = student.reconstruct(scene.pair).points
+        points = measured_points(student.reconstruct(scene.pair))
         found = {
             STUDENT: points,
             RIVAL + FILL: _points(scene, filled(rival(scene.pair)).disparity),

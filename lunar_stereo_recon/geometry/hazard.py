@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lunar_stereo_recon.datatypes import Reconstruction
 from lunar_stereo_recon.errors import InputError
 
 # 99 is left out: Nav2 takes it for a cell in which the middle of the rover must not stand.
@@ -39,6 +40,8 @@ GROUND_WINDOW = 5
 GROUND_DISTANCES = (2, 4)
 CLEARLY_SMOOTHER = 0.5
 SMOOTH_M = 0.01
+# A disparity that was filled in is not measured where matching found one this far from it, pixels.
+MOST_FILLED_PX = 1.0
 # Heights of an elevation map are taken in steps of a quarter of a millimetre.
 QUANTUM_M = 2.0**-12
 # A plane through the cells of a window: as many are needed, and so wide (variance, cells²).
@@ -62,6 +65,8 @@ class HazardOptions:
         max_slope_deg: Slopes of this angle cannot be driven, degrees.
         footprint_m: Edge of the square over which slope is taken, about the rover's size, metres.
         min_points: A cell with fewer is unknown.
+        min_free_points: A cell with fewer is marked or unknown, never free: the errors of points
+            at the edge of what is seen put some of them into ground that nobody sees.
 
     Raises:
         InputError: A value is not positive, or the slope is not below 90 degrees.
@@ -71,9 +76,11 @@ class HazardOptions:
     max_slope_deg: float = 20.0
     footprint_m: float = 1.0
     min_points: int = 3
+    min_free_points: int = 8
 
     def __post_init__(self) -> None:
-        for name in ('clearance_m', 'max_slope_deg', 'footprint_m', 'min_points'):
+        names = ('clearance_m', 'max_slope_deg', 'footprint_m', 'min_points', 'min_free_points')
+        for name in names:
             if not getattr(self, name) > 0:
                 raise InputError(f'hazard {name} is {getattr(self, name)}; it must be positive')
         if not self.max_slope_deg < 90:
@@ -168,13 +175,43 @@ def hazard_map(
         )
         for here, there, _, _ in _around(shape)
     )
-    step_m = _steps(known_grid, low.reshape(shape), high.reshape(shape), rises)
+    hidden = _rises_over_hidden(known_grid, grid_x, grid_y, ground_x, ground_y)
+    step_m = _steps(known_grid, low.reshape(shape), high.reshape(shape), (*rises, *hidden))
+    values = hazard_values(slope_deg, step_m, layout.cell_m, options)
+    few = (count < options.min_free_points).reshape(shape)
+    values[few & (values != LETHAL)] = UNKNOWN
     return HazardMap(
         slope_deg.astype(np.float32),
         step_m.astype(np.float32),
-        hazard_values(slope_deg, step_m, layout.cell_m, options),
+        values,
         float(np.median(mean_z[known])) if known.any() else math.nan,
     )
+
+
+def measured_points(result: Reconstruction, min_confidence: float = 0.0) -> NDArray[np.float32]:
+    """Return the valid points of a reconstruction that were measured, where they were measured.
+
+    Its own points are dense: unsure ones go over into their surroundings, which makes low rocks
+    lower and ledges longer. Here they are where matching found them, and those whose surroundings
+    say something else by more than `MOST_FILLED_PX` are left out.
+
+    Args:
+        result: The reconstruction.
+        min_confidence: Points below it are left out.
+
+    Returns:
+        (N, 3) metres, optical frame.
+    """
+    counts = result.valid_mask & (result.confidence >= np.float32(min_confidence))
+    matched = result.matched_px
+    if matched is not None:
+        counts &= (np.abs(result.disparity - matched) <= MOST_FILLED_PX) & (matched > 0)
+    kept = np.flatnonzero(counts)
+    points = result.points.reshape(-1, 3).take(kept, axis=0)
+    if matched is not None:
+        # A point moves along its ray, with one over the disparity.
+        points *= (result.disparity.take(kept) / matched.take(kept))[:, None]
+    return points
 
 
 @dataclass(frozen=True)
@@ -517,6 +554,25 @@ def _height_ranges(
     )
 
 
+def _rises_over_hidden(
+    known: NDArray[np.bool_], x: Grid, y: Grid, ground_x: Grid, ground_y: Grid
+) -> Iterator[tuple[Part, Part, Grid]]:
+    """Yield what `_steps` takes for cells beyond one that is unknown: an edge hides what is below.
+
+    Args:
+        known: (rows, columns).
+        x, y: Places of the cells' means, metres.
+        ground_x, ground_y: Slopes of the ground around them.
+    """
+    between = np.pad(~known, 1)
+    for down, right in AROUND:
+        here, there = _shifted(known.shape, 2 * down, 2 * right)
+        rise = ground_x[here] * (x[there] - x[here]) + ground_y[here] * (y[there] - y[here])
+        rows, columns = slice(1 + down, None), slice(1 + right, None)
+        hidden = between[rows, columns][: known.shape[0], : known.shape[1]][here]
+        yield here, there, np.where(hidden, rise, np.nan)
+
+
 def _steps(
     known: NDArray[np.bool_],
     low: Grid,
@@ -529,7 +585,7 @@ def _steps(
         known: (rows, columns).
         low, high: Between which heights the ground of each cell is.
         rises: Slices of cells and of their neighbours in one direction, and how much the ground's
-            slope makes the neighbours higher; for each direction.
+            slope makes the neighbours higher, NaN for no neighbour; for each direction.
     """
     unknown = ~known
     high, low = high.copy(), low.copy()
@@ -537,8 +593,9 @@ def _steps(
     np.copyto(low, np.inf, where=unknown)
     top, bottom = (np.full(known.shape, value, low.dtype) for value in (-np.inf, np.inf))
     for here, there, rise in rises:
-        np.maximum(top[here], high[there] - rise, out=top[here])
-        np.minimum(bottom[here], low[there] - rise, out=bottom[here])
+        # Of a number and NaN, these take the number.
+        np.fmax(top[here], high[there] - rise, out=top[here])
+        np.fmin(bottom[here], low[there] - rise, out=bottom[here])
     top[unknown] = bottom[unknown] = np.nan
     top -= bottom
     return np.maximum(top, 0.0, out=top)
@@ -565,13 +622,17 @@ def _around(shape: tuple[int, ...]) -> Iterator[tuple[Part, Part, int, int]]:
 
     The direction is down and right.
     """
+    for down, right in ((0, 0), *AROUND):
+        yield *_shifted(shape, down, right), down, right
 
-    def slices(length: int, shift: int) -> tuple[slice, slice]:
-        return (
+
+def _shifted(shape: tuple[int, ...], down: int, right: int) -> tuple[Part, Part]:
+    """Return the slices of the cells that have a cell down and right of them, and of those."""
+    rows, columns = (
+        (
             slice(max(0, -shift), max(0, length - max(0, shift))),
             slice(max(0, shift), max(0, length - max(0, -shift))),
         )
-
-    for down, right in ((0, 0), *AROUND):
-        rows, columns = slices(shape[0], down), slices(shape[1], right)
-        yield (rows[0], columns[0]), (rows[1], columns[1]), down, right
+        for length, shift in zip(shape, (down, right), strict=True)
+    )
+    return (rows[0], columns[0]), (rows[1], columns[1])

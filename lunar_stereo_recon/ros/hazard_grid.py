@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import Reconstruction
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.geometry.hazard import GridLayout, hazard_map, HazardOptions
+from lunar_stereo_recon.geometry.hazard import (
+    GridLayout,
+    hazard_map,
+    HazardOptions,
+    measured_points,
+)
 from lunar_stereo_recon.geometry.rotation import (
     BODY_FROM_OPTICAL,
     quaternion_from_rotation,
@@ -55,12 +60,11 @@ class GridFrame:
 
         Args:
             make: Message factory.
-            result: The reconstruction; its valid points count.
+            result: The reconstruction; its measured points count.
             options: What the rover can do.
             min_confidence: Points below it do not count.
         """
-        counts = result.valid_mask & (result.confidence >= np.float32(min_confidence))
-        points = result.points.reshape(-1, 3).take(np.flatnonzero(counts), axis=0)
+        points = measured_points(result, min_confidence)
         points = points @ self.rotation.T.astype(np.float32)
         # Far from the origin of a map float32 knows centimetres only: points stay near the camera.
         near = np.array([self.layout.x_m, self.layout.y_m, self.translation[2]])

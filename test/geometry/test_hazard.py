@@ -1,18 +1,22 @@
 """Slope and steps of grounds whose hazards are known."""
 
+import dataclasses
 import math
 import time
 
 import numpy as np
 import pytest
 
+from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration
 from lunar_stereo_recon.errors import InputError
+from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.hazard import (
     GridLayout,
     hazard_map,
     hazard_values,
     HazardOptions,
     hazards_of_heights,
+    measured_points,
     reach_of_change,
 )
 
@@ -120,6 +124,58 @@ def test_what_is_not_seen_is_unknown():
     seen = (columns < 20) & (rows >= 5) & (rows < 15)
     np.testing.assert_array_equal(result.hazard, np.where(seen, 0, -1))
     assert np.isnan(result.slope_deg[~seen]).all()
+
+
+def test_a_cell_of_few_points_is_never_free_but_may_be_marked():
+    points = ground(lambda x, y: np.where(x > 5.0, 0.4, 0.0))
+    rng = np.random.default_rng(3)
+    for x in (2.0, 5.0):  # on level ground, and on the ledge
+        row, column = cell(x + 0.1, 0.1)
+        few = (np.floor(points[:, 0] / 0.2) == column) & (np.floor(points[:, 1] / 0.2 + 10) == row)
+        dropped = rng.permutation(np.flatnonzero(few))[5:]
+        points[dropped] = np.nan
+    result = hazard_map(points, LAYOUT, OPTIONS)
+    assert result.hazard[cell(2.1, 0.1)] == -1 and result.hazard[cell(2.3, 0.1)] == 0
+    assert result.hazard[cell(5.1, 0.1)] == 100
+    bold = hazard_map(points, LAYOUT, dataclasses.replace(OPTIONS, min_free_points=3))
+    assert bold.hazard[cell(2.1, 0.1)] == 0
+
+
+def test_a_drop_whose_foot_is_hidden_is_a_step():
+    points = ground(lambda x, y: np.where(x > 3.0, -0.4, 0.05 * x))
+    points[(points[:, 0] > 3.0) & (points[:, 0] < 3.2)] = np.nan  # one column of cells
+    result = hazard_map(points, LAYOUT, OPTIONS)
+    edge, hidden, beyond = (cell(x, 0.1)[1] for x in (2.9, 3.1, 3.3))
+    assert (result.hazard[1:-1, hidden] == -1).all()
+    for column in (edge, beyond):
+        np.testing.assert_allclose(result.step_m[1:-1, column], 0.55, atol=0.03)
+        assert (result.hazard[1:-1, column] == 100).all()
+    # A slope goes on behind what is hidden.
+    points = ground(lambda x, y: 0.3 * x)
+    points[(points[:, 0] > 3.0) & (points[:, 0] < 3.2)] = np.nan
+    assert np.nanmax(hazard_map(points, LAYOUT, OPTIONS).step_m) < 0.03
+
+
+def test_measured_points_are_where_matching_found_them():
+    camera = StereoCalibration(100.0, 100.0, 1.0, 0.5, 1.0, 0.2, 3, 2)
+    disparity = np.array([[4.0, 4.0, 4.0], [4.0, np.nan, 4.0]], np.float32)
+    depth = 20.0 / disparity
+    result = Reconstruction(
+        disparity,
+        depth,
+        np.array([[0.9, 0.6, 0.6], [0.4, 0.9, 0.9]], np.float32),
+        points_from_depth(depth, camera),
+        np.zeros((2, 3, 3), np.uint8),
+        camera,
+        matched_px=np.array([[4.0, 5.0, 5.1], [4.0, 4.0, np.nan]], np.float32),
+    )
+    found = measured_points(result, 0.5)
+    # The second pixel moves along its ray; the third one was filled in.
+    np.testing.assert_allclose(found, [[-0.05, -0.025, 5.0], [0.0, -0.02, 4.0]], rtol=1e-6)
+    assert len(measured_points(result)) == 3
+    unknown = dataclasses.replace(result, matched_px=None)
+    np.testing.assert_array_equal(measured_points(unknown, 0.5)[:, 2], 5.0)
+    assert len(measured_points(unknown, 0.5)) == 4
 
 
 def test_wall_without_any_ground_is_lethal():
