@@ -73,7 +73,8 @@ class Rig:
         clouds: Clouds that came.
     """
 
-    def __init__(self, width: int, height: int) -> None:
+    def __init__(self, width: int, height: int, confidence: bool = True) -> None:
+        """Join the graph; `confidence` subscribes to that image too, not to the cloud alone."""
         self.statuses: dict[int, list[tuple[bytes, str, dict[str, str]]]] = {}
         self.health: dict[str, tuple[bytes, str]] = {}
         self.values: dict[str, dict[str, str]] = {}
@@ -94,7 +95,8 @@ class Rig:
         listen(diagnostics, '/diagnostics', self._on_health, 10)
         cloud, image = (message_class(f'sensor_msgs/msg/{n}') for n in ('PointCloud2', 'Image'))
         listen(cloud, 'points2', self._on_cloud, QoSProfile(depth=5), raw=True)
-        listen(image, 'confidence', lambda data: None, QoSProfile(depth=5), raw=True)
+        if confidence:
+            listen(image, 'confidence', lambda data: None, QoSProfile(depth=5), raw=True)
 
     def close(self) -> None:
         """Leave the graph."""
@@ -221,12 +223,14 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig_and_processes(width: int, height: int, logs: Path) -> Iterator[tuple[Rig, NodeProcesses]]:
+def rig_and_processes(
+    width: int, height: int, logs: Path, confidence: bool = True
+) -> Iterator[tuple[Rig, NodeProcesses]]:
     """Give a rig and the starter of nodes, both on a domain of their own."""
     os.environ.update({**private_domain(), **large_message_environment()})
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     with NodeProcesses(os.environ, logs) as processes:
-        rig = Rig(width, height)
+        rig = Rig(width, height, confidence)
         try:
             yield rig, processes
         finally:

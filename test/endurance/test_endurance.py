@@ -37,3 +37,15 @@ def test_soak():
 def test_fault(name):
     status, text = run('faults.py', name)
     assert status == 0, text
+
+
+def test_latency_of_the_node():
+    status, text = run('latency.py', 'node', '--backend', 'sgbm', '--size', '160x120')
+    assert status == 0, text
+    assert '"backend": "sgbm"' in text
+
+
+def test_cost_of_clouds():
+    status, text = run('latency.py', 'clouds', '--count', '2')
+    assert status == 0, text
+    assert '"what": "compressedDepth"' in text
