@@ -206,7 +206,9 @@ class TerrainMap:
     points in the cell, weighted by one over their variance; they share their error, so their
     number makes the measurement no better. Its variance is that of the points or the scatter of
     their heights, whichever is larger, and what the tilt of the pose does at that distance.
-    Between frames the variance grows with the way and the time.
+    Frames that look at the same ground through the same network share its errors too, so that
+    a cell gets no more certain than the best of them; errors of poses do average out. Between
+    frames the variance grows with the way and the time.
 
     Attributes:
         options: Extent and trust.
@@ -487,7 +489,8 @@ class TerrainMap:
         height = mean + position[2]
         noise = count / total
         tilt = math.radians(self.options.tilt_deg) * self._distance_m(measured, position)
-        variance = np.maximum(scatter, noise) + tilt**2
+        shared = np.maximum(scatter, noise)
+        variance = shared + tilt**2
         # Flat views: indexing by one number is faster than `flat`, and they write through.
         heights, variances, contradictions, scatters, confidences, seen_s = (
             buffer.reshape(-1)
@@ -510,7 +513,9 @@ class TerrainMap:
         gain = np.where(new, 1.0, np.where(contradicts, 0.0, prior / (prior + variance)))
         self._touched.reshape(-1)[measured] = True
         heights[measured] = np.where(new, height, before + gain * (height - before))
-        corrected = np.where(new, variance, (1 - gain) * prior)
+        corrected = np.where(
+            new, variance, np.maximum((1 - gain) * prior, np.minimum(prior, shared))
+        )
         variances[measured] = np.maximum(corrected, SMALLEST_DEVIATION_M**2)
         contradictions[measured] = contradicted
         used = new | ~contradicts
