@@ -128,7 +128,8 @@ class FlightLearner(Learner):
         left, right = grey(batch['left']), grey(batch['right'])
         output = self.student(left, right)
         losses = self.recipe.losses
-        total, terms = flight_losses(output, self._labels(batch, lesson), losses, lesson)
+        labels = {**self._labels(batch, lesson), 'left': left, 'right': right}
+        total, terms = flight_losses(output, labels, losses, lesson)
         grid = left.shape[-2] // TOKEN_STRIDE, left.shape[-1] // TOKEN_STRIDE
         tokens = flight_tokens(output)
         for part, projector in self.feature_projectors():

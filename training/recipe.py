@@ -106,6 +106,8 @@ class LossRecipe:
         confidence: Likelihood of the error under its predicted size; sky counts as wrong.
         edge_weight: By how much pixels near a jump of the disparity count more than others.
         soft_bins: Divergence of the bins from the teacher's.
+        photometric: How well the right view explains the left at the predicted disparity, where
+            that is seen, bright enough and not far from its label; needs no label.
         encoder_features, decoder_features: Cosine-margin alignment with the teacher's tokens.
         feature_margin: Cosine from which a feature counts as aligned.
     """
@@ -120,6 +122,7 @@ class LossRecipe:
     confidence: float = 0.3
     edge_weight: float = 0.0
     soft_bins: float = 0.0
+    photometric: float = 0.0
     encoder_features: float = 0.0
     decoder_features: float = 0.0
     feature_margin: float = 0.9

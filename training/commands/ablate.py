@@ -3,7 +3,8 @@
 The students of a run see the same batches and the same lessons, so what differs between them is
 what the recipe says. Seeds vary initial weights, crops and order; tables and curves give mean and
 standard deviation over them, at parts of the run too: a start that is better early may not be at
-the end. `comparisons` of the recipe groups students by the question that they answer.
+the end. Differences are taken seed by seed, with their 95 % intervals. `comparisons` of the recipe
+groups students by the question that they answer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import logging
 from pathlib import Path
 import time
@@ -22,6 +24,7 @@ import torch
 from lunar_stereo_recon.errors import InputError
 from training.commands.train import recipe_path
 from training.curves import read_curves
+from training.paired import difference, verdict
 from training.recipe import load_recipe, Recipe
 from training.trainer import Trainer
 
@@ -143,6 +146,32 @@ def format_table(table: Table, figure: str, seeds: int) -> str:
     return '\n'.join(lines)
 
 
+def format_differences(folders: Sequence[Path], students: Sequence[str], figure: str) -> str:
+    """Return Markdown of each student against each later one of its group, at the end.
+
+    The sign of a difference says better or worse where the figure is an error or a loss.
+
+    Args:
+        folders: Folders of the runs, one a seed.
+        students: Of one comparison.
+        figure: As in `curves_of`.
+
+    Raises:
+        InputError: A run has no such figure.
+    """
+    ends = {name: curves_of(folders, name, figure)[1][:, -1].tolist() for name in students}
+    lines = [
+        f'`{figure}` at the end, differences by seed: mean ± half of the 95 % interval',
+        '',
+        '| student | against | difference | |',
+        '|---|---|---|---|',
+    ]
+    for name, other in itertools.combinations(students, 2):
+        mean, half = difference(ends[name], ends[other])
+        lines.append(f'| {name} | {other} | {mean:+.3g} ± {half:.2g} | {verdict(mean, half)} |')
+    return '\n'.join(lines)
+
+
 def draw_comparisons(
     folders: Sequence[Path], groups: dict[str, list[str]], figure: str, path: Path
 ) -> None:
@@ -238,7 +267,10 @@ def work(args: argparse.Namespace) -> bool:
     texts = []
     for group, students in groups.items():
         table = compare(folders, students, args.figure, recipe.optimizer.total_steps)
-        texts.append(f'## {group}\n\n{format_table(table, args.figure, args.seeds)}\n')
+        differences = format_differences(folders, students, args.figure)
+        texts.append(
+            f'## {group}\n\n{format_table(table, args.figure, args.seeds)}\n\n{differences}\n'
+        )
     text = '\n'.join(texts)
     name = args.figure.replace('/', '_')
     (out / f'table_{name}.md').write_text(text, encoding='utf-8')

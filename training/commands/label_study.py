@@ -14,9 +14,7 @@ import csv
 import dataclasses
 import json
 import logging
-import math
 from pathlib import Path
-import statistics
 import time
 
 import torch
@@ -26,6 +24,7 @@ from training.commands.ablate import add_study_arguments
 from training.commands.train import recipe_path
 from training.curves import read_curves
 from training.frozen_teacher import load_frozen_teacher
+from training.paired import difference, interval, verdict
 from training.recipe import load_recipe, Recipe
 from training.trainer import Trainer
 from training.validation import validate_student
@@ -35,9 +34,6 @@ FIGURES = ('epe', 'bad1', 'bad2')
 POINTMAP_FIGURES = ('abs_rel',)
 ROW_MATCHING = ('flight', 'lunar_teacher')
 UNLABELLED = 'unlabelled'
-# Two-sided 95 % points of Student's distribution by degrees of freedom; beyond, the normal one's.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-NORMAL_95 = 1.96
 # A student's figure by (part, student): one value a seed.
 Results = dict[tuple[str, str], list[float]]
 
@@ -147,16 +143,6 @@ def write_results(
                 rows.writerow([recipe.seed + number, part, student, *values])
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and half the width of its 95 % interval; NaN of fewer than two values."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    freedom = len(values) - 1
-    factor = T_95[freedom - 1] if freedom <= len(T_95) else NORMAL_95
-    return mean, factor * statistics.stdev(values) / math.sqrt(len(values))
-
-
 def table(found: Results, figure: str, teacher: float) -> str:
     """Return Markdown: figures, and each unlabelled student against each that has labels.
 
@@ -184,10 +170,10 @@ def table(found: Results, figure: str, teacher: float) -> str:
         for (other_part, other), others in found.items():
             if other_part == UNLABELLED:
                 continue
-            mean, half = interval([a - b for a, b in zip(values, others, strict=True)])
-            told = ('better' if mean < 0 else 'worse') if abs(mean) > half else 'not clear'
+            mean, half = difference(values, others)
             lines.append(
-                f'| {student} | {other_part}, {other} | {mean:+.3g} ± {half:.2g} | {told} |'
+                f'| {student} | {other_part}, {other} | {mean:+.3g} ± {half:.2g} | '
+                f'{verdict(mean, half)} |'
             )
     return '\n'.join(lines)
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from lunar_stereo_recon.errors import ModelError
 from training.data.batches import OUT_OF_FRAME, SEEN
 from training.losses.features import cosine_margin, feature_map, FeatureProjector
+from training.losses.photometric import explained, photometric_mask
 from training.models.flight import MATCH_STRIDE
 from training.recipe import LossRecipe
 
@@ -230,7 +231,7 @@ def flight_losses(
     Args:
         output: Of `FlightStudent.forward`.
         batch: `disparity` (B, H, W) px with NaN in the sky, `occlusion` (B, H, W); of a teacher
-            as `teacher_labels` gives them.
+            as `teacher_labels` gives them. `left`, `right` (B, 1, H, W) for `photometric`.
         weights: Losses of weight 0 are not computed.
         lesson: The teacher's, with `logits` where `soft_bins` is on.
 
@@ -248,6 +249,8 @@ def flight_losses(
     lesson = lesson or {}
     if weights.soft_bins and 'logits' not in lesson:
         raise ModelError("loss 'soft_bins' is enabled but the teacher gives no 'logits'")
+    if weights.photometric and not ('left' in batch and 'right' in batch):
+        raise ModelError("loss 'photometric' is enabled but the batch has no 'left' and 'right'")
     enabled: dict[str, Callable[[], Tensor]] = {
         'disparity': lambda: smooth_l1(output['disparity'], target, near_edges),
         'coarse': lambda: smooth_l1(output['disparity_coarse'][:, 0], coarse, near_edges4),
@@ -267,7 +270,15 @@ def flight_losses(
             batch.get('confidence'),
         ),
         'soft_bins': lambda: bin_divergence(output['logits'], lesson['logits']),
+        'photometric': lambda: _photometric_loss(output['disparity'], batch),
     }
     terms = {name: loss() for name, loss in enabled.items() if getattr(weights, name)}
     total = sum(getattr(weights, name) * term for name, term in terms.items())
     return total, terms
+
+
+def _photometric_loss(disparity: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    left, right = batch['left'], batch['right']
+    hidden = occlusion_from_disparity(disparity.detach()) != SEEN
+    mask = photometric_mask(left, right, disparity, batch['disparity'], hidden)
+    return explained(left, right, disparity, mask)

@@ -12,7 +12,13 @@ pytest.importorskip('matplotlib')
 
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from training.cli import main  # noqa: E402
-from training.commands.ablate import compare, curves_of, format_table, train_seeds  # noqa: E402
+from training.commands.ablate import (  # noqa: E402
+    compare,
+    curves_of,
+    format_differences,
+    format_table,
+    train_seeds,
+)
 from training.curves import read_curves  # noqa: E402
 from training.recipe import load_recipe, StartRecipe, StudentRecipe  # noqa: E402
 
@@ -43,6 +49,12 @@ def test_ablation_compares_students_over_seeds(recipe, tmp_path):
     assert steps.tolist() == [1, 2, 3, 4]
     assert values[:, -1].tolist() == ends
     assert '| shared_basis |' in format_table(table, 'epe', 2)
+    others = [read_curves(folder)['shared_basis/validation/epe'][-1][1] for folder in folders]
+    by_seed = [a - b for a, b in zip(ends, others, strict=True)]
+    half = 12.706 * abs(by_seed[0] - by_seed[1]) / 2  # Student's factor of two seeds
+    differences = format_differences(folders, ['random', 'shared_basis'], 'epe')
+    told = f'| random | shared_basis | {sum(by_seed) / 2:+.3g} ± {half:.2g} | '
+    assert told in differences
     rows = len((folders[0] / 'metrics.jsonl').read_text().splitlines())
     train_seeds(recipe, tmp_path / 'study', seeds=1, device='cpu')  # finished: nothing is added
     assert len((folders[0] / 'metrics.jsonl').read_text().splitlines()) == rows
@@ -84,7 +96,7 @@ def test_time_budget_holds_for_all_seeds_and_the_command_goes_on(recipe, tmp_pat
     assert main(command) == 0
     text = (out / 'table_epe.md').read_text()
     assert text in capsys.readouterr().out
-    assert text.startswith('## start') and text.count('| random |') == 1
+    assert text.startswith('## start') and text.count('| random | shared_basis |') == 1
     assert (out / 'curves_epe.png').read_bytes()[:4] == b'\x89PNG'
 
 
@@ -104,4 +116,19 @@ def test_students_of_the_study_differ_in_what_their_names_say():
         assert students[name].distillation == base.distillation
     assert students['frozen_encoder'].freeze_encoder and not base.freeze_encoder
     assert students['sparse_truth'].ground_truth_points > 0
+    weights = {**base.distillation, 'gradient': 1.0}
+    assert students['gradient'].distillation == weights
+    assert students['gradient'].start == base.start
     assert students['cnn'].model['decoder_width'] == base.model['decoder_width']
+
+
+def test_smallest_student_of_the_study_is_a_seventh_of_its_teacher():
+    from training.commands.train import recipe_path
+    from training.students import build_student
+
+    sizes = []
+    for recipe, name in (('study_teacher', 'teacher'), ('study', 'seventh')):
+        student = load_recipe(recipe_path(recipe)).students[name]
+        network = build_student(student.kind, student.model)
+        sizes.append(sum(parameter.numel() for parameter in network.parameters()))
+    assert 7 <= sizes[0] / sizes[1] <= 688.6 / 94.9

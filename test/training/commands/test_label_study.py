@@ -14,12 +14,12 @@ from lunar_stereo_recon.errors import InputError  # noqa: E402
 from training.cli import main  # noqa: E402
 from training.commands.label_study import (  # noqa: E402
     figures_of,
-    interval,
     parts,
     table,
     UNLABELLED,
 )
 from training.data.batches import RenderedPairs  # noqa: E402
+from training.paired import interval  # noqa: E402
 from training.recipe import DataRecipe, load_recipe, StudentRecipe  # noqa: E402
 
 
