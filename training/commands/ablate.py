@@ -56,9 +56,11 @@ def train_seeds(
         The folders of the seeds that are trained to the end.
 
     Raises:
-        InputError: The recipe has one student only or no validation frames, or is not the one
-            that the runs in the folder were trained with.
+        InputError: No seed is asked for, the recipe has one student only or no validation
+            frames, or is not the one that the runs in the folder were trained with.
     """
+    if seeds < 1:
+        raise InputError(f'--seeds is {seeds}; 1 or more is needed')
     if len(recipe.students) < 2:
         raise InputError(f'{recipe.name} has one student; an ablation compares at least two')
     if not recipe.data.validation:

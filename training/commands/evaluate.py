@@ -413,14 +413,9 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     texts = [args.checkpoint, *args.also, *([args.teacher] if args.teacher else [])]
     networks = [named(text) for text in texts]
-    for number, (name, path, _) in enumerate(networks):
-        for other, other_path, _ in networks[:number]:
-            if name == other:
-                raise InputError(
-                    f'{other_path} and {path} are both named {name!r}; give one as NAME=PATH'
-                )
+    check_arguments(args, networks)
     stems = view_pairs(args.folder, args.pairs)
-    if args.limit and args.limit < len(stems):
+    if args.limit is not None and args.limit < len(stems):
         stems = [stems[i] for i in np.linspace(0, len(stems) - 1, args.limit).astype(int)]
     args.out.mkdir(parents=True, exist_ok=True)
     table: dict[str, Scores] = {}
@@ -443,6 +438,30 @@ def run(args: argparse.Namespace) -> int:
         write_csv(args.out / f'{title}.csv', content)
         print(f'{title}\n\n{markdown(content)}')
     return 0
+
+
+def check_arguments(
+    args: argparse.Namespace, networks: Sequence[tuple[str, Path, str | None]]
+) -> None:
+    """Refuse what would only fail after the first network is evaluated, or mean nothing.
+
+    Raises:
+        InputError: Names the argument, what it is and what is needed.
+    """
+    for number, (name, path, _) in enumerate(networks):
+        if not name or Path(name).name != name:
+            raise InputError(f'{path} is named {name!r}; a name of files is needed, NAME=PATH')
+        if not path.exists():
+            raise InputError(f'{name}: there is no checkpoint {path}')
+        for other, other_path, _ in networks[:number]:
+            if name == other:
+                raise InputError(
+                    f'{other_path} and {path} are both named {name!r}; give one as NAME=PATH'
+                )
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f'--limit is {args.limit}; 1 or more is needed')
+    if not 0 < args.percentile <= 100:
+        raise InputError(f'--percentile is {args.percentile:g}; above 0 and up to 100 is needed')
 
 
 def view_pairs(folder: Path, index: Path | None) -> list[tuple[Path, Path]]:

@@ -163,6 +163,8 @@ def _indexed_pairs(path: Path, root: Path) -> list[tuple[Path, Path]]:
     try:
         pairs = np.atleast_2d(arrays['pairs']).astype(np.int64)
         names, scenes = arrays['images'], arrays['scenes']
+        if (pairs < 0).any():  # would count from the end
+            raise ValueError(f'number {pairs.min()} of a scene or view')
         if 'sceneids' in arrays:  # of each image
             scene_of, views = arrays['sceneids'], pairs[:, :2]
             stems = {i: root / str(scenes[scene_of[i]]) / str(names[i]) for i in np.unique(views)}

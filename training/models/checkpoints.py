@@ -408,7 +408,8 @@ def _read_pickle(path: Path) -> Any:
                 path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except _PICKLE_DAMAGE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        # The rest of torch's message advises to run what the file holds.
+        reason = (str(error).strip() or repr(error)).split('. ')[0].splitlines()[0]
         raise ModelError(
             f'{path} is not a complete checkpoint of tensors and plain values: {reason}'
         ) from error

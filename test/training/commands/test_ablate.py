@@ -62,6 +62,8 @@ def test_ablation_compares_students_over_seeds(recipe, tmp_path):
         compare(folders, ['random'], 'bad7', total_steps=4)
     with pytest.raises(InputError, match='begins at step 1, after 25% of 2'):
         compare(folders, ['random'], 'epe', total_steps=2)
+    with pytest.raises(InputError, match='--seeds is 0; 1 or more'):
+        train_seeds(recipe, tmp_path / 'none', seeds=0, device='cpu')
     recipe.students.pop('random')
     with pytest.raises(InputError, match='at least two'):
         train_seeds(recipe, tmp_path / 'one', seeds=1, device='cpu')

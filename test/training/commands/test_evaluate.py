@@ -208,6 +208,25 @@ def test_two_networks_of_one_name_are_refused(published, mast3r_teacher, capsys)
     assert named('runs/s2/checkpoint')[0] == 's2'
 
 
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--limit', '0'], '--limit is 0; 1 or more'),
+        (['--limit', '-3'], '--limit is -3; 1 or more'),
+        (['--percentile', '200'], '--percentile is 200; above 0 and up to 100'),
+        (['--also', 'a/b={}'], "is named 'a/b'; a name of files"),
+        (['--also', '={}'], "is named ''; a name of files"),
+        (['--also', 'x=nothing.pth'], 'x: there is no checkpoint nothing.pth'),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused_before_work(
+    published, mast3r_teacher, capsys, arguments, message
+):
+    filled = [text.format(mast3r_teacher) for text in arguments]
+    assert main(['evaluate', str(mast3r_teacher), str(published), *filled]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_split_files_and_folders_that_cannot_be_meant_are_refused(published, tmp_path):
     with np.load(published / 'test.npz') as arrays:
         split = dict(arrays)
@@ -217,6 +236,9 @@ def test_split_files_and_folders_that_cannot_be_meant_are_refused(published, tmp
     np.savez(published / 'far.npz', **{**split, 'pairs': np.array([[0, 0, 7, 1]])})
     with pytest.raises(InputError, match='not a list of pairs'):
         view_pairs(published, published / 'far.npz')
+    np.savez(published / 'back.npz', **{**split, 'pairs': np.array([[0, 0, -1, 1]])})
+    with pytest.raises(InputError, match='number -1 of a scene or view'):
+        view_pairs(published, published / 'back.npz')
     np.savez(published / 'short.npz', scenes=split['scenes'], images=split['images'])
     with pytest.raises(InputError, match='pairs'):
         view_pairs(published, published / 'short.npz')

@@ -314,3 +314,11 @@ def test_other_constructors_are_refused(old, new, says):
     assert old in OFFICIAL
     with pytest.raises(ModelError, match=says):
         parse_constructor(OFFICIAL.replace(old, new), 'file.pth')
+
+
+def test_text_file_is_no_checkpoint_and_nobody_is_told_to_run_it(tmp_path):
+    path = tmp_path / 'README.pth'
+    path.write_text('# A page\n')
+    with pytest.raises(ModelError, match='not a complete checkpoint') as caught:
+        load_teacher(path)
+    assert 'weights_only' not in str(caught.value)
