@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 import time
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from lunar_stereo_recon.backends import load_backend
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.backends.onnx_backend import node_times, peer_network
 from lunar_stereo_recon.bags.writer import make_message
+from lunar_stereo_recon.benchmark.speed import fit_throughput, Throughput
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.geometry.camera import points_from_depth
@@ -35,6 +37,8 @@ WARM_UPS = 2
 QUANTILE = 0.25
 PRODUCTS = ('Conv', 'FusedConv', 'ConvTranspose', 'MatMul', 'FusedMatMul', 'Gemm', 'QLinearConv')
 PEER_SIZE = (640, 480)
+# Of images, each twice as many pixels or more as the one before.
+PAIR_SIZES = ((320, 240), (640, 480), (960, 720), (1280, 960))
 # The drive of the map's timing: a circle, after one turn of which all ground around is known.
 CAMERA_HEIGHT_M, CAMERA_PITCH_DEG, CIRCLE_M, FRAMES_A_TURN = 1.4, 15.0, 2.0, 20
 
@@ -121,9 +125,14 @@ class TerrainTimes:
 
 @dataclass(frozen=True)
 class Profile:
-    """All of it."""
+    """All of it.
+
+    Attributes:
+        sizes: Processor time of whole pairs, all threads, by the images' size.
+    """
 
     pair: PairTimes
+    sizes: Throughput
     operations: OperationTimes
     peers: list[PeerTime]
     terrain: TerrainTimes
@@ -147,6 +156,7 @@ def measure_profile(
     backend = load_backend(student, model, threads=threads)
     return Profile(
         pair_times(backend, pair),
+        size_times(backend, pair),
         operation_times(node_times(model, *PEER_SIZE[::-1], threads)),
         [time_ for path in peers for time_ in peer_times(path, threads)],
         terrain_times(),
@@ -182,6 +192,29 @@ def pair_times(backend: Backend, pair: StereoPair, rounds: int = ROUNDS) -> Pair
         {stage: _typical(times) for stage, times in stages.items()},
         rounds,
     )
+
+
+def size_times(backend: Backend, pair: StereoPair, rounds: int = ROUNDS // 4) -> Throughput:
+    """Return the processor time of a pair resized to `PAIR_SIZES`, all threads.
+
+    The network sees no more than its own width: beyond it only the stages around it have more to
+    do.
+    """
+    times = []
+    for size in tqdm(PAIR_SIZES, desc='timing whole pairs', unit='size'):
+        left, right = (
+            np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.float32)
+            for image in (pair.left, pair.right)
+        )
+        resized = StereoPair(left, right, pair.calibration.resized(*size))
+        engine = StereoReconstructor(backend, ReconstructionOptions(dense=True))
+        used = []
+        for _ in range(WARM_UPS + rounds):
+            start = time.process_time()
+            engine.reconstruct(resized)
+            used.append(1e3 * (time.process_time() - start))
+        times.append(_typical(used[WARM_UPS:]))
+    return fit_throughput(PAIR_SIZES, times)
 
 
 def operation_times(nodes: Sequence[tuple[str, float]]) -> OperationTimes:

@@ -231,19 +231,10 @@ def degradation_table(variants: Mapping[str, Results], key: str) -> str:
 
 def speed_text(throughput: Throughput, roofline: Roofline) -> str:
     """Return time against size and the roofline, in words and a table."""
-    rows = [
-        [f'{width}x{height}', f'{pixels:.3f}', f'{time:.1f}', f'{pixels * 1e3 / time:.2f}']
-        for (width, height), pixels, time in zip(
-            throughput.sizes, throughput.megapixels, throughput.milliseconds, strict=True
-        )
-    ]
     share = roofline.gflops_reached / roofline.gflops_of_matrix_product
     operators = ', '.join(f'{n} {g:.2f}' for n, g in roofline.gflop_by_operator.items())
     lines = [
-        _table(['size', 'megapixels', 'ms', 'megapixels/s'], rows),
-        '',
-        f'Line through them: {throughput.offset_ms:.1f} ms + {throughput.ms_per_megapixel:.1f} '
-        f'ms a megapixel, R2 {throughput.explained:.4f}.',
+        _sizes_text(throughput),
         '',
         f'Roofline at 640x480: {roofline.gflop:.2f} GFLOP ({operators or "none"}) in '
         f'{roofline.milliseconds:.1f} ms are {roofline.gflops_reached:.1f} GFLOP/s; a large '
@@ -253,6 +244,21 @@ def speed_text(throughput: Throughput, roofline: Roofline) -> str:
     if roofline.uncounted:
         lines.append(f'Not counted: {", ".join(roofline.uncounted)}.')
     return '\n'.join(lines)
+
+
+def _sizes_text(throughput: Throughput) -> str:
+    """Return time against size as a table and a line through it."""
+    rows = [
+        [f'{width}x{height}', f'{pixels:.3f}', f'{time:.1f}', f'{pixels * 1e3 / time:.2f}']
+        for (width, height), pixels, time in zip(
+            throughput.sizes, throughput.megapixels, throughput.milliseconds, strict=True
+        )
+    ]
+    return (
+        _table(['size', 'megapixels', 'ms', 'megapixels/s'], rows)
+        + f'\n\nLine through them: {throughput.offset_ms:.1f} ms + '
+        f'{throughput.ms_per_megapixel:.1f} ms a megapixel, R2 {throughput.explained:.4f}.'
+    )
 
 
 def profile_text(profile: Profile) -> str:
@@ -268,6 +274,11 @@ def profile_text(profile: Profile) -> str:
         f'{pair.core_seconds_a_megapixel:.2f} core-seconds a megapixel).',
         '',
         _table(['stage', 'ms'], stages),
+        '',
+        'Processor time of whole pairs, all threads, by the size of their images; the network '
+        'sees no more than its own width:',
+        '',
+        _sizes_text(profile.sizes),
         '',
         f'Operations of the network at 640x480 in onnxruntime: {operations.total_ms:.1f} ms'
         + (

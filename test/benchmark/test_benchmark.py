@@ -213,6 +213,7 @@ def test_speed_of_a_student(samples, model_maker, monkeypatch, capsys):
     monkeypatch.setattr(profile.pair_times, '__defaults__', (2,))
     monkeypatch.setattr(profile.terrain_times, '__defaults__', (2,))
     monkeypatch.setattr(profile, 'PEER_SIZE', (64, 32))
+    monkeypatch.setattr(profile, 'PAIR_SIZES', ((64, 32), (128, 64)))
     model = str(model_maker())
     peer = model_maker(name='peer.onnx', channels=3, inputs=('image1', 'image2'))
     document = bench(
@@ -224,6 +225,8 @@ def test_speed_of_a_student(samples, model_maker, monkeypatch, capsys):
     )
     assert found['pair']['core_seconds_a_megapixel'] > 0
     assert {'inference', 'match', 'refine'} <= set(found['pair']['stages_ms'])
+    assert found['sizes']['sizes'] == [[64, 32], [128, 64]]
+    assert 0 < found['sizes']['milliseconds'][0] < found['sizes']['milliseconds'][1]
     assert found['operations']['nodes'] == {'ReduceMean': 2, 'Mul': 1}
     assert found['operations']['over_products'] == 0  # it has none
     assert found['peers'][0]['file'] == 'peer.onnx'
