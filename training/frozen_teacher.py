@@ -139,7 +139,8 @@ class CachedTeacher:
     """A teacher whose lessons are kept on disk, one file a pair.
 
     A file is named by the digest of the network and of the pair's images, so an entry can never
-    be of another network or crop. Tokens are kept in bfloat16, the rest as computed.
+    be of another network or crop. Tokens are kept in bfloat16, the rest as computed; a lesson is
+    what is kept, whether it was there before or not.
     """
 
     def __init__(self, teacher: FrozenTeacher, folder: Path) -> None:
@@ -171,8 +172,8 @@ class CachedTeacher:
             part = {name: value[missing] for name, value in batch.items()}
             lesson = self.teacher.lesson(part, wanted)
             for place, item in enumerate(missing):
-                entries[item] = {name: value[place] for name, value in lesson.items()}
-                self._write(paths[item], entries[item])
+                entry = {name: value[place] for name, value in lesson.items()}
+                entries[item] = self._write(paths[item], entry)
         device = self.teacher.device
         return {
             name: torch.stack([entries[i][name].to(device).float() for i in range(len(paths))])
@@ -195,7 +196,8 @@ class CachedTeacher:
         return entry if wanted <= set(entry) else None
 
     @staticmethod
-    def _write(path: Path, entry: Batch) -> None:
+    def _write(path: Path, entry: Batch) -> Batch:
+        """Write an entry; return it as it is kept."""
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = {
             name: value.to('cpu', torch.bfloat16 if name in TOKENS else value.dtype).contiguous()
@@ -207,6 +209,7 @@ class CachedTeacher:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+        return stored
 
 
 Teacher = FrozenTeacher | CachedTeacher

@@ -28,9 +28,7 @@ TOKEN_STRIDE = 16
 PARTS = ('encoder', 'decoder')
 NOT_TERMS = 'feature_margin', 'edge_weight'
 # Losses of a flight student: all numbers of a `LossRecipe` that are weights.
-FLIGHT_TERMS = tuple(
-    item.name for item in fields(LossRecipe) if item.name not in ('feature_margin', 'edge_weight')
-)
+FLIGHT_TERMS = tuple(item.name for item in fields(LossRecipe) if item.name not in NOT_TERMS)
 
 
 class Learner(nn.Module):
@@ -240,8 +238,7 @@ def true_pointmaps(batch: Batch) -> Batch:
         )
     disparities = batch['disparity'], batch['disparity_right']
     known = [torch.isfinite(disparity) for disparity in disparities]
-    left, right = (disparity.nan_to_num(0.0) for disparity in disparities)
-    one, two = pointmaps_from_disparity(left, right, batch['intrinsics'])
+    one, two = pointmaps_from_disparity(*disparities, batch['intrinsics'])
     return {'pointmap1': one, 'pointmap2': two, 'valid1': known[0], 'valid2': known[1]}
 
 

@@ -166,6 +166,7 @@ class StudentInTraining:
             self.average.update_parameters(self.student)
             self.bad_steps = 0
         else:
+            self._restore_statistics()
             self._count_bad_step(number, terms)
         self.optimizer.zero_grad(set_to_none=True)
         return {**terms, 'learning_rate': rate}
@@ -183,6 +184,13 @@ class StudentInTraining:
                     self.name,
                     SILENT_STEPS,
                 )
+
+    def _restore_statistics(self) -> None:
+        """Take back running statistics that a bad batch has spoilt; no later one mends them."""
+        kept = self.average.module.buffers()
+        for now, before in zip(self.student.buffers(), kept, strict=True):
+            if not torch.isfinite(now).all():
+                now.copy_(before)
 
     def _count_bad_step(self, number: int, terms: dict[str, float]) -> None:
         self.bad_steps += 1
@@ -298,6 +306,13 @@ class Trainer:
                 f'teacher.checkpoint is {teacher}, where this run would write its own; give the '
                 'run another name or --out'
             )
+        for name, student in recipe.students.items():
+            start = student.start.checkpoint
+            if student.anchor and Path(start).expanduser().resolve() == self.path.resolve():
+                raise InputError(
+                    f'students.{name}.start.checkpoint is {start}, where this run would write its '
+                    'own, and anchor holds to its weights; give the run another name or --out'
+                )
         torch.manual_seed(recipe.seed)
         self.teacher = load_frozen_teacher(recipe.teacher, self.device)
         self.data = build_data(recipe, self.rank, self.world_size)

@@ -275,11 +275,14 @@ def test_cached_lessons_equal_computed_ones(make_recipe, flight_teacher, tmp_pat
     again = Trainer(recipe, tmp_path).teacher
     second = [again.lesson(batch, wanted) for batch in batches]
     assert (again.hits, again.misses) == (8, 0)
-    for one, two in zip(first, second, strict=True):
+    for one, two, batch in zip(first, second, batches, strict=True):
         assert set(one) == set(two) == set(wanted)
+        computed = teacher.teacher.lesson(batch, wanted)
         for name in wanted:
+            # A run learns the same whether the cache was full or empty.
+            torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
             tolerance = 1e-2 if name in TOKENS else 0.0
-            torch.testing.assert_close(one[name], two[name], rtol=tolerance, atol=0)
+            torch.testing.assert_close(one[name], computed[name], rtol=tolerance, atol=0)
     again.lesson(batches[0], wanted | {'pointmap1'})  # an entry that lacks something is renewed
     assert again.misses == 2
 
@@ -484,3 +487,12 @@ def test_depth_of_a_pointmap_student_is_validated_up_to_scale(plane_pairs):
     figures = validate_pointmaps(Planes(), rendered_frames(plane_pairs), torch.device('cpu'))
     assert figures['abs_rel'] == pytest.approx(5.0, abs=0.1)
     assert figures['delta1.05'] == pytest.approx(49, abs=2)
+
+
+@pytest.mark.parametrize('content', [None, b'{', b'[1]'])
+def test_export_names_a_calibration_that_is_none(tmp_path, capsys, content):
+    path = tmp_path / 'calibration.json'
+    if content is not None:
+        path.write_bytes(content)
+    assert main(['export', 'nowhere', str(tmp_path / 'a.onnx'), '--confidence', str(path)]) == 2
+    assert f'--confidence {path}' in capsys.readouterr().err

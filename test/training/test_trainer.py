@@ -577,3 +577,24 @@ def test_shipped_recipes_are_valid(path):
         student_config(student.kind, student.model)
         if student.distillation:
             LossWeights(**student.distillation)
+
+
+def test_statistics_of_a_bad_batch_are_taken_back(recipe, tmp_path):
+    trainer = Trainer(recipe, tmp_path)
+    member = trainer.students['flight']
+    good, bad = trainer.data[0], dict(trainer.data[1])
+    bad['left'] = bad['left'].clone()
+    bad['left'][0, 0, 0, 0] = torch.nan
+    trainer.train_step([good])
+    assert not math.isfinite(trainer.train_step([bad])['loss'])
+    trainer.train_step([good])
+    for network in (member.student, member.average.module):
+        assert all(torch.isfinite(value).all() for value in network.buffers())
+
+
+def test_a_run_is_not_held_to_weights_that_it_overwrites(recipe, tmp_path):
+    Trainer(recipe, tmp_path).save()
+    student = recipe.students['flight']
+    student.anchor, student.start.checkpoint = 1.0, str(tmp_path / 'checkpoint')
+    with pytest.raises(InputError, match=r'flight.start.checkpoint is .*anchor'):
+        Trainer(recipe, tmp_path)

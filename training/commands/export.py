@@ -21,7 +21,8 @@ from lunar_stereo_recon.backends import self_test
 from lunar_stereo_recon.backends.model_seal import seal_model
 from lunar_stereo_recon.backends.student_file import WIDTH_KEY
 from lunar_stereo_recon.datatypes import DisparityPrediction
-from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.errors import InputError, ModelError
+from lunar_stereo_recon.files.bounded import read_json
 from training.checkpoint import FLIGHT_KIND, load_network
 from training.models.checkpoints import save_model
 from training.models.flight import FlightConfig, FlightStudent, Float32Conv
@@ -229,10 +230,11 @@ def write_onnx(
     """Export, then check the file against torch at two sizes.
 
     Raises:
+        InputError: The calibration cannot be read.
         ModelError: The file does not agree with torch.
     """
+    confidence = _calibration(calibration) if calibration else None
     student, content = load_student(checkpoint, name)
-    confidence = json.loads(calibration.read_text()) if calibration else None
     export_onnx(student, target, metadata_of(student, content, confidence, name, network_width))
     for size in ((480, 640), (224, 352)):
         share = parity(student, target, size)
@@ -242,6 +244,24 @@ def write_onnx(
                 f'differ from torch by over {PARITY_PX} px; at most {100 * PARITY_SHARE} % may'
             )
     print(f'{target}: {target.stat().st_size / 2**20:.1f} MiB, agrees with torch')
+
+
+def _calibration(path: Path) -> dict[str, Any]:
+    """Return a calibration as `calibrate --out` writes it.
+
+    Raises:
+        InputError: The file cannot be read, or holds none.
+    """
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f'--confidence {path}: {error}') from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f'--confidence {path} holds a {type(content).__name__}; what calibrate '
+            'writes is needed'
+        )
+    return content
 
 
 def write_safetensors(checkpoint: Path, target: Path, name: str = '') -> None:

@@ -11,9 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lunar_stereo_recon.backends.student_file import SIZE_MULTIPLE
-from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.arrays import load_arrays
-from training.data.batches import ARRAYS, OPTIONAL_ARRAYS, zoom
+from training.data.batches import ARRAYS, list_samples, OPTIONAL_ARRAYS, zoom
 
 # What has no size, where a file has it.
 KEPT = ('baseline_m', 'meta')
@@ -40,9 +39,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: The folder has no pairs, or one cannot be read.
     """
-    paths = sorted(args.pairs.glob('*.npz'))
-    if not paths:
-        raise InputError(f'{args.pairs} has no pairs (.npz)')
+    paths = list_samples([args.pairs])
     args.out.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, unit='pair'):
         target = args.out / path.name

@@ -213,7 +213,9 @@ def zoom(sample: dict[str, NDArray[Any]], scale: float) -> dict[str, NDArray[Any
             same = np.abs(smooth - nearest) < ONE_SURFACE_PX
             zoomed[name] = np.where(same, smooth, nearest) * np.float32(factor_x)
         else:
-            nearest = resized(array.astype(np.uint8), cv2.INTER_NEAREST_EXACT)
+            # What OpenCV resizes: neither half floats nor booleans.
+            plain = np.float32 if array.dtype.kind == 'f' else np.uint8
+            nearest = resized(array.astype(plain), cv2.INTER_NEAREST_EXACT)
             zoomed[name] = nearest.astype(array.dtype)
     return zoomed
 
@@ -341,12 +343,16 @@ class StepBatches(Dataset[Any]):
 class RenderedPairs(StepBatches):
     """Pairs of .npz files, rendered or labelled by a teacher."""
 
-    # Entries that are not replayed; counted once.
-    _new: int | None = None
+    # Pairs stand on their ground though both views have a disparity.
+    lunar = False
+    # Entries that are not replayed.
+    _new = 0
 
     def list_entries(self, recipe: DataRecipe) -> Sequence[Any]:
         """Return the files, those that are replayed last."""
-        return list_samples(recipe.train) + (list_samples(recipe.replay) if recipe.replay else [])
+        new = list_samples(recipe.train)
+        self._new = len(new)
+        return new + (list_samples(recipe.replay) if recipe.replay else [])
 
     def _source(self, number: int) -> tuple[int, int, int, tuple[int, ...]]:
         share = self.recipe.replay_share
@@ -354,8 +360,7 @@ class RenderedPairs(StepBatches):
             return super()._source(number)
         # Replayed items are spread evenly over the stream.
         replayed = math.floor(number * share)
-        count = len(list_samples(self.recipe.train)) if self._new is None else self._new
-        self._new = count
+        count = self._new
         if math.floor((number + 1) * share) > replayed:
             return count, len(self.entries) - count, replayed, (1,)
         return 0, count, number - replayed, ()
@@ -422,8 +427,9 @@ class RenderedPairs(StepBatches):
         """Return the pair upside down, mirrored, larger or smaller, as the recipe has it."""
         recipe = self.recipe
         if 'disparity_right' in sample and rng.random() < recipe.mirrored_share:
-            sample = exchange_views(sample)
-        general = 'disparity_right' in sample
+            # How sure a label is is known of the left view alone.
+            sample = sample if 'confidence' in sample else exchange_views(sample)
+        general = 'disparity_right' in sample and not self.lunar
         if rng.random() < (
             recipe.flipped_share if general else LUNAR_FLIPS * recipe.flipped_share
         ):
@@ -443,6 +449,8 @@ class PairsOnTheFly(RenderedPairs):
     Item i of the stream is pair i of `lunar-stereo dataset` with the recipe's seed and the crop
     for its window. Both views have their disparity, so that pointmap students can learn from them.
     """
+
+    lunar = True
 
     def list_entries(self, recipe: DataRecipe) -> Sequence[Any]:
         """Return none: pairs are made by their number."""

@@ -50,8 +50,10 @@ class FeatureMeans(nn.Module):
             # The same means in every process, as if one saw all of the batch.
             distributed.all_reduce(batch)
             batch /= distributed.get_world_size()
-        self.steps += 1
-        share = 1 / self.steps.clamp(max=MEAN_STEPS)
+        good = torch.isfinite(batch).all()  # a batch that is not would spoil all means to come
+        self.steps += good
+        share = good / self.steps.clamp(min=1, max=MEAN_STEPS)
+        batch = batch.nan_to_num(0.0, 0.0, 0.0)
         self.student += share * (batch[0] - self.student)
         self.teacher += share * (batch[1] - self.teacher)
 

@@ -55,15 +55,16 @@ def pointmaps_from_disparity(
 
     Args:
         left, right: (B, H, W) disparities of either view, px, column left minus column right.
+            NaN where unknown: that has no part in the median, and is put furthest.
         intrinsics: (B, 3, 3) of both cameras, px.
 
     Returns:
         Two (B, H, W, 3).
     """
-    median = left.flatten(1).median(dim=1).values.clamp_min(torch.finfo(left.dtype).eps)
-    median = median[:, None, None]
+    median = left.flatten(1).nanmedian(dim=1).values.nan_to_num(0.0)
+    median = median.clamp_min(torch.finfo(left.dtype).eps)[:, None, None]
     points = []
-    for disparity, is_right in ((left, False), (right, True)):
+    for disparity, is_right in ((left.nan_to_num(0.0), False), (right.nan_to_num(0.0), True)):
         depth = median / torch.maximum(disparity, median / FARTHEST)
         x, y = _rays(intrinsics.to(disparity), disparity.shape[1:])
         # Depth is fx * baseline / disparity: with depth 1 at the median disparity, this is the

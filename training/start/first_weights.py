@@ -14,7 +14,7 @@ from training.models.checkpoints import load_encoder_weights
 from training.models.flight import FlightStudent
 from training.models.paper_students import PaperStudent
 from training.start.decoder_source import CalibrationTokens
-from training.start.grow import grow
+from training.start.grow import grow, refuse_other_matching
 from training.start.init_plan import format_plan, LEFT_ALONE
 from training.start.new_decoder import DecoderExchange
 from training.start.svd_init import decoder_layout, initialise, MAST3R_HEADS, SvdInit
@@ -82,4 +82,5 @@ def _grown(student: nn.Module, path: str) -> list[str]:
             f'start.grow_from is for flight networks; {path} is a {type(smaller).__name__}, the '
             f'student a {type(student).__name__}'
         )
+    refuse_other_matching(student.config, smaller.config)
     return grow(student, smaller.state_dict())

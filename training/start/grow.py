@@ -15,12 +15,43 @@ import operator
 import torch
 from torch import Tensor
 
-from lunar_stereo_recon.errors import ModelError
-from training.models.flight import FlightStudent
+from lunar_stereo_recon.errors import InputError, ModelError
+from training.models.flight import FlightConfig, FlightStudent
 
 # Layers that read the decoder's tokens.
 TOKEN_READERS = ('descriptors.from_tokens', 'aggregation.tokens8', 'aggregation.tokens16')
 _DECODER = 'decoder.'
+# Sizes of what is matched: with others the same weights say something else, because what they
+# read is in other places, or of unit length over more channels.
+MATCHING = (
+    'descriptor_channels',
+    'disparity_bins',
+    'local_radius',
+    'fine_descriptor_channels',
+    'fine_radius',
+)
+# Of two decoders with the same shapes.
+ATTENTION = ('decoder_heads', 'band_rows')
+_DECODER_SHAPE = ('decoder_width', 'decoder_depth', 'mlp_ratio')
+
+
+def refuse_other_matching(student: FlightConfig, smaller: FlightConfig) -> None:
+    """Refuse sizes with which a grown network would not compute what the small one did.
+
+    Raises:
+        InputError: They differ in one; says which, and its values.
+    """
+    same_shapes = student.encoder_channels[3] == smaller.encoder_channels[3] and all(
+        getattr(student, name) == getattr(smaller, name) for name in _DECODER_SHAPE
+    )
+    for name in (*MATCHING, *(ATTENTION if same_shapes else ())):
+        wanted, found = getattr(smaller, name), getattr(student, name)
+        if wanted != found:
+            raise InputError(
+                f'start.grow_from: {name} is {wanted} in the trained network and {found} in the '
+                'student; only encoder_channels, hourglass_channels, fine_channels and the size '
+                'of the decoder may be larger'
+            )
 
 
 @torch.no_grad()

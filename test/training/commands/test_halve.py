@@ -53,4 +53,24 @@ def test_whole_frames_have_sides_of_whole_multiples(tmp_path):
 def test_folder_without_pairs_is_named(tmp_path, capsys, there):
     folder = tmp_path if there else tmp_path / 'nowhere'
     assert main(['halve', str(folder), '--out', str(tmp_path / 'out')]) == 2
-    assert f'{folder} has no pairs' in capsys.readouterr().err
+    assert f'{folder}: no .npz pairs found' in capsys.readouterr().err
+
+
+def test_how_sure_labels_are_stays_with_them(tmp_path):
+    source, out = tmp_path / 'whole', tmp_path / 'half'
+    source.mkdir()
+    sure = np.where(np.arange(100) < 50, 0.9, 0.3).astype(np.float16)
+    disparity = np.ones((68, 100), np.float32)
+    write_pair(source / '000000.npz', disparity, confidence=np.tile(sure, (68, 1)))
+    assert main(['halve', str(source), '--out', str(out)]) == 0
+    half = load_arrays(out / '000000.npz', 'pair')
+    np.testing.assert_array_equal(half['confidence'], np.tile(sure[::2], (34, 1)))
+
+
+def test_files_that_are_not_finished_are_left_alone(tmp_path):
+    source, out = tmp_path / 'whole', tmp_path / 'half'
+    source.mkdir()
+    write_pair(source / '000000.npz', np.ones((68, 100), np.float32))
+    (source / '.000001.77.npz').write_bytes(b'cut')
+    assert main(['halve', str(source), '--out', str(out)]) == 0
+    assert [path.name for path in out.iterdir()] == ['000000.npz']

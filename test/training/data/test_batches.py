@@ -10,7 +10,9 @@ pytest.importorskip('torch')
 from training.data.batches import (  # noqa: E402
     compressed,
     dust_shadow,
+    LUNAR_FLIPS,
     misalign_rows,
+    PairsOnTheFly,
     RenderedPairs,
     stack,
     vary_light,
@@ -87,3 +89,32 @@ def test_pairs_are_scaled_within_the_recipes_bounds_as_far_as_the_crop_fits(tmp_
     fitting = disparities(crop_height=64, least_zoom=0.2, most_zoom=1.0)
     assert 6.6 < min(fitting) < 7.2 and max(fitting) <= 10
     assert set(disparities(crop_height=96, least_zoom=0.2, most_zoom=0.9)) == {10.0}
+
+
+def test_a_label_of_which_one_view_is_known_is_not_mirrored(image, tmp_path):
+    disparity = np.full(image.shape, 3.0, np.float32)
+    labelled = sample(image, disparity_right=disparity, confidence=disparity / 4)
+    np.savez(tmp_path / '0.npz', left=np.zeros((2, 2), np.uint8))  # listed, never read
+    recipe = DataRecipe(train=[str(tmp_path)], mirrored_share=1.0)
+    turned = RenderedPairs(recipe, 0, 1)._turned(labelled, np.random.default_rng(0))
+    np.testing.assert_array_equal(turned['left'], labelled['left'])
+
+
+def test_replayed_pairs_are_those_that_were_there_at_the_start(tmp_path):
+    new, old = tmp_path / 'new', tmp_path / 'old'
+    for folder, count in ((new, 2), (old, 3)):
+        folder.mkdir()
+        for number in range(count):
+            np.savez(folder / f'{number}.npz', left=np.zeros((2, 2), np.uint8))
+    data = RenderedPairs(DataRecipe(train=[str(new)], replay=[str(old)], replay_share=0.5), 0, 2)
+    (new / '9.npz').write_bytes((new / '0.npz').read_bytes())  # a writer is still at work
+    assert [data._source(number)[:2] for number in range(2)] == [(0, 2), (2, 3)]
+
+
+def test_rendered_ground_is_seldom_upside_down_on_the_fly_too(image):
+    recipe = DataRecipe(kind='on_the_fly', flipped_share=1.0)
+    lunar = sample(image, disparity_right=image)
+    rng = np.random.default_rng(0)
+    pairs = PairsOnTheFly(recipe, 0, 1)
+    turned = [pairs._turned(lunar, rng)['left'] is not lunar['left'] for _ in range(200)]
+    assert np.mean(turned) == pytest.approx(LUNAR_FLIPS, abs=0.1)

@@ -90,3 +90,13 @@ def test_sampled_positions_are_different():
     assert positions.shape == (3, 6)
     assert all(len(set(row.tolist())) == 6 for row in positions)
     assert losses.sample_positions(1, 4, 512).shape == (1, 4)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_means_alone():
+    means = FeatureMeans(2)
+    ones = torch.ones(1, 2, 1, 1)
+    means(ones, 2 * ones)
+    means(ones * torch.nan, ones)
+    means(3 * ones, 2 * ones)
+    torch.testing.assert_close(means.student, torch.full((2,), 2.0))
+    torch.testing.assert_close(means.teacher, torch.full((2,), 2.0))

@@ -15,6 +15,7 @@ from lunar_stereo_recon.errors import InputError  # noqa: E402
 from training.data.texture_pairs import plane_pair  # noqa: E402
 from training.learner import true_pointmaps  # noqa: E402
 from training.losses.sparse_points import strongest_corners  # noqa: E402
+from training.models.lunar_teacher import FARTHEST  # noqa: E402
 from training.recipe import DataRecipe, OptimizerRecipe, Recipe, StudentRecipe  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
 
@@ -127,3 +128,13 @@ def test_settings_that_contradict_sparse_truth_are_refused(recipe, tmp_path):
         Trainer(sparse(recipe, 12, distillation=weights), tmp_path)
     with pytest.raises(InputError, match='for students of the MASt3R kind'):
         Trainer(sparse(recipe, 12, kind='flight', model={}, distillation={}), tmp_path)
+
+
+def test_unknown_ground_has_no_part_in_the_unit():
+    disparity = torch.full((1, 8, 6), torch.nan)
+    disparity[:, 5:] = torch.tensor([4.0, 8.0, 16.0])[:, None]  # three rows of eight are known
+    intrinsics = torch.tensor([[[50.0, 0, 2.5], [0, 50, 3.5], [0, 0, 1]]])
+    batch = {'disparity': disparity, 'disparity_right': disparity, 'intrinsics': intrinsics}
+    depth = true_pointmaps(batch)['pointmap1'][0, ..., 2]
+    torch.testing.assert_close(depth[5:, 0], torch.tensor([2.0, 1.0, 0.5]))
+    torch.testing.assert_close(depth[0, 0], torch.tensor(FARTHEST))

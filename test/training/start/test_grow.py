@@ -124,3 +124,26 @@ def test_a_decoder_from_the_teacher_fits_between_trained_convolutions():
         return (output['logits'] - expected['logits']).abs().mean().item()
 
     assert difference(trained(*images())) < 0.5 * difference(unfitted)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('disparity_bins', 16),
+        ('descriptor_channels', 12),
+        ('local_radius', 4),
+        ('fine_radius', 3),
+        ('fine_descriptor_channels', 12),
+        ('band_rows', 4),
+        ('decoder_heads', 4),
+    ],
+)
+def test_sizes_that_would_change_the_function_are_refused(name, value, monkeypatch):
+    model = dataclasses.replace(SMALL, **{name: value})
+    recipe = StudentRecipe(
+        model=dataclasses.asdict(model), start=StartRecipe(grow_from='small.safetensors')
+    )
+    small = network(SMALL)
+    monkeypatch.setattr('training.start.first_weights.trained_network', lambda path: small)
+    with pytest.raises(InputError, match=f'{name} is {getattr(SMALL, name)} .* and {value} in'):
+        start_student(build_learner(recipe, None), None, None)
