@@ -232,6 +232,8 @@ def run_nodes(args: argparse.Namespace, rig: DemoRig) -> None:
                 'input_transport': 'compressed' if rig.compressed else 'raw',
                 'rectify': rig.raw,
                 'detect_raw': False,
+                # The map of the drive is as certain as the points that it is made of.
+                'sigma': True,
                 'baseline': rig.baseline_m,
                 'white_level': float(args.white_level or 0),
                 **_calibration_urls(args),

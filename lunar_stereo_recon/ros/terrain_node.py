@@ -198,7 +198,7 @@ class TerrainNode(WorkingNode):
         at_ns = stamp_ns(message)
         # Seconds since the first cloud: those since the epoch leave few digits.
         start_ns = at_ns if self._map.empty else self._start_ns
-        self._map.add(
+        measured = self._map.add(
             cloud.points,
             sigma_m,
             cloud.confidence,
@@ -207,8 +207,16 @@ class TerrainNode(WorkingNode):
             1e-9 * (at_ns - start_ns),
         )
         self._start_ns, self._frame_id = start_ns, found.frame_id
-        self._counts['mapped'] += 1
-        self._mapped_s, self._reason = time.monotonic(), ''
+        if measured:
+            self._counts['mapped'] += 1
+            self._mapped_s, self._reason = time.monotonic(), ''
+        else:
+            options = self.parameters.options
+            self._drop(
+                'nothing to map',
+                f'no point of the cloud up to {options.max_range_m:g} m has a confidence of '
+                f'{options.min_confidence:g} or more and a sigma above 0',
+            )
         self._publish(at_ns)
 
     def _focal_baseline(self) -> float:

@@ -259,7 +259,10 @@ def test_the_sigma_of_the_cloud_counts_where_it_has_one(made, monkeypatch, sigma
     node = made(focal_baseline=0.0)
     drive(node, range(2))
     assert (np.isfinite(node._map.layers().height).sum() > cells) == (cells > 0)
-    assert node._counts['mapped'] == 2
+    assert node._counts['mapped'] == (2 if sigma_m else 0)
+    if not sigma_m:
+        assert node._counts['nothing to map'] == 2
+        assert 'no point of the cloud up to 6 m has a confidence of 0.5' in node._silence()
 
 
 def test_a_map_larger_than_memory_is_refused():
