@@ -345,6 +345,8 @@ class Reconstruction:
         matched_px: (H, W) float32, disparity as matching found it, before unsure pixels went over
             into their surroundings, pixels; also where nothing was accepted. None where that is
             not known.
+        earlier_frame: What became of the frame before: 'used', or why it was left out; '' where
+            it was not asked for.
     """
 
     disparity: FloatImage
@@ -362,6 +364,7 @@ class Reconstruction:
     sigma_px: FloatImage | None = None
     depth_sigma_m: FloatImage | None = None
     matched_px: FloatImage | None = None
+    earlier_frame: str = ''
 
     @property
     def valid_mask(self) -> NDArray[np.bool_]:

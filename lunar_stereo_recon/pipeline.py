@@ -2,13 +2,13 @@
 
 Reading order: ros/stereo_sync (or bags/reader) -> messages (message to StereoPair) ->
 geometry/rectify (raw images) -> preprocess -> backends -> geometry/residual ->
-geometry/refine -> geometry/confidence -> geometry/fill -> geometry/disparity, geometry/camera ->
-result_messages.
+geometry/refine -> geometry/confidence -> geometry/fill -> geometry/temporal (where it is asked
+for) -> geometry/disparity, geometry/camera -> result_messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 import math
@@ -39,6 +39,7 @@ from lunar_stereo_recon.geometry.confidence import (
 )
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity, disparity_from_columns
 from lunar_stereo_recon.geometry.fill import follow_surroundings
+from lunar_stereo_recon.geometry.pose_track import Pose
 from lunar_stereo_recon.geometry.rectify import confidence_where_seen
 from lunar_stereo_recon.geometry.refine import refine_disparity, RefineOptions
 from lunar_stereo_recon.geometry.residual import Chooser, match_around
@@ -49,6 +50,7 @@ from lunar_stereo_recon.geometry.row_alignment import (
 )
 from lunar_stereo_recon.geometry.self_mask import SelfMask, without_rover
 from lunar_stereo_recon.geometry.sigma import depth_sigma, disparity_sigma, SigmaCalibration
+from lunar_stereo_recon.geometry.temporal import EarlierFrame, steadied
 from lunar_stereo_recon.limits import MAX_DEPTH_M, MIN_DISPARITY_PX
 from lunar_stereo_recon.network_width import widest_within
 from lunar_stereo_recon.preprocess import (
@@ -78,6 +80,8 @@ class ReconstructionOptions:
         target_ms: Milliseconds for a pair: on the first one the network's width is chosen so that
             it takes no longer (see `network_width`). 0 leaves the backend's own.
         sigma: Give the standard deviations of disparity and depth, where the model can.
+        temporal: Steady each frame by the one before, where poses are given and the model has a
+            calibration of sigma.
 
     Raises:
         InputError: A value is outside its range.
@@ -93,6 +97,7 @@ class ReconstructionOptions:
     region: Region | None = None
     target_ms: float = 0.0
     sigma: bool = True
+    temporal: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.confidence_threshold <= 1.0:
@@ -158,6 +163,7 @@ class StereoReconstructor:
         self.self_mask: SelfMask | None = None
         self._rows = RowMonitor()
         self._rig: StereoCalibration | None = None
+        self._earlier: EarlierFrame | None = None
         self.network_width_px = backend.max_width_px
         self._timed: tuple[float, int, int] | None = None
         stored = backend.confidence_calibration
@@ -171,8 +177,16 @@ class StereoReconstructor:
         """Return whether the model has a calibration of sigma."""
         return self._sigma is not None
 
-    def reconstruct(self, pair: StereoPair) -> Reconstruction:
+    def reconstruct(
+        self, pair: StereoPair, pose: Callable[[], Pose | None] | None = None
+    ) -> Reconstruction:
         """Return disparity, depth, confidence and points of one pair, at the pair's size.
+
+        Args:
+            pair: The pair.
+            pose: For `options.temporal`: returns the pose of the left optical frame in a fixed
+                frame, None where it is unknown. Called once the pair is matched, so that poses
+                that come a little later than the images are there.
 
         Raises:
             InputError: The region of interest lies outside of the image, or the self-mask does
@@ -191,6 +205,16 @@ class StereoReconstructor:
             confidence = confidence_where_seen(confidence, matched.disparity, pair)
         with stages('fill'):
             dense = filled_disparity(matched, confidence, pair.left)
+        sigma_px = depth_sigma_m = None
+        if (options.sigma or options.temporal) and self._sigma is not None:
+            with stages(SIGMA_STAGE):
+                moved_px = np.abs(dense - matched.disparity)
+                sigma_px = disparity_sigma(matched.features, moved_px, self._sigma)
+        earlier = ''
+        if options.temporal:
+            with stages('temporal'):
+                found = None if pose is None else pose()
+                dense, earlier = self._steadied(dense, sigma_px, confidence, pair, found)
         with stages('geometry'):
             disparity = self._accepted(dense, confidence, pair)
             if pair.own_mask is not None:
@@ -199,11 +223,10 @@ class StereoReconstructor:
                 disparity = _cut(disparity, region)
             depth = depth_from_disparity(disparity, pair.calibration)
             points = points_from_depth(depth, pair.calibration)
-        sigma_px = depth_sigma_m = None
-        if options.sigma and self._sigma is not None:
+        if not options.sigma:
+            sigma_px = None
+        if sigma_px is not None:
             with stages(SIGMA_STAGE):
-                moved_px = np.abs(dense - matched.disparity)
-                sigma_px = disparity_sigma(matched.features, moved_px, self._sigma)
                 sigma_px[np.isnan(disparity)] = np.nan
                 depth_sigma_m = depth_sigma(sigma_px, depth, pair.calibration)
         return Reconstruction(
@@ -222,6 +245,7 @@ class StereoReconstructor:
             sigma_px,
             depth_sigma_m,
             matched.disparity,
+            earlier,
         )
 
     def match(self, pair: StereoPair, stages: StageTimer | None = None) -> Matched:
@@ -262,6 +286,30 @@ class StereoReconstructor:
         with stages('rows'):
             aligned = self._rows_learnt(given, aligned, prior.disparity)
         return aligned, prior
+
+    def _steadied(
+        self,
+        disparity: FloatImage,
+        sigma_px: FloatImage | None,
+        confidence: FloatImage,
+        pair: StereoPair,
+        pose: Pose | None,
+    ) -> tuple[FloatImage, str]:
+        """Return the disparity with what the frame before knows, and what became of that frame."""
+        if sigma_px is None:
+            return disparity, 'left out: the model has no calibration of sigma'
+        if pose is None:
+            return disparity, 'left out: no pose'
+        before, reason = self._earlier, 'there is none'
+        # Sigma gets NaN where the result is rejected; the next frame wants all of it.
+        now = EarlierFrame(disparity, sigma_px.copy(), pair.calibration, pair.stamp_ns, pose)
+        if before is not None:
+            disparity, reason = steadied(now, confidence, before)
+        kept = disparity
+        if pair.own_mask is not None:  # what moves along is no ground
+            kept = np.where(pair.own_mask, np.float32(np.nan), disparity)
+        self._earlier = replace(now, disparity=kept)
+        return disparity, f'left out: {reason}' if reason else 'used'
 
     def reset_rows(self) -> None:
         """Forget the row alignment: the next pair is of another rig."""

@@ -227,11 +227,12 @@ def evaluated(
     from lunar_stereo_recon.files.atomic import write_bytes
     from lunar_stereo_recon.files.html_page import jpeg
     from lunar_stereo_recon.report.clouds import DriveCloud
-    from lunar_stereo_recon.report.drives import MappedDrives
+    from lunar_stereo_recon.report.drives import FlickeringDrives, MappedDrives
     from lunar_stereo_recon.report.panels import panel
     from lunar_stereo_recon.report.results import evaluate
 
     drive, ground = DriveCloud(), MappedDrives(methods if with_clouds else ())
+    flicker = FlickeringDrives(methods)
     step = max(-(-source.count // max(args.panels, 1)), 1)
     number = 0
 
@@ -243,6 +244,7 @@ def evaluated(
     ) -> str:
         nonlocal number
         number += 1
+        flicker.add(item, images, estimates)
         if with_clouds:
             drive.add(item, images, estimates[methods[0]])
             ground.add(item, images, truth, estimates)
@@ -258,6 +260,7 @@ def evaluated(
             source, estimators, methods, _setting(args, source, models), seen, bar.update
         )
     results.maps, picture = ground.figures(), ground.picture()
+    results.flicker = flicker.figures()
     if picture is not None:
         results.map_picture = MAP
         write_bytes(args.out / MAP, jpeg(picture))
@@ -320,6 +323,7 @@ def _setting(
 
 def write(out: Path, results: Results, clouds: list[ViewedCloud], with_page: bool) -> None:
     """Write JSON, Markdown and, if wanted, the page; print the figures and the names."""
+    from lunar_stereo_recon.evaluation.flicker import flicker_table
     from lunar_stereo_recon.evaluation.terrain_scores import map_tables
     from lunar_stereo_recon.files.html_page import write_page
     from lunar_stereo_recon.report.page import as_html, as_markdown, facts_table, loss_lines
@@ -335,7 +339,7 @@ def write(out: Path, results: Results, clouds: list[ViewedCloud], with_page: boo
         print(f'\n{subset_table(summaries, "overall", "all")}')
     for line in loss_lines(results):
         print(f'WARNING: {line}', file=sys.stderr)
-    for table in map_tables(results.maps):
+    for table in [*map_tables(results.maps), *flicker_table(results.flicker)]:
         print(f'\n{table}')
     names = [RESULTS, MARKDOWN, *([results.map_picture] if results.map_picture else [])]
     if with_page:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lunar_stereo_recon.benchmark.tables import interval_table, subset_table
+from lunar_stereo_recon.evaluation.flicker import flicker_table
 from lunar_stereo_recon.evaluation.scores import DETAILED_SUBSETS, RANGES_M
 from lunar_stereo_recon.evaluation.terrain_scores import map_tables
 from lunar_stereo_recon.files.bounded import read_bounded
@@ -81,6 +82,7 @@ def tables(results: Results, summaries: Summaries) -> list[tuple[str, str]]:
     found = [('What users get, medians over pairs', facts_table(results))]
     titles = ('Heights of the map', 'Hazards of the map')
     found += list(zip(titles, map_tables(results.maps), strict=False))
+    found += [('Flicker', table) for table in flicker_table(results.flicker)]
     if not summaries:
         return found
     first = next(iter(summaries.values()))

@@ -80,6 +80,7 @@ class Results:
         losses: What could not be read of the source.
         maps: Figures of the map of the drive, by method; empty where no pair has a pose.
         map_picture: Picture of the first method's map, as `PairResult.panel`.
+        flicker: Figures of `Flicker` by method; empty where no two frames have poses.
     """
 
     setting: dict[str, Any]
@@ -90,6 +91,7 @@ class Results:
     losses: list[str] = field(default_factory=list)
     maps: dict[str, dict[str, Any]] = field(default_factory=dict)
     map_picture: str = ''
+    flicker: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def with_truth(self) -> list[PairResult]:
         """Return the pairs that have scores."""
@@ -130,6 +132,7 @@ class Results:
             'losses': self.losses,
             'maps': self.maps,
             'map_picture': self.map_picture,
+            'flicker': self.flicker,
             'pairs': [
                 {
                     'id': pair.id,
@@ -261,6 +264,7 @@ def load_results(path: Path) -> Results:
             list(document['losses']),
             dict(document.get('maps', {})),
             str(document.get('map_picture', '')),
+            dict(document.get('flicker', {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f'{type(error).__name__}: {error}'

@@ -78,6 +78,10 @@ def test_the_map_of_a_drive_is_drawn_and_graded(make_bag, model_maker, tmp_path,
     results = load_results(out)
     assert cv2.imread(str(out / results.map_picture)).shape[1] > 1000
     assert list(results.maps) == results.methods
+    # The wall stays 2 m off while the rover drives 0.1 m: 12 / 2.1 px were to be expected.
+    assert results.flicker['sgbm']['median_px'] == pytest.approx((6 - 12 / 2.1) / 2**0.5, 0.02)
+    assert results.flicker['sgbm']['frame_pairs'] == 1
+    assert '## Flicker' in (out / 'report.md').read_text()
     assert '(map.jpg)' in (out / 'report.md').read_text()
     assert str(out / 'map.jpg') in capsys.readouterr().out
     # A wall has no height: of such a map nothing can be compared.
