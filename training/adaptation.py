@@ -216,6 +216,9 @@ def adapt_guarded(
         state = Adaptation(start, start, 0, 0, [])
         if is_checkpoint(out / 'checkpoint'):
             (out / 'checkpoint' / 'index.json').unlink()  # of another adaptation
+        # Before the first step: a run that is stopped goes on against this start.
+        out.mkdir(parents=True, exist_ok=True)
+        _write(path, state)
     total = trainer.recipe.optimizer.total_steps
     while trainer.step < total and state.waited < patience:
         left = None if deadline is None else (deadline - time.monotonic()) / 60
@@ -231,7 +234,7 @@ def adapt_guarded(
         if not state.reasons and now['held_back_epe'] < state.best['held_back_epe']:
             state.best, state.best_step, state.waited = now, trainer.step, 0
             trainer.save(out / 'checkpoint')
-        path.write_text(json.dumps(vars(state), indent=1), encoding='utf-8')
+        _write(path, state)
     if not state.best_step:
         reasons = '; '.join(state.reasons) or 'labels of the frames kept back are met no better'
         raise AdaptationRefusedError(
@@ -239,3 +242,7 @@ def adapt_guarded(
             f'it began as ({reasons}). A better teacher or more varied frames are needed'
         )
     return state
+
+
+def _write(path: Path, state: Adaptation) -> None:
+    path.write_text(json.dumps(vars(state), indent=1), encoding='utf-8')

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from lunar_stereo_recon.files.arrays import load_arrays
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 from lunar_stereo_recon.preprocess import aligned_principal_points, network_pair
 from training.checkpoint import trained_network
+from training.data.origin import claim
 from training.frozen_teacher import network_digest
 from training.fused_labels import fused_disparity, PosedFrame
 from training.losses.stereo import occlusion_from_disparity
@@ -145,7 +145,7 @@ def label_bag(
     network = trained_network(teacher).to(device).requires_grad_(False)
     folder.mkdir(parents=True, exist_ok=True)
     # A teacher is its weights, wherever they lie and whatever else lay there before.
-    _claim(folder, {'bag': str(bag), 'teacher': network_digest(network)})
+    claim(folder, {'bag': str(bag), 'teacher': network_digest(network)}, '--out')
     shares = []
     with StereoBagReader(bag) as reader:
         total = min(count, max(reader.frame_count, 1))
@@ -158,17 +158,6 @@ def label_bag(
     if not shares:
         raise InputError(f'{bag}: no stereo frames')
     return shares
-
-
-def _claim(folder: Path, source: dict[str, str]) -> None:
-    """Write down what the labels of a folder are made from; refuse to mix two sources."""
-    path = folder / 'source.json'
-    if path.exists() and json.loads(path.read_text()) != source:
-        raise InputError(
-            f'{folder} holds labels made from {path.read_text()}; '
-            f'choose another --out for {source}'
-        )
-    path.write_text(json.dumps(source))
 
 
 def label_drive(bag: Path, folder: Path, count: int) -> list[float]:
@@ -186,7 +175,7 @@ def label_drive(bag: Path, folder: Path, count: int) -> list[float]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(model_file(None).read_bytes()).hexdigest()
-    _claim(folder, {'bag': str(bag), 'fused': digest, 'frames': str(count)})
+    claim(folder, {'bag': str(bag), 'fused': digest, 'frames': str(count)}, '--out')
     shares = []
     with StereoBagReader(bag) as reader:
         total = min(count, max(reader.frame_count, 1))

@@ -210,6 +210,8 @@ def run(args: argparse.Namespace) -> int:
     paths = list_samples(args.data)
     if len(paths) < 2:
         raise InputError(f'{len(paths)} frames in {args.data}; at least 2 are needed')
+    if args.out:  # before the work: a folder that cannot be made loses none
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='calibrate_') as folder:
         frames = match_frames(engine, paths, Path(folder))
         held_out = frames[::HELD_OUT_EVERY]

@@ -7,6 +7,7 @@ smaller the error becomes, counted at the bounds that the benchmark reports.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from training.data.batches import list_samples
 from training.data.choice_examples import ChoiceCrops, make_examples
+from training.data.origin import claim
 from training.losses.stereo import edge_weights
 from training.models.choice import ChoiceStudent, export_choice
 
@@ -70,10 +72,14 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     engine = StereoReconstructor(load_backend('onnx', args.model, threads=args.threads))
+    model = hashlib.sha256(args.model.read_bytes()).hexdigest()
     folders = []
     for number, folder in enumerate(args.data):
         folders.append(args.examples / f'{number}_{folder.name}')
-        make_examples(engine, list_samples([folder]), folders[-1], args.seed)
+        paths = list_samples([folder])
+        folders[-1].mkdir(parents=True, exist_ok=True)
+        claim(folders[-1], {'model': model}, '--examples')
+        make_examples(engine, paths, folders[-1], args.seed)
     torch.manual_seed(args.seed)
     network = ChoiceStudent()
     if args.start:

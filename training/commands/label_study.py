@@ -213,6 +213,8 @@ def work(args: argparse.Namespace) -> bool:
         raise InputError(f'--labels is {args.labels}; different numbers from 1 on are needed')
     out = args.out or Path('runs') / recipe.name
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    if args.anew:
+        (out / 'teacher.json').unlink(missing_ok=True)
     done = 0
     while done < args.seeds and train_seed(
         recipe, out, recipe.seed + done, args.labels, args.device, deadline, args.anew

@@ -136,7 +136,7 @@ def test_labels_are_training_pairs_and_are_kept(make_bag, flight_teacher, tmp_pa
     written = paths[0].stat().st_mtime_ns
     label_bag(bag, flight_teacher, folder, count=2)
     assert paths[0].stat().st_mtime_ns == written
-    with pytest.raises(InputError, match='holds labels made from'):
+    with pytest.raises(InputError, match='holds files made from'):
         label_bag(make_bag('other'), flight_teacher, folder, count=2)
     # The same teacher elsewhere is the same; another one in its place is not.
     moved = flight_teacher.rename(tmp_path / 'moved')
@@ -144,7 +144,7 @@ def test_labels_are_training_pairs_and_are_kept(make_bag, flight_teacher, tmp_pa
     content = load_checkpoint(moved)
     content['students']['teacher']['average']['module.encoder.stem.0.weight'] += 1.0
     save_checkpoint(moved, content)
-    with pytest.raises(InputError, match='holds labels made from'):
+    with pytest.raises(InputError, match='holds files made from'):
         label_bag(bag, moved, folder, count=2)
 
 
@@ -172,7 +172,7 @@ def test_a_drive_labels_its_own_frames(make_bag, tmp_path, flight_teacher):
     assert sure.mean() == pytest.approx(shares[1])
     assert set(np.unique(sample['confidence'])) <= {0, 1}
     assert np.median(sample['disparity'][sure]) == pytest.approx(6.0, abs=0.3)
-    with pytest.raises(InputError, match='holds labels made from'):
+    with pytest.raises(InputError, match='holds files made from'):
         label_bag(bag, flight_teacher, folder, count=3)
     with pytest.raises(InputError, match='1 stereo frames with a pose; at least 2'):
         label_drive(make_bag('one', frames=1), tmp_path / 'one', count=3)
@@ -371,3 +371,20 @@ def test_pairs_to_replay_are_written_where_none_are_named(tmp_path, monkeypatch)
     monkeypatch.setattr(dataset, 'write_dataset', write)
     assert replay_folders(argparse.Namespace(replay=[], out=tmp_path)) == [tmp_path / 'replay']
     assert written[0] == (tmp_path / 'replay', 0, 'train') and len(written) > 1
+
+
+def test_stopped_run_goes_on_against_the_student_that_it_began_as(adaptation, monkeypatch, capsys):
+    _, out, arguments = adaptation
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    # Killed while the student is judged for the first time; the trainer's checkpoint is there.
+    answers = iter([{'held_back_epe': 1.0}])
+    monkeypatch.setattr(adaptation_module, 'judge', lambda *_: next(answers, None) or killed())
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments)
+    position = arguments.index('--set')
+    judgements(monkeypatch, {'held_back_epe': 0.9})
+    assert main([*arguments[:position], '--resume', *arguments[position:]]) == 0
+    assert 'held_back_epe: 1 -> 0.9' in capsys.readouterr().out

@@ -4,12 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
-from lunar_stereo_recon.backends import load_backend
+from lunar_stereo_recon.backends import DEFAULT_MODEL, load_backend
 from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.evaluation import scores
 from lunar_stereo_recon.geometry.confidence import DEFAULT_CALIBRATION, FEATURES
 from lunar_stereo_recon.pipeline import StereoReconstructor
+from training.cli import main
 from training.commands.calibrate import (
     chosen_pixels,
     fit,
@@ -135,3 +136,9 @@ def test_stored_calibration_is_read_by_the_backend(tmp_path):
     backend = load_backend('onnx', tmp_path / 'tiny.onnx')
     assert backend.confidence_calibration == entry
     assert backend.name == 'tiny'
+
+
+def test_calibration_is_written_into_a_new_folder(frames, tmp_path):
+    out = tmp_path / 'new' / 'calibration.json'
+    assert main(['calibrate', str(DEFAULT_MODEL), str(frames[0].parent), '--out', str(out)]) == 0
+    assert 'sigma' in json.loads(out.read_text())

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lunar_stereo_recon.backends import DEFAULT_MODEL
+from lunar_stereo_recon.backends import DEFAULT_MODEL, INT8_MODEL
 from lunar_stereo_recon.backends.choice_network import ChoiceNetwork
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.residual import EVIDENCE
@@ -110,6 +110,10 @@ def test_command_makes_a_chooser_that_runs(tmp_path, capsys):
     assert ChoiceNetwork(out)(planes).shape == (5, 16, 24)
     assert main([*command, '--examples', str(tmp_path / 'examples'), '--start', str(out)]) == 2
     assert 'safetensors' in capsys.readouterr().err
+    # Examples say what one student answered; another's would pass for it.
+    command[1] = str(INT8_MODEL)
+    assert main([*command, '--examples', str(tmp_path / 'examples')]) == 2
+    assert 'choose another --examples' in capsys.readouterr().err
 
 
 def test_steps_must_be_a_number_of_steps(tmp_path):

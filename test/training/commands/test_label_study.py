@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -88,6 +89,10 @@ def test_command_goes_on_and_writes_its_table(recipe, tmp_path, capsys):
     rows = (out / 'results.csv').read_text().splitlines()
     assert rows[0] == 'seed,pairs,student,epe,bad1,bad2'
     assert len(rows) == 1 + 2 * 3 and rows[2].startswith('1,unlabelled,pseudo,')
+    # Begun anew, the teacher may be another one.
+    (out / 'teacher.json').write_text(json.dumps({'epe': 123.0, 'bad1': 0.0, 'bad2': 0.0}))
+    assert main([*command, '--anew']) == 0
+    assert 'the teacher has 123' not in (out / 'table.md').read_text()
 
 
 @pytest.mark.parametrize(
