@@ -7,6 +7,7 @@ from lunar_stereo_recon.backends.sgbm_backend import ClassicalBackend
 from lunar_stereo_recon.datatypes import DisparityPrediction, Region, StereoPair
 from lunar_stereo_recon.errors import InputError, ModelError
 from lunar_stereo_recon.geometry.confidence import DEFAULT_CALIBRATION
+from lunar_stereo_recon.geometry.pose_track import Pose
 from lunar_stereo_recon.pipeline import ReconstructionOptions, StereoReconstructor
 
 
@@ -164,3 +165,33 @@ def test_stored_calibration_is_used(slope_pair, slope_disparity):
     backend.confidence_calibration = {'weights': {'taste': 1.0}, 'bias': 0.0}
     with pytest.raises(ModelError, match='taste'):
         StereoReconstructor(backend)
+
+
+def test_the_frame_before_is_used_where_poses_are_known(slope_pair, slope_disparity):
+    backend = KnownDisparity(slope_disparity)
+    backend.confidence_calibration = {
+        **DEFAULT_CALIBRATION.to_metadata(),
+        'sigma': {'weights': {}, 'bias': 0.0, 'curve': [[0.0, -1.0]]},
+    }
+    here = Pose(np.eye(3), np.zeros(3))
+    options = ReconstructionOptions(temporal=True, sigma=False, refine=False, dense=True)
+    engine = StereoReconstructor(backend, options)
+
+    def outcome(number, error, pose):
+        backend.disparity = slope_disparity + np.float32(error)
+        pair = dataclasses.replace(slope_pair, stamp_ns=number * 10**8)
+        result = engine.reconstruct(pair, lambda: pose)
+        assert result.sigma_px is None and 'temporal' in result.timings_ms
+        return result.earlier_frame, np.median(result.disparity - slope_disparity)
+
+    assert outcome(0, 0.1, here) == ('left out: there is none', pytest.approx(0.1, abs=1e-4))
+    assert outcome(1, 0.0, None) == ('left out: no pose', pytest.approx(0.0, abs=1e-4))
+    assert outcome(2, 0.0, here) == ('used', pytest.approx(0.05, abs=1e-3))
+    away = Pose(np.eye(3), np.array([0.0, 0.0, 9.0]))
+    reason, error = outcome(3, 0.0, away)
+    assert 'the pose moved 9.00 m' in reason and error == pytest.approx(0.0, abs=1e-4)
+    backend.confidence_calibration = None
+    ignorant = StereoReconstructor(backend, options).reconstruct(slope_pair, lambda: here)
+    assert ignorant.earlier_frame == 'left out: the model has no calibration of sigma'
+    alone = StereoReconstructor(backend, ReconstructionOptions()).reconstruct(slope_pair)
+    assert alone.earlier_frame == '' and 'temporal' not in alone.timings_ms

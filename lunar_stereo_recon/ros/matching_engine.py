@@ -21,6 +21,7 @@ from lunar_stereo_recon.backends import load_backend, STUDENT_BACKENDS
 from lunar_stereo_recon.backends.base import Backend
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError, ModelError
+from lunar_stereo_recon.geometry.pose_track import Pose
 from lunar_stereo_recon.pipeline import StereoReconstructor
 from lunar_stereo_recon.ros.diagnostics import MatcherState
 from lunar_stereo_recon.ros.load_control import LoadControl
@@ -121,7 +122,11 @@ class MatchingEngine:
             self._failures, self.fallback = 0, ''
 
     def reconstruct(
-        self, pair: StereoPair, parameters: ReconstructionParameters, sigma: bool = False
+        self,
+        pair: StereoPair,
+        parameters: ReconstructionParameters,
+        sigma: bool = False,
+        pose: Callable[[], Pose | None] | None = None,
     ) -> Reconstruction:
         """Return the result of a pair.
 
@@ -129,6 +134,7 @@ class MatchingEngine:
             pair: The pair.
             parameters: Parameters of the node.
             sigma: Give the standard deviations too, where the model can.
+            pose: See `StereoReconstructor.reconstruct`.
 
         Raises:
             InputError, CalibrationError: The pair cannot be used.
@@ -142,7 +148,7 @@ class MatchingEngine:
         try:
             with matcher.turn:
                 reconstructor.options = dataclasses.replace(parameters.options, sigma=sigma)
-                result = reconstructor.reconstruct(pair)
+                result = reconstructor.reconstruct(pair, pose)
         except (InputError, CalibrationError):
             raise
         except Exception as error:

@@ -23,6 +23,7 @@ from lunar_stereo_recon.result_messages import CloudForm
 OUTPUTS = ('points2', 'confidence', 'disparity', 'depth', 'hazard', 'image')
 SAVE_FORMATS = ('ply', 'pcd')
 GRAVITIES = ('tf', 'imu', 'fixed')
+TEMPORAL = ('off', 'odometry', 'pose', 'tf')
 POSE_SOURCES = ('odometry', 'pose', 'tf')
 RELIABILITIES = ('auto', 'reliable', 'best_effort')
 DEPTH_ENCODINGS = ('32FC1', '16UC1')
@@ -260,6 +261,15 @@ class ReconstructionParameters:
         'Measure how well the rows of the two images are aligned, and correct the right image by '
         'up to 2 pixels. `/diagnostics` says when to calibrate the cameras again.',
         dynamic=True,
+    )
+    temporal: str = parameter(
+        'off',
+        'Steady each frame by the one before, moved by the poses of: `odometry`, the topic `odom` '
+        '(Odometry); `pose`, the topic `pose` (PoseStamped of the left optical frame); `tf`, TF '
+        'from `odom`. `off` takes each frame by itself. Poses must be exact to about 0.02 degrees '
+        'from frame to frame; with others, frames before are left out, and `frame_status` says '
+        'why.',
+        choices=TEMPORAL,
     )
     target_ms: float = parameter(
         0.0,
@@ -528,6 +538,7 @@ class ReconstructionParameters:
             align_rows=self.align_rows,
             region=self.region,
             target_ms=self.target_ms,
+            temporal=self.temporal != 'off',
         )
 
     @property

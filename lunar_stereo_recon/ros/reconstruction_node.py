@@ -44,6 +44,7 @@ from lunar_stereo_recon.ros.newest_item_worker import NewestItemWorker
 from lunar_stereo_recon.ros.node_main import CannotGoOnError, run_node
 from lunar_stereo_recon.ros.node_parameters import changed_parameters, declare_parameters
 from lunar_stereo_recon.ros.pair_maker import PairMaker
+from lunar_stereo_recon.ros.pair_poses import PairPoses
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters
 from lunar_stereo_recon.ros.rclpy_messages import (
     diagnostic_array,
@@ -116,6 +117,7 @@ class ReconstructionNode(WorkingNode):
         # There from `activate` to `deactivate`.
         self._inputs: StereoInputs | None = None
         self._worker: NewestItemWorker[Job] | None = None
+        self._poses: PairPoses | None = None
         self._periodic: list[Timer] = []
         self._said: str | None = None
         self._told_failure = ''
@@ -173,6 +175,8 @@ class ReconstructionNode(WorkingNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and start the worker."""
         self._begin_statistics()
+        if self.parameters.temporal != 'off':
+            self._poses = PairPoses(self, self.parameters.temporal)
         self._worker = NewestItemWorker(self._work, self._on_failure)
         self._inputs = StereoInputs(
             self,
@@ -221,6 +225,8 @@ class ReconstructionNode(WorkingNode):
             return  # The node stopped while this callback was already under way.
         if self._stamps.jumped_back(messages.stamp_ns):
             self._outputs.forget_motion()
+            if self._poses is not None:
+                self._poses.restart(messages.stamp_ns)
         if not self._enabled:
             self._answer_drop(messages, 'disabled')
             return
@@ -234,6 +240,8 @@ class ReconstructionNode(WorkingNode):
         if self._pairs_wanted % self._engine.load.effort.one_in:
             self._answer_drop(messages, 'pressure')
             return
+        if self._poses is not None:
+            self._poses.ask(messages.left.header.frame_id, messages.stamp_ns)
         replaced = self._worker.submit(Job(messages, time.monotonic()))
         if replaced is not None:
             self._answer_drop(replaced.messages, 'superseded')
@@ -268,7 +276,10 @@ class ReconstructionNode(WorkingNode):
             pair = self._masked(self._pairs.pair(messages, parameters))
             self._frames.doubts = dict(self._pairs.doubts)
             decoded = time.monotonic()
-            result = engine.reconstruct(pair, parameters, self._outputs.wants_sigma())
+            poses, pose = self._poses, None
+            if poses is not None:
+                pose = functools.partial(poses.at, messages.stamp_ns)
+            result = engine.reconstruct(pair, parameters, self._outputs.wants_sigma(), pose)
         except (InputError, CalibrationError) as error:
             self._refuse(job, 'invalid', str(error))
             return
@@ -293,6 +304,8 @@ class ReconstructionNode(WorkingNode):
         }
         values['valid share'] = float(result.valid_mask.mean())
         values['mean confidence'] = float(result.confidence.mean())
+        if result.earlier_frame:
+            values['frame before'] = result.earlier_frame
         values.update({f'withheld {topic}': reason for topic, reason in withheld.items()})
         self._answer(messages, WARN if withheld else OK, 'published', values)
 
@@ -556,6 +569,9 @@ class ReconstructionNode(WorkingNode):
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
+        if self._poses is not None:
+            self._poses.close()
+            self._poses = None
         self._outputs.stop_listening()
         self._pairs.close()
         self._periodic = []

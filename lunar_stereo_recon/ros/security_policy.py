@@ -62,7 +62,7 @@ POLICIES = {
             *_RIG,
             *_RAW,
             *(f'{topic}/compressed' for topic in (*_RIG[:2], *_RAW)),
-            *('imu', '/tf', '/tf_static'),
+            *('imu', 'odom', 'pose', '/tf', '/tf_static'),
         ),
         ('~/enable', '~/save_cloud', '~/set_model', '~/doctor', *_LIFECYCLE),
     ),

@@ -27,8 +27,8 @@ PROFILE = Path(__file__).resolve().parents[2] / 'lunar_stereo_recon/ros/fastdds_
 # What a node of these options opens; together they are all that it may open.
 VARIANTS = {
     'reconstruction_node': [
-        {'hazard_gravity': 'tf'},
-        {'hazard_gravity': 'imu', 'rectify': True},
+        {'hazard_gravity': 'tf', 'temporal': 'odometry'},
+        {'hazard_gravity': 'imu', 'rectify': True, 'temporal': 'pose'},
         {'input_transport': 'compressed', 'hazard_gravity': 'fixed'},
         {'input_transport': 'compressed', 'rectify': True},
     ],
