@@ -112,7 +112,7 @@ def test_slow_matcher_gets_less_to_do_and_more_again(matcher, monkeypatch):
     monkeypatch.setattr(load_control, 'QUICK_PAIRS', 8)
     reconstruct = StereoReconstructor.reconstruct
 
-    def timed(reconstructor, pair):
+    def timed(reconstructor, pair, pose=None):
         result = reconstruct(reconstructor, pair)
         times = {'inference': matcher.ms_per_pixel * matcher.pixels, 'rest': 10.0}
         return dataclasses.replace(result, timings_ms=times)
