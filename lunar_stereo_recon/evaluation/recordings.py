@@ -219,6 +219,9 @@ def reconstruction_of_cloud(message: Any, calibration: StereoCalibration) -> Rec
     values = np.frombuffer(message.data, '<f4').reshape(shape)
     blue_green_red = np.ascontiguousarray(values[..., 3]).view(np.uint8).reshape(*shape[:2], 4)
     depth = np.ascontiguousarray(values[..., 2])
+    sigma = np.ascontiguousarray(values[..., 5]) if SIGMA_FIELD in names else None
+    # A backend that cannot tell sigma leaves it NaN in the whole cloud.
+    known = sigma is not None and bool(np.isfinite(sigma).any())
     return Reconstruction(
         disparity=disparity_from_depth(depth, calibration),
         depth=depth,
@@ -228,7 +231,7 @@ def reconstruction_of_cloud(message: Any, calibration: StereoCalibration) -> Rec
         calibration=calibration,
         stamp_ns=stamp_ns(message),
         frame_id=message.header.frame_id,
-        depth_sigma_m=np.ascontiguousarray(values[..., 5]) if SIGMA_FIELD in names else None,
+        depth_sigma_m=sigma if known else None,
     )
 
 
