@@ -35,6 +35,8 @@ LEFT_RAW, RIGHT_RAW = '/left/image_raw', '/right/image_raw'
 # Long enough for a slow machine to load the model; then something is wrong.
 LAST_NEWS_S = 1.0
 STALL_LIMIT_S = 60.0
+# What the parameter `backend` of the node takes.
+NODE_BACKENDS = ('onnx', 'openvino', 'auto', 'sgbm', 'sgbm_hh', 'bm')
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ def run(args: argparse.Namespace) -> int:
 
     check_ros()
     check_backend(args.backend, args.model)
+    if args.backend not in NODE_BACKENDS:
+        raise InputError(
+            f'--backend is {args.backend}, which the node has not; it has '
+            f'{", ".join(NODE_BACKENDS)}'
+        )
     check_bag_numbers(args)
     check_numbers(('--rate', args.rate, False), ('--fusion-range', args.fusion_range, True))
     given_self_mask(args)  # what cannot be read is said before any node starts

@@ -149,6 +149,7 @@ def test_only_results_of_an_earlier_demo_are_deleted(tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'text'),
     [
+        (['--backend', 'bm_padded'], '--backend is bm_padded, which the node has not'),
         (['--backend', 'sgmb'], "unknown backend 'sgmb'; known are onnx"),
         (['--model', 'nowhere.onnx'], 'no model file at nowhere.onnx'),
         (['--rate', '-1'], '--rate is -1; 0 or more is needed'),
@@ -242,3 +243,11 @@ def test_calibration_files_serve_a_bag_without_camera_infos(drive_bag, no_torch,
     summary = json.loads((out / 'summary.json').read_text())
     assert summary['frames']['out'] == FRAMES
     assert summary['accuracy']['published']['epe_px'] < 0.2
+
+
+def test_the_matchers_of_the_demo_are_those_of_the_node():
+    from lunar_stereo_recon.commands.demo import NODE_BACKENDS
+    from lunar_stereo_recon.ros.parameters import ReconstructionParameters
+
+    about = ReconstructionParameters.__dataclass_fields__['backend'].metadata
+    assert NODE_BACKENDS == tuple(about['choices'])
