@@ -74,7 +74,8 @@ def steadied(
     motion = earlier.pose.inverse().of(now.pose)
     columns, rows, expected = in_earlier_view(now.disparity, now.calibration, motion)
     # Depths differ by the same in both views, disparities by the square of their ratio.
-    ratio = now.disparity / expected
+    with np.errstate(invalid='ignore'):  # infinitely far: unknown in both
+        ratio = now.disparity / expected
     ratio *= ratio
     difference = (sampled(earlier.disparity, columns, rows) - expected) * ratio
     variance = sampled(earlier.sigma_px, columns, rows) * ratio
