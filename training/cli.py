@@ -17,6 +17,7 @@ COMMANDS = (
     'export',
     'choice',
     'calibrate',
+    'known_answer',
     'quantize',
     'curves',
     'ablate',

@@ -53,7 +53,15 @@ def check_model_file(path: Path, key: Path | None = None) -> None:
         raise ModelError(f'{path} has {size} bytes; models of at most {MAX_MODEL_BYTES} are read')
     if key is not None:
         _check_signature(path, key)
-    content = path.read_bytes()
+    check_seal(path, path.read_bytes())
+
+
+def check_seal(path: Path, content: bytes) -> None:
+    """Refuse what was read from a model file where its seal says that it is something else.
+
+    Raises:
+        ModelError: See above.
+    """
     seal = content[-_SEAL_BYTES:]
     if not seal.startswith(_PREFIX):
         logger.warning('%s has no %s: damage to it would go unnoticed', path, KEY)

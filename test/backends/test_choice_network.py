@@ -3,12 +3,34 @@ import onnx
 import pytest
 
 from lunar_stereo_recon.backends import CHOICE_NETWORK, load_chooser
-from lunar_stereo_recon.backends.choice_network import ChoiceNetwork
+from lunar_stereo_recon.backends.choice_network import (
+    ANSWER_KEY,
+    ChoiceNetwork,
+    self_test_evidence,
+    shared_choice,
+)
 from lunar_stereo_recon.backends.model_seal import seal_model
 from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
 
 SHAPE = (len(CANDIDATES) + 1, 40, 56)
+
+
+def changed(folder, change):
+    """Write the shipped chooser with a change to its graph or metadata, sealed."""
+    model = onnx.load(CHOICE_NETWORK)
+    change(model)
+    onnx.save(model, folder / 'choice.onnx')
+    seal_model(folder / 'choice.onnx')
+    return folder / 'choice.onnx'
+
+
+def with_entry(text):
+    def change(model):
+        entries = {entry.key: entry.value for entry in model.metadata_props}
+        onnx.helper.set_model_props(model, entries | {ANSWER_KEY: text})
+
+    return change
 
 
 def planes(height, width):
@@ -47,12 +69,70 @@ def test_a_damaged_file_is_refused(tmp_path):
 
 
 def test_a_network_for_other_evidence_is_refused(tmp_path):
-    model = onnx.load(CHOICE_NETWORK)
-    onnx.helper.set_model_props(model, {'evidence': 'taste smell'})
-    other = tmp_path / 'choice.onnx'
-    onnx.save(model, other)
-    seal_model(other)
+    other = changed(
+        tmp_path, lambda model: onnx.helper.set_model_props(model, {'evidence': 'taste smell'})
+    )
     with pytest.raises(ModelError, match="made for the evidence 'taste smell'"):
         ChoiceNetwork(other)
     with pytest.raises(ModelError, match='no model file'):
         ChoiceNetwork(tmp_path / 'none.onnx')
+
+
+def test_shipped_chooser_has_a_known_answer():
+    # A new file without one gets it by `python -m training known-answer FILE`.
+    assert ChoiceNetwork(CHOICE_NETWORK).is_tested
+
+
+def test_what_is_asked_does_not_depend_on_the_size():
+    small = self_test_evidence(96, 128)
+    np.testing.assert_array_equal(self_test_evidence(200, 136)[:, :96, :128], small)
+    for size in ((96, 128), (104, 128), (97, 301)):
+        network = ChoiceNetwork(CHOICE_NETWORK)
+        network(planes(*size))
+        network.check_answer()
+
+
+@pytest.mark.parametrize('bit', [23, 30, 31])
+def test_a_chooser_with_a_wrong_weight_is_refused(bit, tmp_path):
+    def damage(model):
+        weight = next(w for w in model.graph.initializer if w.name == 'cells.weight')
+        values = np.frombuffer(weight.raw_data, np.uint32).copy()
+        values[np.abs(values.view(np.float32)).argmax()] ^= np.uint32(1 << bit)
+        weight.raw_data = values.tobytes()
+
+    with pytest.raises(ModelError, match='choice.onnx fails its self-test'):
+        ChoiceNetwork(changed(tmp_path, damage))
+
+
+def test_an_answer_that_changes_later_is_refused(monkeypatch):
+    network = ChoiceNetwork(CHOICE_NETWORK)
+    answer = network(planes(480, 640))
+    network.check_answer()
+
+    class Damaged:
+        def run(self, outputs, inputs):
+            return [np.where(answer[None] > 0, answer[None] + 1, answer[None])]
+
+    monkeypatch.setattr(network, '_opened', (network._opened[0], Damaged()))
+    with pytest.raises(ModelError, match='fails its self-test: it is .* off the known answer'):
+        network.check_answer()
+
+
+def test_content_that_changed_in_memory_is_not_opened_again(monkeypatch):
+    network = ChoiceNetwork(CHOICE_NETWORK)
+    content = bytearray(network._content)
+    content[100_000] ^= 1
+    monkeypatch.setattr(network, '_content', bytes(content))
+    with pytest.raises(ModelError, match='damaged'):
+        network(planes(40, 56))
+
+
+@pytest.mark.parametrize('text', ['{', '[1, 2]', '"a"', '9' * 400, '[NaN]', '[' * 100_000])
+def test_a_known_answer_that_is_none_is_refused(text, tmp_path):
+    with pytest.raises(ModelError, match=ANSWER_KEY):
+        ChoiceNetwork(changed(tmp_path, with_entry(text)))
+
+
+def test_a_chooser_without_a_known_answer_is_used_with_a_warning(tmp_path, caplog):
+    shared_choice(changed(tmp_path, with_entry('')), 1)
+    assert f'has no {ANSWER_KEY}' in caplog.text

@@ -25,6 +25,7 @@ from lunar_stereo_recon.backends.choice_network import (
 )
 from lunar_stereo_recon.backends.model_seal import seal_model
 from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
+from training.known_answer import write_known_answer
 from training.models.flight import conv, ResidualBlock, upsample2
 
 CHANNELS = (16, 32, 64)
@@ -73,7 +74,7 @@ class ChoiceStudent(nn.Module):
 
 
 def export_choice(network: ChoiceStudent, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the network as ONNX with dynamic height and width, sealed.
+    """Write the network as ONNX with dynamic height and width, sealed, with its known answer.
 
     Args:
         network: What is exported.
@@ -100,3 +101,4 @@ def export_choice(network: ChoiceStudent, path: Path, metadata: Mapping[str, str
     onnx.helper.set_model_props(model, dict(metadata) | entries)
     onnx.save(model, path)
     seal_model(path)
+    write_known_answer(path)

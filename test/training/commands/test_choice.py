@@ -107,7 +107,8 @@ def test_command_makes_a_chooser_that_runs(tmp_path, capsys):
     assert main([*command, '--examples', str(tmp_path / 'examples'), '--threads', '1']) == 0
     assert 'step 2: loss' in capsys.readouterr().out
     planes = np.zeros((len(EVIDENCE), 16, 24), np.float32)
-    assert ChoiceNetwork(out)(planes).shape == (5, 16, 24)
+    network = ChoiceNetwork(out)
+    assert network(planes).shape == (5, 16, 24) and network.is_tested
     assert main([*command, '--examples', str(tmp_path / 'examples'), '--start', str(out)]) == 2
     assert 'safetensors' in capsys.readouterr().err
     # Examples say what one student answered; another's would pass for it.
