@@ -9,7 +9,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lunar_stereo_recon.backends import choice_self_test
+from lunar_stereo_recon.backends.choice_self_test import (
+    answer_entry,
+    check_answer,
+    self_test_evidence,
+    stored_answer,
+)
+from lunar_stereo_recon.backends.choice_self_test import (
+    HEIGHT as TEST_HEIGHT,
+)
+from lunar_stereo_recon.backends.choice_self_test import (
+    KEY as ANSWER_KEY,
+)
+from lunar_stereo_recon.backends.choice_self_test import (
+    WIDTH as TEST_WIDTH,
+)
 from lunar_stereo_recon.backends.model_seal import check_model_file, check_seal
 from lunar_stereo_recon.backends.onnx_backend import LOAD_ERRORS, open_session, Session
 from lunar_stereo_recon.errors import ModelError
@@ -44,7 +58,7 @@ class ChoiceNetwork:
         # Kept: the file may be replaced before it is opened for another size.
         self._content = path.read_bytes()
         self._opened: tuple[tuple[int, int], Session] | None = None
-        session = self._session(choice_self_test.HEIGHT, choice_self_test.WIDTH)
+        session = self._session(TEST_HEIGHT, TEST_WIDTH)
         metadata = session.get_modelmeta().custom_metadata_map
         for key, names in ((EVIDENCE_KEY, EVIDENCE), (CANDIDATES_KEY, CANDIDATES)):
             if metadata.get(key) != ' '.join(names):
@@ -52,7 +66,7 @@ class ChoiceNetwork:
                     f"{path} is made for the {key} '{metadata.get(key, '')}'; "
                     f"'{' '.join(names)}' is needed"
                 )
-        self._expected = choice_self_test.stored_answer(metadata, path)
+        self._expected = stored_answer(metadata, path)
         self.check_answer()
 
     @property
@@ -90,14 +104,14 @@ class ChoiceNetwork:
         """
         # Read once: others may share this network.
         opened = self._opened
-        size = opened[0] if opened else (choice_self_test.HEIGHT, choice_self_test.WIDTH)
-        answer = self(choice_self_test.self_test_evidence(*size))
-        choice_self_test.check_answer(answer, self._expected, self._path)
+        size = opened[0] if opened else (TEST_HEIGHT, TEST_WIDTH)
+        answer = self(self_test_evidence(*size))
+        check_answer(answer, self._expected, self._path)
 
     def known_answer(self) -> str:
         """Return the answer as it is now, for the metadata of the file."""
-        size = choice_self_test.HEIGHT, choice_self_test.WIDTH
-        return choice_self_test.answer_entry(self(choice_self_test.self_test_evidence(*size)))
+        size = TEST_HEIGHT, TEST_WIDTH
+        return answer_entry(self(self_test_evidence(*size)))
 
     def _session(self, height: int, width: int) -> Session:
         """Return the graph made ready for inputs of this size; the last one is kept.
@@ -124,7 +138,5 @@ def shared_choice(path: Path, threads: int) -> ChoiceNetwork:
     """Return the network of a file, loaded once: it serves any number of reconstructors."""
     network = ChoiceNetwork(path, threads)
     if not network.is_tested:
-        logger.warning(
-            '%s has no %s: wrong answers would go unnoticed', path, choice_self_test.KEY
-        )
+        logger.warning('%s has no %s: wrong answers would go unnoticed', path, ANSWER_KEY)
     return network
