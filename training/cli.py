@@ -30,7 +30,6 @@ COMMANDS = (
     'convert',
     'general_scenes',
     'texture_pairs',
-    'halve',
     'svd_study',
     'smoke',
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from lunar_stereo_recon.datatypes import FloatImage
 from lunar_stereo_recon.geometry.bands import Band, over_bands
@@ -22,6 +23,17 @@ KEPT, LOST = 0.9, 0.4
 # odds that the dark takes from the confidence.
 OUTSIDE_SHARE = 0.75
 DARK_LOGIT = 2.0
+# Within the first distance of its surroundings a pixel that gives way does so this many times as
+# much (they are exacter than what one camera guesses), beyond the second one it does not, pixels.
+AGREES_PX, DIFFERS_PX = 1.0, 2.0
+AGREEING_GAIN = 2.0
+# What stands up from them is so many times as far from them.
+STANDING_COUNTS = 2.0
+# Outside of the right camera's view, what stands up by the first distance keeps ever more of
+# itself, and by the second one all, pixels; if it is believed, from the first confidence on ever
+# more, and from the second one wholly. It may be a rock.
+STANDS_UP_PX, STANDS_PX = 0.5, 1.5
+DOUBTED, BELIEVED = 0.4, 0.6
 # Pixels less sure than this say nothing about their surroundings.
 LEAST_CONFIDENCE = 0.5
 # A cell with less than this share of sure pixels takes no part in the plane.
@@ -30,6 +42,12 @@ LEAST_CELLS = 12
 # Robust fit: a departure as large as this many root mean squares, and this much, counts half.
 DEVIATIONS, DEPARTURE_PX = 0.75, 0.3
 ITERATIONS = 4
+# What the plane does not explain of the disparity's variance: up to the first share the ground is
+# even, and then what the right camera does not see says nothing about it; from the second one on,
+# as among things in a room, it says as much as the rest.
+EVEN, UNEVEN = 0.005, 0.02
+# Pixels squared: a wall that is looked at straight has no variance.
+LEAST_VARIANCE = 1.0
 
 
 def follow_surroundings(
@@ -70,18 +88,43 @@ def follow_surroundings(
     over_bands(disparity.shape[0], 0, weigh)
     if not share.any():
         return disparity
-    around = _surroundings(disparity, sure)
+    around = _surroundings(disparity, sure, outside)
     if around is None:
         return disparity
 
     def go_over(band: Band) -> None:
         rows = band.rows
         departure = np.subtract(around[rows], disparity[rows], out=around[rows])
-        departure *= share[rows]
+        if outside is not None:
+            share[rows] *= _lying_down(outside[rows], confidence[rows], departure)
+        departure *= _more_where_alike(share[rows], departure)
         departure += disparity[rows]
 
     over_bands(disparity.shape[0], 0, go_over)
     return around
+
+
+def _lying_down(outside: FloatImage, confidence: FloatImage, departure: FloatImage) -> FloatImage:
+    """Return (h, W): 0 outside of the right view for what is believed and stands up, else 1."""
+    standing = np.subtract(np.float32(-STANDS_UP_PX), departure)
+    standing *= np.float32(1 / (STANDS_PX - STANDS_UP_PX))
+    np.clip(standing, 0, 1, out=standing)
+    believed = np.subtract(confidence, np.float32(DOUBTED))
+    believed *= np.float32(1 / (BELIEVED - DOUBTED))
+    standing *= np.clip(believed, 0, 1, out=believed)
+    standing *= outside
+    return np.subtract(np.float32(1), standing, out=standing)
+
+
+def _more_where_alike(share: FloatImage, departure: FloatImage) -> FloatImage:
+    """Return the share, in place, raised where the surroundings are about what is there."""
+    gain = np.maximum(departure, np.float32(-STANDING_COUNTS) * departure)
+    gain -= np.float32(DIFFERS_PX)
+    gain *= np.float32((1 - AGREEING_GAIN) / (DIFFERS_PX - AGREES_PX))
+    np.clip(gain, 0, np.float32(AGREEING_GAIN - 1), out=gain)
+    gain += 1
+    share *= gain
+    return np.minimum(share, np.float32(1), out=share)
 
 
 def _darkened(confidence: FloatImage, dark: FloatImage) -> FloatImage:
@@ -111,35 +154,49 @@ def _write_weights(
         sure *= finite
 
 
-def _surroundings(disparity: FloatImage, sure: FloatImage) -> FloatImage | None:
+def _surroundings(
+    disparity: FloatImage, sure: FloatImage, outside: FloatImage | None
+) -> FloatImage | None:
     """Return (H, W) pixels, not negative; None where too little is sure.
 
     Args:
         disparity: (H, W) pixels; NaN says nothing.
         sure: (H, W) weights, 0 where the disparity is NaN.
+        outside: (H, W) share that the right camera does not see; None for nothing.
     """
     height, width = disparity.shape
     finite = np.isfinite(disparity)
     if not finite.all():
         disparity = np.where(finite, disparity, np.float32(0))
-    size = max(1, width // REDUCTION), max(1, height // REDUCTION)
-    weight, weighted = (
-        cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (sure, sure * disparity)
-    )
-    known = weight > LEAST_SHARE
-    if known.sum() < LEAST_CELLS:
-        return None
-    # Pixels' places in [0, 1] across the image, and the mean places of the cells' sure pixels.
+    # Pixels' places in [0, 1] across the image.
     across = ((np.arange(width, dtype=np.float32) + 0.5) / width)[None, :]
     down = ((np.arange(height, dtype=np.float32) + 0.5) / height)[:, None]
-    places = [
-        cv2.resize(sure * place, size, interpolation=cv2.INTER_AREA) for place in (across, down)
-    ]
-    means = [place[known] / weight[known] for place in (*places, weighted)]
-    plane = _plane(means[0], means[1], means[2], weight[known])
-    departure = weighted - plane[0] * places[0] - plane[1] * places[1] - plane[2] * weight
+
+    def cells(weights: FloatImage) -> NDArray[np.float32]:
+        """Return (4, h, w): of each cell the weight, and the weighted places and disparity."""
+        size = max(1, width // REDUCTION), max(1, height // REDUCTION)
+        images = (weights, weights * across, weights * down, weights * disparity)
+        return np.stack(
+            [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images]
+        )
+
+    sums = seen = cells(sure)
+    if outside is not None and outside.any():
+        seen = cells(sure * (1 - outside))
+    known = seen[0] > LEAST_SHARE
+    if known.sum() < LEAST_CELLS:
+        return None
+    weight = seen[0][known]
+    means = seen[1:, known] / weight
+    plane = _plane(means[0], means[1], means[2], weight)
+    unexplained = means[2] - plane[0] * means[0] - plane[1] * means[1] - plane[2]
+    variance = float(np.cov(means[2], aweights=weight))
+    share = float(np.average(unexplained**2, weights=weight)) / max(variance, LEAST_VARIANCE)
+    even = np.float32(np.clip((UNEVEN - share) / (UNEVEN - EVEN), 0, 1))
+    sums = sums + even * (seen - sums)
+    departure = sums[3] - plane[0] * sums[1] - plane[1] * sums[2] - plane[2] * sums[0]
     around = cv2.resize(
-        _carried_on(departure, weight), (width, height), interpolation=cv2.INTER_LINEAR
+        _carried_on(departure, sums[0]), (width, height), interpolation=cv2.INTER_LINEAR
     )
     around += plane[0] * across + (plane[1] * down + plane[2])
     return np.maximum(around, np.float32(0), out=around)

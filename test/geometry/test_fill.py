@@ -75,15 +75,40 @@ def test_where_matching_was_blind_the_surroundings_count_more(ground):
     dark = follow_surroundings(wrong, fairly_sure, dark=blind) - ground
     assert seen[90, 120] > 2.5
     assert dark[90, 120] < seen[90, 120] - 0.5
-    # Outside of the right view a quarter is left of what departs from all around.
-    striped = ground.copy()
-    striped[SHADOW] += np.where(np.arange(70) % 2, 4, -4)
-    sure = np.ones((HEIGHT, WIDTH), np.float32)
-    outside = follow_surroundings(striped, sure, outside=blind) - ground
-    np.testing.assert_allclose(np.abs(outside[85:110, 100:150]), 1.0, atol=0.3)
     # The dark is no doubt about what certainly is right; outside nothing is certain.
     certain = np.ones((HEIGHT, WIDTH), np.float32)
     assert (follow_surroundings(wrong, certain, dark=blind) - ground)[90, 120] == 4
+
+
+def outside_strip() -> np.ndarray:
+    outside = np.zeros((HEIGHT, WIDTH), np.float32)
+    outside[:, :40] = 1
+    return outside
+
+
+def test_outside_of_the_right_view_even_ground_goes_on_and_what_stands_up_stays(ground):
+    sure = np.ones((HEIGHT, WIDTH), np.float32)
+    guessed = ground.copy()
+    guessed[:60, :40] += 0.4  # about right: the surroundings are exacter
+    guessed[80:100, 10:30] += 4  # a rock
+    guessed[80:100, 32:40] -= 4  # a hole that nobody has seen
+    departure = follow_surroundings(guessed, sure, outside=outside_strip()) - ground
+    assert np.abs(departure[5:55, :35]).max() < 0.1
+    np.testing.assert_allclose(departure[80:100, 10:30], 4, atol=0.01)
+    np.testing.assert_allclose(departure[82:98, 33:39], -1, atol=0.15)  # a quarter is left
+    np.testing.assert_array_equal(departure[:, 40:], 0)
+
+
+def test_among_things_in_a_room_one_camera_is_believed(ground):
+    sure = np.ones((HEIGHT, WIDTH), np.float32)
+    room = ground.copy()
+    for column in range(0, WIDTH, 40):
+        room[:, column : column + 20] += 25
+    guessed = room.copy()
+    guessed[:, :40] -= 0.4
+    filled = follow_surroundings(guessed, sure, outside=outside_strip())
+    # Within a surface: cells of 8 pixels mix two of them.
+    np.testing.assert_allclose((filled - room)[20:100, 6:12], -0.4, atol=0.1)
 
 
 def test_sure_pixels_holes_and_hopeless_images_stay(ground):
