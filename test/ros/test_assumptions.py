@@ -245,10 +245,14 @@ def test_node_waits_for_a_simulator_that_has_not_begun(processes, cameras):
     cameras.listen_diagnostics()
     processes.start(NODE, **OPTIONS, use_sim_time=True, silence_warning=1.0)
     cameras.spin_until(lambda: 'waits for /clock' in processes.log(NODE))
-    cameras.spin_for(3.0)
+
+    def inputs():
+        return [s for s in cameras.received['diagnostics'] if s.name.endswith(': input')]
+
+    # They come once a second: longer than `silence_warning`.
+    cameras.spin_until(lambda: len(inputs()) >= 3)
     assert 'published?' not in processes.log(NODE)
-    inputs = [s for s in cameras.received['diagnostics'] if s.name.endswith(': input')]
-    assert {status.level for status in inputs} == {OK}
+    assert {status.level for status in inputs()} == {OK}
     # Images that come before the clock are taken at once.
     cameras.advertise()
     cameras.wait_until_heard()
