@@ -311,6 +311,16 @@ class StereoReconstructor:
         self._earlier = replace(now, disparity=kept)
         return disparity, f'left out: {reason}' if reason else 'used'
 
+    def check_chooser(self) -> None:
+        """Let the chooser answer its self-test again, where it has one.
+
+        Raises:
+            ModelError: It fails, or answers otherwise than when its file was made.
+        """
+        check_answer = getattr(self._chooser, 'check_answer', None)
+        if check_answer is not None:
+            check_answer()
+
     def reset_rows(self) -> None:
         """Forget the row alignment: the next pair is of another rig."""
         self._rows.reset()

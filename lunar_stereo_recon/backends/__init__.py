@@ -72,6 +72,13 @@ def load_chooser(threads: int = 0) -> Chooser:
     return shared_choice(CHOICE_NETWORK, threads)
 
 
+def forget_choosers() -> None:
+    """Let `load_chooser` read its file anew."""
+    from lunar_stereo_recon.backends.choice_network import shared_choice
+
+    shared_choice.cache_clear()
+
+
 def _fastest(
     path: Path, providers: Sequence[str] | None, threads: int, key: str | Path | None
 ) -> Backend:

@@ -17,8 +17,14 @@ import cv2
 import numpy as np
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from lunar_stereo_recon.backends import load_backend, STUDENT_BACKENDS
+from lunar_stereo_recon.backends import (
+    forget_choosers,
+    load_backend,
+    model_file,
+    STUDENT_BACKENDS,
+)
 from lunar_stereo_recon.backends.base import Backend
+from lunar_stereo_recon.backends.self_test import check_answer
 from lunar_stereo_recon.datatypes import Reconstruction, StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import CalibrationError, InputError, ModelError
 from lunar_stereo_recon.geometry.pose_track import Pose
@@ -42,11 +48,15 @@ class Matcher:
     Attributes:
         reconstructor: It, in the pipeline.
         backend_name: As the parameter has it.
+        providers: Execution providers that it was loaded with.
+        model: File of the student, or the name of a shipped one; '' for the default.
         turn: Held by whoever matches a pair: not every runtime serves two threads at once.
     """
 
     reconstructor: StereoReconstructor
     backend_name: str
+    providers: tuple[str, ...] = ()
+    model: str = ''
     turn: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -77,6 +87,7 @@ class MatchingEngine:
         self.fallback = ''
         self.warming_up = False
         self._warm_for: tuple[object, ...] = ()
+        self._tested_s = time.monotonic()
         # Held for the moment in which the matcher or the count of its failures changes.
         self._changing = threading.Lock()
         self._matcher = self._loaded(parameters, parameters.backend, named(parameters.providers))
@@ -141,6 +152,7 @@ class MatchingEngine:
             Exception: Whatever else the matcher raised; it counts as a failure, and enough of them
                 in a row replace the matcher for the next pair.
         """
+        self._test_again(parameters)
         matcher = self._matcher
         reconstructor = matcher.reconstructor
         self._size = pair.calibration.width, pair.calibration.height
@@ -165,6 +177,40 @@ class MatchingEngine:
         self.warming_up = False
         self._mind_the_load(result, parameters.target_ms)
         return result
+
+    def _test_again(self, parameters: ReconstructionParameters) -> None:
+        """Replace the matcher where it has forgotten its known answers; asked once a period."""
+        period_s, now_s = parameters.self_test_period, time.monotonic()
+        if not 0 < period_s <= now_s - self._tested_s:
+            return
+        self._tested_s = now_s
+        matcher = self._matcher
+        try:
+            with matcher.turn:
+                matcher.reconstructor.check_chooser()
+                # OpenVINO would compile it for the test's size, and for the cameras' again.
+                if matcher.backend_name == 'onnx':
+                    check_answer(matcher.reconstructor.backend, model_file(matcher.model or None))
+        except ModelError as error:
+            self.warming_up = True  # loading takes longer than a pair
+            self._logger.error(f'{error}: it has changed in memory, and is loaded anew')
+            forget_choosers()
+            self._load_anew(matcher, parameters, str(error))
+
+    def _load_anew(
+        self, damaged: Matcher, parameters: ReconstructionParameters, reason: str
+    ) -> None:
+        """Take the same matcher from its file, or a simpler one where that fails."""
+        asked = dataclasses.replace(parameters, model=damaged.model)
+        try:
+            loaded = self._loaded(asked, damaged.backend_name, list(damaged.providers))
+        except ModelError as error:
+            self.fall_back(asked, f'{reason}; {error}')
+            return
+        with self._changing:
+            if self._matcher is damaged:
+                self._matcher = loaded
+                self._failures = 0
 
     def _count_failure(self, matcher: Matcher) -> int:
         """Return how often in a row the matcher has failed; 0 where it is no longer in use."""
@@ -277,7 +323,7 @@ class MatchingEngine:
             self._logger.warning(backend.provider_fallback)
         if not reconstructor.knows_sigma:
             self._logger.info(f'{backend.name} has no calibration of sigma: there is none')
-        return Matcher(reconstructor, name)
+        return Matcher(reconstructor, name, tuple(providers), parameters.model)
 
 
 def _simpler(matcher: Matcher) -> list[tuple[str, list[str]]]:

@@ -482,6 +482,17 @@ class ReconstructionParameters:
         maximum=1000,
         dynamic=True,
     )
+    self_test_period: float = parameter(
+        60.0,
+        'Seconds after which the next pair waits until student and chooser have answered their '
+        'pair with a known answer again: a bit of their weights may have flipped in memory. What '
+        'fails is loaded anew, or else a simpler matcher takes over. OpenVINO would compile the '
+        'student anew, so there only the chooser is tested. 0 tests them only when loaded.',
+        unit='s',
+        minimum=0.0,
+        maximum=86400.0,
+        dynamic=True,
+    )
     watchdog: float = parameter(
         30.0,
         'Time in the work on one pair after which the matcher counts as stuck and a simpler one '

@@ -14,7 +14,7 @@ from lunar_stereo_recon import backends  # noqa: E402
 from lunar_stereo_recon.datatypes import DisparityPrediction  # noqa: E402
 from lunar_stereo_recon.errors import InputError, ModelError  # noqa: E402
 from lunar_stereo_recon.pipeline import StereoReconstructor  # noqa: E402
-from lunar_stereo_recon.ros import load_control  # noqa: E402
+from lunar_stereo_recon.ros import load_control, matching_engine  # noqa: E402
 from lunar_stereo_recon.ros.matching_engine import MatchingEngine, trial_pair  # noqa: E402
 from lunar_stereo_recon.ros.parameters import ReconstructionParameters  # noqa: E402
 
@@ -94,6 +94,50 @@ def test_failures_in_a_row_lead_to_the_cpu_and_to_sgbm(matcher, caplog):
     matcher.error = None
     engine.replace(parameters)
     assert (engine.reconstructor.backend, engine.fallback) == (matcher, '')
+
+
+def test_student_that_forgets_its_answer_is_loaded_anew_or_left(matcher, monkeypatch, caplog):
+    answers = []
+
+    def check(backend, path):
+        answers.append(path.name)
+        if backend is matcher and matcher.ms_per_pixel:  # stands for a damaged weight
+            raise ModelError(f'{path} fails its self-test')
+
+    monkeypatch.setattr(matching_engine, 'check_answer', check)
+    engine, parameters = engine_for(self_test_period=1e-6)
+    first = engine.reconstructor
+    engine.reconstruct(PAIR, parameters)
+    assert answers == ['flight.onnx'] and engine.reconstructor is first
+    engine.reconstruct(PAIR, dataclasses.replace(parameters, self_test_period=0.0))
+    engine.reconstruct(PAIR, dataclasses.replace(parameters, self_test_period=3600.0))
+    assert len(answers) == 1
+    matcher.ms_per_pixel = 1.0
+    engine.reconstruct(PAIR, parameters)
+    assert engine.reconstructor is not first and engine.reconstructor.backend is matcher
+    assert 'flight.onnx fails its self-test: it has changed in memory' in caplog.text
+    assert engine.fallback == ''
+    # The file cannot be loaded either: the provider is left.
+    matcher.error = ZeroDivisionError('no')
+    engine.reconstruct(PAIR, parameters)
+    assert engine.reconstructor.backend.provider == 'CPUExecutionProvider'
+    assert 'fails its self-test; onnx fails on a trial pair' in engine.fallback
+
+
+def test_chooser_that_is_damaged_in_memory_is_read_anew(monkeypatch):
+    pair = trial_pair(208, 128)  # as large as the known answer
+    engine, parameters = engine_for(threads=1, self_test_period=1e-6)
+    right = engine.reconstruct(pair, parameters).disparity
+    chooser = engine.reconstructor._chooser
+    answer = type(chooser).__call__
+    monkeypatch.setattr(
+        type(chooser),
+        '__call__',
+        lambda self, evidence: answer(self, evidence) + (1.0 if self is chooser else 0.0),
+    )
+    again = engine.reconstruct(pair, parameters).disparity
+    assert engine.reconstructor._chooser is not chooser
+    np.testing.assert_array_equal(again, right)
 
 
 def test_bad_pairs_are_no_failures_of_the_matcher(matcher):
