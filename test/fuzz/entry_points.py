@@ -25,6 +25,7 @@ import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 
+from lunar_stereo_recon.backends import choice_self_test
 from lunar_stereo_recon.backends.model_seal import check_model_file, seal_model
 from lunar_stereo_recon.backends.self_test import check_answer, HEIGHT, KEY, SHIFT_PX, WIDTH
 from lunar_stereo_recon.backends.student_file import described
@@ -266,6 +267,15 @@ def self_test(data: bytes) -> None:
     check_answer(matcher, Path('model.onnx'))
 
 
+def chooser_answer(data: bytes) -> None:
+    """Read the known answer of the chooser; what is taken is compared without a warning."""
+    path = Path('choice.onnx')
+    text = data.decode('utf-8', 'replace')
+    expected = choice_self_test.stored_answer({choice_self_test.KEY: text}, path)
+    zeros = np.zeros((5, choice_self_test.HEIGHT, choice_self_test.WIDTH), np.float32)
+    choice_self_test.check_answer(zeros, expected, path)
+
+
 def self_mask(data: bytes) -> None:
     """Read a mask as the parameter gives it."""
     read_self_mask(data.decode('utf-8', 'replace'))
@@ -285,7 +295,13 @@ def bag(ending: str, data: bytes) -> None:
 
 def model_metadata(data: bytes) -> None:
     """Lines of text are the entries of a model's metadata."""
-    names = ('format_version', 'max_disparity_px', 'confidence_calibration', 'self_test_px')
+    names = (
+        'format_version',
+        'max_disparity_px',
+        'confidence_calibration',
+        'self_test_px',
+        'network_width_px',
+    )
     values = data.decode('utf-8', 'replace').split('\n')
     metadata = dict(zip(names, values, strict=False))
     facts = described(metadata, Path('model.onnx'))
@@ -447,6 +463,10 @@ ENTRY_POINTS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
         [struct.pack('<BBd', which, kind, 3.0) for kind in (2, 130, 200) for which in (0, 5, 6)],
     ),
     'self-test': (self_test, [json.dumps([SHIFT_PX + 0.01] * 20).encode(), b'']),
+    'chooser answer': (
+        chooser_answer,
+        [choice_self_test.answer_entry(np.zeros((5, 120, 192), np.float32)).encode(), b'[]'],
+    ),
     'preset': (functools.partial(_file, read_preset), [PRESET]),
     'self mask': (
         self_mask,
@@ -475,6 +495,7 @@ ENTRY_POINTS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
             b'1\n192\n{"weights": {"edge": -0.9, "dark": 2}, "bias": 0.1, "curve": [[0, 0.1], '
             b'[0.5, 0.4], [1, 1]]}',
             b'1\n1e2\nnull',
+            b'1\n192\nnull\n\n640',
         ],
     ),
     'mcap': (functools.partial(bag, '.mcap'), [_bag(StoragePlugin.MCAP)]),
