@@ -16,6 +16,7 @@ WITHOUT = {
     'training.commands.convert': 'reads and writes one file',
     'training.commands.curves': 'draws one picture',
     'training.commands.export': 'writes one file',
+    'training.commands.known_answer': 'answers one small input a file',
     'training.commands.teacher': 'reconstructs one pair',
 }
 

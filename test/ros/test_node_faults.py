@@ -63,7 +63,7 @@ Faulty.predict = lambda self, left, right: DisparityPrediction(0 * left + 8, 0 *
 load_control.QUICK_PAIRS = 6
 reconstruct = StereoReconstructor.reconstruct
 
-def told(self, pair):
+def told(self, pair, pose=None):
     with open(os.environ['FAULT']) as file:
         slow = file.read() == 'slow'
     times = {'inference': 11000.0 if slow else 100.0}
