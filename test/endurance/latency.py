@@ -191,7 +191,8 @@ def cloud_figures(count: int) -> list[dict[str, Any]]:
             )
             node.destroy_publisher(publisher)
     finally:
-        listener.terminate()
+        # A node that is told to end may wait for its own threads; this one has nothing to save.
+        listener.kill()
         listener.join()
         executor.shutdown()
         rclpy.try_shutdown()
