@@ -24,7 +24,7 @@ def write_known_answer(path: Path) -> None:
     model_seal.check_model_file(path)
     model = onnx.load(path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    for key in (model_seal.KEY, self_test.KEY, choice_self_test.KEY):
+    for key in (model_seal.KEY, self_test.KEY, choice_self_test.ANSWER_KEY):
         metadata.pop(key, None)
     with tempfile.TemporaryDirectory() as folder:
         bare = Path(folder) / path.name
@@ -41,6 +41,6 @@ def write_known_answer(path: Path) -> None:
 def _answer(path: Path, metadata: dict[str, str]) -> tuple[str, str]:
     """Return key and text of the entry."""
     if choice_network.EVIDENCE_KEY in metadata:
-        return choice_self_test.KEY, ChoiceNetwork(path, 1).known_answer()
+        return choice_self_test.ANSWER_KEY, ChoiceNetwork(path, 1).known_answer()
     prediction = OnnxBackend(path, threads=1).predict(*self_test.self_test_pair())
     return self_test.KEY, self_test.self_test_entry(prediction)

@@ -11,18 +11,12 @@ from numpy.typing import NDArray
 
 from lunar_stereo_recon.backends.choice_self_test import (
     answer_entry,
+    ANSWER_KEY,
     check_answer,
     self_test_evidence,
     stored_answer,
-)
-from lunar_stereo_recon.backends.choice_self_test import (
-    HEIGHT as TEST_HEIGHT,
-)
-from lunar_stereo_recon.backends.choice_self_test import (
-    KEY as ANSWER_KEY,
-)
-from lunar_stereo_recon.backends.choice_self_test import (
-    WIDTH as TEST_WIDTH,
+    TEST_HEIGHT,
+    TEST_WIDTH,
 )
 from lunar_stereo_recon.backends.model_seal import check_model_file, check_seal
 from lunar_stereo_recon.backends.onnx_backend import LOAD_ERRORS, open_session, Session

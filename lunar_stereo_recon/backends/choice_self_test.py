@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
 
-KEY = 'self_test_answer'
-HEIGHT, WIDTH = 120, 192
+ANSWER_KEY = 'self_test_answer'
+TEST_HEIGHT, TEST_WIDTH = 120, 192
 # Pixels whose answer is kept. None sees farther than 48 px below and to its right: the answer is
 # the same whatever follows there.
 _ROWS, _COLUMNS = slice(1, 72, 10), slice(2, 144, 11)
 _SHAPE = (
     len(CANDIDATES) + 1,
-    len(range(HEIGHT)[_ROWS]),
-    len(range(WIDTH)[_COLUMNS]),
+    len(range(TEST_HEIGHT)[_ROWS]),
+    len(range(TEST_WIDTH)[_COLUMNS]),
 )
 # Between runtimes and processors; a preference that is better by 0.15 decides.
 TOLERANCE = 0.02
@@ -49,8 +49,8 @@ def self_test_evidence(height: int, width: int) -> NDArray[np.float32]:
 
 @cache
 def _known_evidence() -> NDArray[np.float32]:
-    """Return (K, HEIGHT, WIDTH) float32, within what evidence may be."""
-    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float64)
+    """Return (K, TEST_HEIGHT, TEST_WIDTH) float32, within what evidence may be."""
+    rows, columns = np.mgrid[0:TEST_HEIGHT, 0:TEST_WIDTH].astype(np.float64)
     block = rows // BLOCK_HEIGHT * 5 + columns // BLOCK_WIDTH * 3 + SEED
 
     def level(number: int) -> NDArray[np.float64]:
@@ -94,7 +94,7 @@ def _known_evidence() -> NDArray[np.float32]:
 
 
 def answer_entry(answer: NDArray[np.float32]) -> str:
-    """Return the metadata's `KEY` of a network that answered so (5, H, W)."""
+    """Return the metadata's `ANSWER_KEY` of a network that answered so (5, H, W)."""
     return json.dumps([round(float(value), 3) for value in answer[:, _ROWS, _COLUMNS].ravel()])
 
 
@@ -104,17 +104,18 @@ def stored_answer(metadata: Mapping[str, str], path: Path) -> NDArray[np.float64
     Raises:
         ModelError: It is something else.
     """
-    text = metadata.get(KEY)
+    text = metadata.get(ANSWER_KEY)
     if not text:
         return None
     try:
         values = np.array(json.loads(text), np.float64)
     except (OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise ModelError(f'{path} metadata {KEY} is not a list of numbers') from error
+        raise ModelError(f'{path} metadata {ANSWER_KEY} is not a list of numbers') from error
     count = int(np.prod(_SHAPE))
     if values.shape != (count,) or not np.isfinite(values).all():
         raise ModelError(
-            f'{path} metadata {KEY} has shape {values.shape}; {count} finite numbers are needed'
+            f'{path} metadata {ANSWER_KEY} has shape {values.shape}; {count} finite numbers are '
+            'needed'
         )
     return values.reshape(_SHAPE)
 
@@ -132,7 +133,7 @@ def check_answer(
     if not np.isfinite(answer).all():
         raise ModelError(f'{path} fails its self-test: its answer is not finite')
     _, height, width = answer.shape
-    if expected is None or height < HEIGHT or width < WIDTH:
+    if expected is None or height < TEST_HEIGHT or width < TEST_WIDTH:
         return
     error = float(np.abs(answer[:, _ROWS, _COLUMNS] - expected).max())
     if error > TOLERANCE:

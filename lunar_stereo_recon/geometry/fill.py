@@ -23,12 +23,6 @@ KEPT, LOST = 0.9, 0.4
 # odds that the dark takes from the confidence.
 OUTSIDE_SHARE = 0.75
 DARK_LOGIT = 2.0
-# Within the first distance of its surroundings a pixel that gives way does so this many times as
-# much (they are exacter than what one camera guesses), beyond the second one it does not, pixels.
-AGREES_PX, DIFFERS_PX = 1.0, 2.0
-AGREEING_GAIN = 2.0
-# What stands up from them is so many times as far from them.
-STANDING_COUNTS = 2.0
 # Outside of the right camera's view, what stands up by the first distance keeps ever more of
 # itself, and by the second one all, pixels; if it is believed, from the first confidence on ever
 # more, and from the second one wholly. It may be a rock.
@@ -45,7 +39,7 @@ ITERATIONS = 4
 # What the plane does not explain of the disparity's variance: up to the first share the ground is
 # even, and then what the right camera does not see says nothing about it; from the second one on,
 # as among things in a room, it says as much as the rest.
-EVEN, UNEVEN = 0.005, 0.02
+EVEN, UNEVEN = 0.003, 0.01
 # Pixels squared: a wall that is looked at straight has no variance.
 LEAST_VARIANCE = 1.0
 
@@ -97,7 +91,7 @@ def follow_surroundings(
         departure = np.subtract(around[rows], disparity[rows], out=around[rows])
         if outside is not None:
             share[rows] *= _lying_down(outside[rows], confidence[rows], departure)
-        departure *= _more_where_alike(share[rows], departure)
+        departure *= share[rows]
         departure += disparity[rows]
 
     over_bands(disparity.shape[0], 0, go_over)
@@ -114,17 +108,6 @@ def _lying_down(outside: FloatImage, confidence: FloatImage, departure: FloatIma
     standing *= np.clip(believed, 0, 1, out=believed)
     standing *= outside
     return np.subtract(np.float32(1), standing, out=standing)
-
-
-def _more_where_alike(share: FloatImage, departure: FloatImage) -> FloatImage:
-    """Return the share, in place, raised where the surroundings are about what is there."""
-    gain = np.maximum(departure, np.float32(-STANDING_COUNTS) * departure)
-    gain -= np.float32(DIFFERS_PX)
-    gain *= np.float32((1 - AGREEING_GAIN) / (DIFFERS_PX - AGREES_PX))
-    np.clip(gain, 0, np.float32(AGREEING_GAIN - 1), out=gain)
-    gain += 1
-    share *= gain
-    return np.minimum(share, np.float32(1), out=share)
 
 
 def _darkened(confidence: FloatImage, dark: FloatImage) -> FloatImage:

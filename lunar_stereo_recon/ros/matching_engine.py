@@ -188,9 +188,11 @@ class MatchingEngine:
         try:
             with matcher.turn:
                 matcher.reconstructor.check_chooser()
+                backend = matcher.reconstructor.backend
                 # OpenVINO would compile it for the test's size, and for the cameras' again.
-                if matcher.backend_name == 'onnx':
-                    check_answer(matcher.reconstructor.backend, model_file(matcher.model or None))
+                is_openvino = backend.provider.startswith('OpenVINO')
+                if matcher.backend_name in STUDENT_BACKENDS and not is_openvino:
+                    check_answer(backend, model_file(matcher.model or None))
         except ModelError as error:
             self.warming_up = True  # loading takes longer than a pair
             self._logger.error(f'{error}: it has changed in memory, and is loaded anew')

@@ -4,7 +4,7 @@ import pytest
 
 from lunar_stereo_recon.backends import CHOICE_NETWORK, load_chooser
 from lunar_stereo_recon.backends.choice_network import ChoiceNetwork, shared_choice
-from lunar_stereo_recon.backends.choice_self_test import KEY
+from lunar_stereo_recon.backends.choice_self_test import ANSWER_KEY
 from lunar_stereo_recon.backends.model_seal import seal_model
 from lunar_stereo_recon.errors import ModelError
 from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
@@ -25,7 +25,7 @@ def changed(folder, change):
 def with_entry(text):
     def change(model):
         entries = {entry.key: entry.value for entry in model.metadata_props}
-        onnx.helper.set_model_props(model, entries | {KEY: text})
+        onnx.helper.set_model_props(model, entries | {ANSWER_KEY: text})
 
     return change
 
@@ -127,10 +127,10 @@ def test_content_that_changed_in_memory_is_not_opened_again(monkeypatch):
 
 @pytest.mark.parametrize('text', ['{', '[1, 2]', '"a"', '9' * 400, '[NaN]', '[' * 100_000])
 def test_a_known_answer_that_is_none_is_refused(text, tmp_path):
-    with pytest.raises(ModelError, match=KEY):
+    with pytest.raises(ModelError, match=ANSWER_KEY):
         ChoiceNetwork(changed(tmp_path, with_entry(text)))
 
 
 def test_a_chooser_without_a_known_answer_is_used_with_a_warning(tmp_path, caplog):
     shared_choice(changed(tmp_path, with_entry('')), 1)
-    assert f'has no {KEY}' in caplog.text
+    assert f'has no {ANSWER_KEY}' in caplog.text

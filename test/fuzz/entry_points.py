@@ -271,8 +271,8 @@ def chooser_answer(data: bytes) -> None:
     """Read the known answer of the chooser; what is taken is compared without a warning."""
     path = Path('choice.onnx')
     text = data.decode('utf-8', 'replace')
-    expected = choice_self_test.stored_answer({choice_self_test.KEY: text}, path)
-    zeros = np.zeros((5, choice_self_test.HEIGHT, choice_self_test.WIDTH), np.float32)
+    expected = choice_self_test.stored_answer({choice_self_test.ANSWER_KEY: text}, path)
+    zeros = np.zeros((5, choice_self_test.TEST_HEIGHT, choice_self_test.TEST_WIDTH), np.float32)
     choice_self_test.check_answer(zeros, expected, path)
 
 

@@ -96,6 +96,19 @@ def test_failures_in_a_row_lead_to_the_cpu_and_to_sgbm(matcher, caplog):
     assert (engine.reconstructor.backend, engine.fallback) == (matcher, '')
 
 
+def test_what_auto_chose_is_tested_again_too(matcher, monkeypatch):
+    answers = []
+    monkeypatch.setattr(
+        matching_engine, 'check_answer', lambda backend, path: answers.append(path)
+    )
+    engine, parameters = engine_for(self_test_period=1e-6)
+    engine._matcher = dataclasses.replace(engine._matcher, backend_name='auto')
+    engine.reconstruct(PAIR, parameters)
+    matcher.provider = 'OpenVINO 2026.1 CPU, float32'
+    engine.reconstruct(PAIR, parameters)
+    assert len(answers) == 1
+
+
 def test_student_that_forgets_its_answer_is_loaded_anew_or_left(matcher, monkeypatch, caplog):
     answers = []
 

@@ -5,7 +5,7 @@ import pytest
 
 from lunar_stereo_recon.backends import CHOICE_NETWORK, DEFAULT_MODEL, load_backend
 from lunar_stereo_recon.backends.choice_network import ChoiceNetwork
-from lunar_stereo_recon.backends.choice_self_test import KEY
+from lunar_stereo_recon.backends.choice_self_test import ANSWER_KEY
 from lunar_stereo_recon.backends.model_seal import seal_model
 from training.cli import main
 
@@ -15,7 +15,7 @@ def entries(model):
 
 
 @pytest.mark.parametrize(
-    ('shipped', 'key'), [(CHOICE_NETWORK, KEY), (DEFAULT_MODEL, 'self_test_px')]
+    ('shipped', 'key'), [(CHOICE_NETWORK, ANSWER_KEY), (DEFAULT_MODEL, 'self_test_px')]
 )
 def test_a_file_without_an_answer_gets_one_and_stays_the_same(shipped, key, tmp_path):
     path = shutil.copy(shipped, tmp_path / 'mine.onnx')
@@ -31,7 +31,7 @@ def test_a_file_without_an_answer_gets_one_and_stays_the_same(shipped, key, tmp_
     first = path.read_bytes()
     assert main(['known-answer', str(path)]) == 0
     assert path.read_bytes() == first
-    assert ChoiceNetwork(path).is_tested if key == KEY else load_backend('onnx', path)
+    assert ChoiceNetwork(path).is_tested if key == ANSWER_KEY else load_backend('onnx', path)
 
 
 def test_damaged_files_and_others_are_refused(tmp_path, capsys):
