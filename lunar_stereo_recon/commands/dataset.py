@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Generator
 from pathlib import Path
 import time
+
+from lunar_stereo_recon.errors import InputError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,6 +47,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='form of the rocks: heightfield, or mesh, which has overhangs and is '
         'about a sixth slower (default: heightfield)',
     )
+    parser.add_argument(
+        '--stratum',
+        help='only boulders (fields of mesh rocks) or rover (its own parts in view): whole frames '
+        'with mesh rocks, as the strata of the benchmark that have these names',
+    )
     parser.add_argument('--workers', type=int, default=1, help='number of processes (default: 1)')
     parser.add_argument(
         '--device',
@@ -73,22 +81,35 @@ def work(args: argparse.Namespace) -> bool:
     """Write what is missing; return whether all pairs are there."""
     from tqdm import tqdm
 
+    from lunar_stereo_recon.simulation.added_strata import write_stratum_dataset
     from lunar_stereo_recon.simulation.camera_faults import read_camera_faults
     from lunar_stereo_recon.simulation.dataset import DatasetOptions, MANIFEST, write_dataset
     from lunar_stereo_recon.simulation.sample import NO_FAULTS
 
-    faults = read_camera_faults(args.faults) if args.faults else NO_FAULTS
-    options = DatasetOptions(
-        args.seed,
-        args.split,
-        args.size,
-        args.samples,
-        args.form,
-        faults,
-        args.rocks,
-        args.device,
-    )
-    progress = write_dataset(args.out, args.count, options, args.workers)
+    progress: Generator[int, None, None]
+    if args.stratum is None:
+        options = DatasetOptions(
+            args.seed,
+            args.split,
+            args.size,
+            args.samples,
+            args.form,
+            read_camera_faults(args.faults) if args.faults else NO_FAULTS,
+            args.rocks,
+            args.device,
+        )
+        progress = write_dataset(args.out, args.count, options, args.workers)
+    else:
+        _refuse_what_strata_have_not(args)
+        progress = write_stratum_dataset(
+            args.out,
+            args.count,
+            args.stratum,
+            args.seed,
+            args.split,
+            args.samples,
+            args.workers,
+        )
     written, started, finished = 0, time.monotonic(), True
     with tqdm(total=args.count, unit='pair') as bar:
         for number in progress:
@@ -106,6 +127,23 @@ def work(args: argparse.Namespace) -> bool:
     print(f'{args.out}: {written} pairs written, {args.count - written} existed already')
     print(f'seeds and parameters: {args.out / MANIFEST}')
     return True
+
+
+def _refuse_what_strata_have_not(args: argparse.Namespace) -> None:
+    """Refuse options of other data sets beside `--stratum`.
+
+    Raises:
+        InputError: One is given.
+    """
+    for option, given, only in (
+        ('--form', args.form, 'pairs'),
+        ('--faults', args.faults, None),
+        ('--device', args.device, 'cpu'),
+    ):
+        if given != only:
+            raise InputError(
+                f'--stratum {args.stratum} with {option} {given}; without {option} is needed'
+            )
 
 
 def _size(text: str) -> tuple[int, int]:

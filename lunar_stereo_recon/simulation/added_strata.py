@@ -6,15 +6,18 @@ always the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 import multiprocessing
 from pathlib import Path
 
 import numpy as np
 
+from lunar_stereo_recon import __version__
 from lunar_stereo_recon.errors import InputError
-from lunar_stereo_recon.simulation.dataset import SPLITS, start_worker
+from lunar_stereo_recon.files.atomic import write_json
+from lunar_stereo_recon.files.bounded import read_json
+from lunar_stereo_recon.simulation.dataset import MANIFEST, SPLITS, start_worker
 from lunar_stereo_recon.simulation.presets import PRESETS
 from lunar_stereo_recon.simulation.rock_mesh import RockMeshes
 from lunar_stereo_recon.simulation.rover_parts import sample_rover_parts
@@ -85,6 +88,41 @@ def write_stratum(
         return
     with multiprocessing.get_context('spawn').Pool(workers, start_worker) as pool:
         yield from pool.imap_unordered(_write_group, jobs)
+
+
+def write_stratum_dataset(
+    out: Path,
+    count: int,
+    stratum: str,
+    seed: int,
+    split: str = 'train',
+    samples: int = 2,
+    workers: int = 1,
+) -> Generator[int, None, None]:
+    """Write pairs 0..count-1 of a stratum, `NNNNNN.npz`, with a manifest; existing ones are kept.
+
+    Yields:
+        How many pairs were written, each time that those of one terrain are done.
+
+    Raises:
+        InputError: See `write_stratum`, or the folder holds pairs of other options.
+    """
+    options = {'stratum': stratum, 'split': split, 'seed': seed, 'samples': samples}
+    path = out / MANIFEST
+    if path.exists():
+        try:
+            there = read_json(path)
+            was = {name: there.get(name) for name in options}
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f'{path}: not a readable manifest of a data set: {error}') from error
+        if was != options:
+            raise InputError(f'{out} holds pairs of {was}; {options} belongs in another folder')
+    missing = [n for n in range(count) if not (out / f'{n:06d}.npz').exists()]
+    paths = [out / f'{n:06d}.npz' for n in missing]
+    written = write_stratum(paths, stratum, missing, seed, split, workers, samples)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, {'version': __version__, **options, 'count': count})
+    yield from written
 
 
 def make_pair(

@@ -11,6 +11,7 @@ pytest.importorskip('numba')
 pytest.importorskip('embreex')
 
 from lunar_stereo_recon.benchmark.pairs import load_sample  # noqa: E402
+from lunar_stereo_recon.cli import main  # noqa: E402
 from lunar_stereo_recon.errors import InputError  # noqa: E402
 from lunar_stereo_recon.simulation import added_strata  # noqa: E402
 from lunar_stereo_recon.simulation.terrain import make_terrain  # noqa: E402
@@ -66,6 +67,32 @@ def test_pairs_are_written_under_the_given_names(terrains, tmp_path, monkeypatch
     with np.load(paths[1]) as stored:
         assert json.loads(str(stored['meta']))['stratum'] == 'boulders'
         assert stored['rock'].dtype == bool and 'parts' not in stored.files
+
+
+def test_dataset_of_a_stratum_goes_on_and_refuses_others(terrains, tmp_path, monkeypatch):
+    monkeypatch.setattr(added_strata, 'make_terrain', lambda config: terrains['boulders'])
+    out = tmp_path / 'fields'
+    command = ['dataset', '--out', str(out), '--stratum', 'boulders', '--samples', '1']
+    assert main([*command, '--count', '1']) == 0
+    first = (out / '000000.npz').stat().st_mtime_ns
+    assert main([*command, '--count', '2']) == 0
+    assert (out / '000000.npz').stat().st_mtime_ns == first
+    assert json.loads((out / 'dataset.json').read_text())['count'] == 2
+    with np.load(out / '000001.npz') as stored:
+        pair = added_strata.make_pair(terrains['boulders'], 'boulders', 1, 'train', 1, samples=1)
+        np.testing.assert_array_equal(stored['left'], pair.left)
+    with pytest.raises(InputError, match=r"'seed': 1.*'seed': 2"):
+        list(added_strata.write_stratum_dataset(out, 2, 'boulders', 2, samples=1))
+    (out / 'dataset.json').write_text('[]')
+    with pytest.raises(InputError, match='dataset.json: not a readable manifest'):
+        list(added_strata.write_stratum_dataset(out, 2, 'boulders', 1, samples=1))
+
+
+def test_options_that_a_stratum_does_not_have(tmp_path, capsys):
+    command = ['dataset', '--out', str(tmp_path / 'a'), '--stratum', 'rover', '--count', '1']
+    assert main([*command, '--form', 'bags']) != 0
+    assert '--form bags' in capsys.readouterr().err
+    assert not (tmp_path / 'a').exists()
 
 
 def test_unknown_stratum_and_split(tmp_path):
