@@ -14,13 +14,20 @@ from training.commands.campaign import parse_step  # noqa: E402
 from training.commands.train import recipe_path  # noqa: E402
 from training.recipe import load_recipe  # noqa: E402
 
-DOCS = Path(__file__).resolve().parents[2] / 'docs'
-PAGES = ('training.md', 'campaign.md', 'ablation.md', 'svd_init.md')
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (
+    'docs/training.md',
+    'docs/campaign.md',
+    'docs/ablation.md',
+    'docs/svd_init.md',
+    'docs/student_history.md',
+    'lunar_stereo_recon/weights/README.md',
+)
 
 
 def commands(page: str) -> list[str]:
     """Return the package's command lines in the page's code blocks."""
-    text = (DOCS / page).read_text(encoding='utf-8')
+    text = (ROOT / page).read_text(encoding='utf-8')
     lines = []
     for language, block in re.findall(r'```(\w*)\n(.*?)```', text, flags=re.DOTALL):
         if language not in ('', 'bash', 'console'):
