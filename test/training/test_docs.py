@@ -20,6 +20,7 @@ PAGES = (
     'docs/campaign.md',
     'docs/ablation.md',
     'docs/svd_init.md',
+    'docs/benchmark.md',
     'docs/student_history.md',
     'lunar_stereo_recon/weights/README.md',
 )
