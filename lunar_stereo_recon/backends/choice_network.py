@@ -6,6 +6,7 @@ from functools import cache
 import logging
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +22,7 @@ from lunar_stereo_recon.backends.choice_self_test import (
 from lunar_stereo_recon.backends.model_seal import check_model_file, check_seal
 from lunar_stereo_recon.backends.onnx_backend import LOAD_ERRORS, open_session, Session
 from lunar_stereo_recon.errors import ModelError
+from lunar_stereo_recon.geometry.bands import Band, over_bands
 from lunar_stereo_recon.geometry.residual import CANDIDATES, EVIDENCE
 
 INPUT, OUTPUT = 'evidence', 'preferences'
@@ -28,6 +30,11 @@ INPUT, OUTPUT = 'evidence', 'preferences'
 HEIGHT, WIDTH = 'height', 'width'
 # It halves the size three times.
 SIZE_MULTIPLE = 8
+# It answers for cells of so many pixels down and across, which stand as channels: OpenCV puts them
+# in their places in a tenth of the time that DepthToSpace takes in onnxruntime.
+CELL_PX = 2
+# A preference for each candidate, and the log of the expected error.
+OUTPUTS = len(CANDIDATES) + 1
 # What the metadata must say of the meaning of input and output.
 EVIDENCE_KEY, CANDIDATES_KEY = 'evidence', 'candidates'
 
@@ -86,7 +93,10 @@ class ChoiceNetwork:
             (preferences,) = session.run([OUTPUT], {INPUT: evidence[None]})
         except LOAD_ERRORS as error:
             raise ModelError(f'the choice network fails when run: {error}') from error
-        return preferences[0, :, :height, :width]
+        answer = preferences[0]
+        if len(answer) > OUTPUTS:  # files of before have the pixels in their places
+            answer = pixels_of_cells(answer)
+        return answer[:, :height, :width]
 
     def check_answer(self) -> None:
         """Compare the answer to the self-test's input with the one in the file's metadata.
@@ -125,6 +135,27 @@ class ChoiceNetwork:
             opened = size, session
             self._opened = opened
         return opened[1]
+
+
+def pixels_of_cells(cells: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (K, 2 h, 2 w) float32 of (4 K, h, w), each cell's four pixels row by row.
+
+    What torch calls a pixel shuffle.
+    """
+    count, (height, width) = len(cells) // CELL_PX**2, cells.shape[1:]
+    pixels = np.empty((count, CELL_PX * height, CELL_PX * width), np.float32)
+    places = pixels.reshape(count, height, CELL_PX, width, CELL_PX)
+
+    def place(band: Band) -> None:
+        for plane, four in zip(
+            places, cells.reshape(count, CELL_PX**2, height, width), strict=True
+        ):
+            for row in range(CELL_PX):
+                across = four[CELL_PX * row : CELL_PX * (row + 1), band.rows]
+                cv2.merge(list(across), dst=plane[band.rows, row])
+
+    over_bands(height, 0, place)
+    return pixels
 
 
 @cache

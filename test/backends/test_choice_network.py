@@ -3,7 +3,11 @@ import onnx
 import pytest
 
 from lunar_stereo_recon.backends import CHOICE_NETWORK, load_chooser
-from lunar_stereo_recon.backends.choice_network import ChoiceNetwork, shared_choice
+from lunar_stereo_recon.backends.choice_network import (
+    ChoiceNetwork,
+    pixels_of_cells,
+    shared_choice,
+)
 from lunar_stereo_recon.backends.choice_self_test import ANSWER_KEY
 from lunar_stereo_recon.backends.model_seal import seal_model
 from lunar_stereo_recon.errors import ModelError
@@ -52,6 +56,30 @@ def test_each_size_is_answered_as_if_it_were_the_only_one():
     np.testing.assert_array_equal(network(planes(40, 56)), first)
 
 
+def test_the_pixels_of_a_cell_come_in_their_places():
+    cells = np.random.default_rng(0).random((20, 23, 9)).astype(np.float32)
+    expected = cells.reshape(5, 2, 2, 23, 9).transpose(0, 3, 1, 4, 2).reshape(5, 46, 18)
+    np.testing.assert_array_equal(pixels_of_cells(cells), expected)
+
+
+def test_a_file_that_puts_the_pixels_in_their_places_itself_answers_the_same(tmp_path):
+    def put(model):
+        graph = model.graph
+        graph.node[-1].output[0] = 'cells'
+        graph.node.append(
+            onnx.helper.make_node(
+                'DepthToSpace', ['cells'], ['preferences'], blocksize=2, mode='CRD'
+            )
+        )
+        graph.output[0].type.CopyFrom(
+            onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (1, 5, None, None))
+        )
+
+    network = ChoiceNetwork(changed(tmp_path, put))
+    given = planes(40, 56)
+    np.testing.assert_array_equal(network(given), load_chooser()(given))
+
+
 def test_it_is_loaded_once():
     assert load_chooser(1) is load_chooser(1)
 
@@ -90,7 +118,7 @@ def test_the_known_answer_does_not_depend_on_the_size():
 @pytest.mark.parametrize('bit', [23, 30, 31])
 def test_a_chooser_with_a_wrong_weight_is_refused(bit, tmp_path):
     def damage(model):
-        weight = next(w for w in model.graph.initializer if w.name == 'cells.weight')
+        weight = next(w for w in model.graph.initializer if w.name.endswith('cells.weight'))
         values = np.frombuffer(weight.raw_data, np.uint32).copy()
         values[np.abs(values.view(np.float32)).argmax()] ^= np.uint32(1 << bit)
         weight.raw_data = values.tobytes()
@@ -108,7 +136,7 @@ def test_an_answer_that_changes_later_is_refused(monkeypatch):
     class Damaged:
         def run(self, outputs, inputs):
             (answer,) = session.run(outputs, inputs)
-            answer[0, 2] *= 1.01
+            answer[0, 8:12] *= 1.01
             return [answer]
 
     monkeypatch.setattr(network, '_opened', (size, Damaged()))
