@@ -7,7 +7,6 @@ handlers the context is shut down at once, and whatever is about to be published
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import signal
 import sys
 import threading
 import traceback
@@ -19,6 +18,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from lunar_stereo_recon.errors import ReconError
+from lunar_stereo_recon.ros.interruption import interruption, PATIENCE_S
 
 EXIT_DONE, EXIT_ERROR = 0, 1
 SIGNAL_CHECK_S = 0.2
@@ -32,6 +32,7 @@ def run_node(
     make: Callable[[threading.Event], _Node],
     work: Callable[[_Node, threading.Event], int],
     argv: Sequence[str] | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> int:
     """Make a node, work with it, let it go; return what `work` returned.
 
@@ -40,13 +41,12 @@ def run_node(
         make: Takes the event that SIGINT and SIGTERM set, returns the node.
         work: Takes the node and the event, returns the exit status.
         argv: Arguments with those of ROS; None takes the program's.
+        patience_s: The process is ended by force this long after SIGINT or SIGTERM.
 
     Returns:
         `EXIT_ERROR` where making or working raised a ReconError, which is logged.
     """
-    interrupted = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: interrupted.set())
+    interrupted = interruption(name, patience_s)
     rclpy.init(
         args=sys.argv if argv is None else list(argv),
         signal_handler_options=SignalHandlerOptions.NO,

@@ -73,6 +73,9 @@ DOCTOR_LISTENS_S = 30.0
 # sooner: their topics may have other names.
 CLOCK_PATIENCE_S = 60.0
 SIMULATOR_PATIENCE_S = 600.0
+# How long a node that ends waits for the pair in work, and for services: together with the viewer
+# less than the patience of `interruption`.
+LAST_WAIT_S = 6.0
 
 
 @dataclass
@@ -200,9 +203,10 @@ class ReconstructionNode(WorkingNode):
         """Stop the worker before its publishers go."""
         # Since Kilted the context destroys its nodes, also one that was refused while it was made.
         if self._made:
-            self._stop()
+            patience_s = min(self.parameters.watchdog or LAST_WAIT_S, LAST_WAIT_S)
+            self._stop(patience_s)
             self._close_viewer()
-            self._side.wait(self.parameters.watchdog or None)
+            self._side.wait(patience_s)
             stop_logging_core(self._core_logs)
         super().destroy_node()
 
@@ -558,9 +562,9 @@ class ReconstructionNode(WorkingNode):
         self._listen_until_s = 0.0
         self._said, self._told_failure = None, ''
 
-    def _stop(self) -> None:
+    def _stop(self, patience_s: float | None = None) -> None:
         if self._worker is not None:
-            for job in self._worker.stop(self.parameters.watchdog or None):
+            for job in self._worker.stop(patience_s or self.parameters.watchdog or None):
                 self._refuse(job, 'stopped', 'the node was stopped before it was done')
                 job.given_up = True
             self._worker = None

@@ -69,6 +69,8 @@ FRAMES_KEPT = 100
 SUBSCRIPTION_CHECK_S = 0.1
 # Limit of what waits to be written; beyond it messages are dropped with a log line.
 MAX_QUEUED_BYTES = 256 * 2**20
+# Time to end in: the longest `drain_timeout`, and as much for what is queued on a slow disk.
+PATIENCE_S = 120.0
 
 
 @dataclass
@@ -313,7 +315,7 @@ def _record(node: RecorderNode, interrupted: threading.Event) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Record; return the exit status that the module lists."""
-    return run_node('recorder_node', lambda interrupted: RecorderNode(), _record, argv)
+    return run_node('recorder_node', lambda interrupted: RecorderNode(), _record, argv, PATIENCE_S)
 
 
 if __name__ == '__main__':
