@@ -3,7 +3,9 @@
 A step is what the grid's own rule makes of the whole true ground, sampled every 5 cm. It counts
 where the left camera truly sees the cell, and it is found where the grid marks the cell or one
 beside it: at a border of cells either may hold it. A cell is free where neither it nor one beside
-it has a step or slope of that size; a mark there is a false alarm.
+it has a step or slope of that size; a mark there is a false alarm. A cell was not seen where the
+left camera has fewer than `HazardOptions.min_points` pixels of it. It is hidden where it has none
+and no sample of its ground is in sight.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ NEAR_M = 4.0
 # Steps that are this much smaller than the clearance are no matter of opinion.
 CLEARLY_BELOW = 2 / 3
 BESIDE = np.ones((3, 3), np.uint8)
+# Ground is in sight up to so much behind what a pixel shows, metres along the axis.
+SIGHT_M = 0.03
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Cells:
     Attributes:
         range_m: From below the camera to the cell's middle.
         seen: The left camera truly sees the cell.
+        pixels: How many pixels it has of it.
+        hidden: It has none, and nothing of the cell's ground is in sight.
         shadow: Most of what it sees there is in shadow.
         negative: The largest step goes down: a crater, a drop.
         true_step_m, true_slope_deg: Of the true ground; NaN where that ends.
@@ -112,6 +118,8 @@ class Cells:
 
     range_m: NDArray[np.float64]
     seen: NDArray[np.bool_]
+    pixels: NDArray[np.int64]
+    hidden: NDArray[np.bool_]
     shadow: NDArray[np.bool_]
     negative: NDArray[np.bool_]
     true_step_m: NDArray[np.float64]
@@ -125,12 +133,15 @@ class Cells:
     found: Mapping[float, NDArray[np.bool_]]
 
 
-def graded_cells(scene: HazardScene, points: FloatImage) -> Cells:
+def graded_cells(
+    scene: HazardScene, points: FloatImage, plain: NDArray[np.bool_] | None = None
+) -> Cells:
     """Return the cells of a scene.
 
     Args:
         scene: The truth.
         points: (N, 3) what a method believes, metres, left optical frame; NaN is left out.
+        plain: (N,) points that can make a cell free; None is all.
     """
     places = fine_places()
     ground = np.column_stack([places, scene.ground.reshape(-1).astype(np.float64)])
@@ -141,7 +152,8 @@ def graded_cells(scene: HazardScene, points: FloatImage) -> Cells:
     levelled = _levelled(scene, points)
     _, height = _cell_means(levelled, levelled[:, 2])
     grids = {
-        step: hazard_map(levelled, LAYOUT, HazardOptions(clearance_m=step)) for step in STEPS_M
+        step: hazard_map(levelled, LAYOUT, HazardOptions(clearance_m=step), plain)
+        for step in STEPS_M
     }
     marked = {step: grid.hazard == LETHAL for step, grid in grids.items()}
     estimated = grids[STEPS_M[0]]
@@ -154,6 +166,8 @@ def graded_cells(scene: HazardScene, points: FloatImage) -> Cells:
     return Cells(
         range_m=flat(np.hypot(LAYOUT.x_m + x, LAYOUT.y_m + y)),
         seen=count >= HazardOptions().min_points,
+        pixels=count,
+        hidden=(count == 0) & ~_in_sight(scene, ground),
         shadow=shadow > 0.5,
         negative=flat(_negative(ground)),
         true_step_m=flat(true.step_m).astype(np.float64),
@@ -247,6 +261,8 @@ def ground_figures(cells: Cells) -> dict[str, dict[str, float | None]]:
             'slope_mean_deg': float(slope.mean()) if slope.size else None,
             'seen_known': _share(cells.known, near & cells.seen),
             'free_unseen': _share(~cells.seen, free),
+            'free_no_pixel': _share(cells.pixels == 0, free),
+            'free_hidden': _share(cells.hidden, free),
         }
     return figures
 
@@ -272,6 +288,7 @@ def hazard_tables(results: Mapping[str, Cells]) -> str:
     lines += ['## Heights, slopes and what was not seen', '']
     headers = ['method', 'range', 'cells', 'height error cm', '95 % cm', 'bias cm']
     headers += ['slope error deg', 'known of the seen %', 'not seen of the free %']
+    headers += ['without a pixel %', 'hidden %']
     lines += _head(headers)
     for method, cells in results.items():
         for reach, figures in ground_figures(cells).items():
@@ -279,7 +296,9 @@ def hazard_tables(results: Mapping[str, Cells]) -> str:
                 '' if figures[key] is None else f'{figures[key]:.2f}'
                 for key in ('height_mean_cm', 'height_p95_cm', 'height_bias_cm', 'slope_mean_deg')
             ]
-            shares = [_percent(figures[key]) for key in ('seen_known', 'free_unseen')]
+            shares = [_percent(figures['seen_known'])]
+            unseen = [figures[key] for key in ('free_unseen', 'free_no_pixel', 'free_hidden')]
+            shares += ['' if share is None else f'{100 * share:.2f}' for share in unseen]
             lines.append(_line([method, reach, f'{figures["cells"]:.0f}', *numbers, *shares]))
     return '\n'.join(lines)
 
@@ -319,6 +338,27 @@ def _cell_means(
     count = np.bincount(cells, minlength=size)
     total = np.bincount(cells, values[inside], minlength=size)
     return count, np.where(count > 0, total / np.maximum(count, 1), math.nan)
+
+
+def _in_sight(scene: HazardScene, ground: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return (rows * columns,) bool: the left camera sees a sample of the cell's ground.
+
+    Args:
+        scene: The truth.
+        ground: (N, 3) samples, metres, in the grid's axes.
+    """
+    camera = scene.pair.calibration
+    x, y, z = (ground @ scene.level_from_optical).T
+    with np.errstate(divide='ignore', invalid='ignore'):
+        column, row = camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy
+    inside = (z > 0) & (column >= 0) & (column <= camera.width - 1)
+    inside &= (row >= 0) & (row <= camera.height - 1)
+    # What the pixels around show may be nearer at an edge; the sky is far.
+    reach = cv2.dilate(np.nan_to_num(scene.depth, nan=np.inf), BESIDE)
+    pixel = np.rint(row[inside]).astype(np.intp), np.rint(column[inside]).astype(np.intp)
+    inside[inside] = z[inside] <= reach[pixel] + SIGHT_M
+    _, share = _cell_means(ground, inside.astype(np.float64))
+    return np.asarray(share > 0)
 
 
 def _negative(ground: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -29,7 +29,7 @@ from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.files.atomic import write_json, write_text
 from lunar_stereo_recon.geometry.camera import points_from_depth
 from lunar_stereo_recon.geometry.disparity import depth_from_disparity
-from lunar_stereo_recon.geometry.hazard import measured_points
+from lunar_stereo_recon.geometry.hazard import measured_points, MeasuredPoints, plainly_seen
 from lunar_stereo_recon.pipeline import StereoReconstructor
 
 # Pairs of each kind of ground under each sun.
@@ -51,13 +51,13 @@ def run_hazards(args: argparse.Namespace, setting: dict[str, Any]) -> None:
     for scene in tqdm(scenes, unit='pair'):
         student.reset_rows()
         student.match(scene.pair)  # tells how the rows of this rig are aligned
-        points = measured_points(student.reconstruct(scene.pair))
         found = {
-            STUDENT: points,
+            STUDENT: measured_points(student.reconstruct(scene.pair)),
             RIVAL + FILL: _points(scene, filled(rival(scene.pair)).disparity),
         }
         for method, cloud in found.items():
-            graded[method].setdefault(scene.group, []).append(graded_cells(scene, cloud))
+            cells = graded_cells(scene, cloud.points, cloud.plain)
+            graded[method].setdefault(scene.group, []).append(cells)
     groups = {method: {g: together(c) for g, c in of.items()} for method, of in graded.items()}
     everything = {method: together(list(of.values())) for method, of in groups.items()}
     report = f'# Hazards: {len(scenes)} pairs\n\n{hazard_tables(everything)}\n'
@@ -76,11 +76,13 @@ def run_hazards(args: argparse.Namespace, setting: dict[str, Any]) -> None:
     print(f'Written to {args.out}: hazards.md, hazards.json.')
 
 
-def _points(scene: HazardScene, disparity: FloatImage) -> FloatImage:
-    """Return (H, W, 3) points of every pixel with a disparity, metres, optical frame."""
+def _points(scene: HazardScene, disparity: FloatImage) -> MeasuredPoints:
+    """Return the points of every pixel with a disparity."""
     positive = np.where(disparity > 0, disparity, np.float32(np.nan))
     calibration = scene.pair.calibration
-    return points_from_depth(depth_from_disparity(positive, calibration), calibration)
+    points = points_from_depth(depth_from_disparity(positive, calibration), calibration)
+    kept = np.flatnonzero(disparity > 0)
+    return MeasuredPoints(points.reshape(-1, 3).take(kept, axis=0), plainly_seen(positive, kept))
 
 
 def _document(cells: Cells) -> dict[str, Any]:

@@ -42,6 +42,11 @@ CLEARLY_SMOOTHER = 0.5
 SMOOTH_M = 0.01
 # A disparity that was filled in is not measured where matching found one this far from it, pixels.
 MOST_FILLED_PX = 1.0
+# A pixel shows ground plainly if its disparity and those around it are within so many pixels, or
+# so many times what is usual in the frame. Level ground has twice the baseline over the camera's
+# height, at any distance and with any lens.
+PLAIN_PX = 1.0
+PLAIN_TIMES = 2.0
 # Heights of an elevation map are taken in steps of a quarter of a millimetre.
 QUANTUM_M = 2.0**-12
 # A plane through the cells of a window: as many are needed, and so wide (variance, cells²).
@@ -65,8 +70,8 @@ class HazardOptions:
         max_slope_deg: Slopes of this angle cannot be driven, degrees.
         footprint_m: Edge of the square over which slope is taken, about the rover's size, metres.
         min_points: A cell with fewer is unknown.
-        min_free_points: A cell with fewer is marked or unknown, never free: the errors of points
-            at the edge of what is seen put some of them into ground that nobody sees.
+        min_free_points: A cell with fewer plain ones is marked or unknown, never free: the errors
+            of points at the edge of what is seen put some of them into ground that nobody sees.
 
     Raises:
         InputError: A value is not positive, or the slope is not below 90 degrees.
@@ -135,7 +140,10 @@ class HazardMap:
 
 
 def hazard_map(
-    points: NDArray[np.floating], layout: GridLayout, options: HazardOptions = HazardOptions()
+    points: NDArray[np.floating],
+    layout: GridLayout,
+    options: HazardOptions = HazardOptions(),
+    plain: NDArray[np.bool_] | None = None,
 ) -> HazardMap:
     """Return the hazards of a cloud.
 
@@ -144,8 +152,9 @@ def hazard_map(
             out; so should those be whose depth is doubtful.
         layout: The grid.
         options: What the rover can do.
+        plain: (N,) points that can make a cell free, see `MeasuredPoints`; None is all.
     """
-    cells, x, y, z = _inside(points, layout)
+    kept, cells, x, y, z = _inside(points, layout)
     count = np.bincount(cells, minlength=layout.columns * layout.rows)
     known = count >= max(1, options.min_points)
     mean_x, mean_y, mean_z = (_means(cells, values, count) for values in (x, y, z))
@@ -178,6 +187,8 @@ def hazard_map(
     hidden = _rises_over_hidden(known_grid, grid_x, grid_y, ground_x, ground_y)
     step_m = _steps(known_grid, low.reshape(shape), high.reshape(shape), (*rises, *hidden))
     values = hazard_values(slope_deg, step_m, layout.cell_m, options)
+    if plain is not None:
+        count = np.bincount(cells[plain.take(kept)], minlength=count.size)
     few = (count < options.min_free_points).reshape(shape)
     values[few & (values != LETHAL)] = UNKNOWN
     return HazardMap(
@@ -188,8 +199,23 @@ def hazard_map(
     )
 
 
-def measured_points(result: Reconstruction, min_confidence: float = 0.0) -> NDArray[np.float32]:
-    """Return the valid points of a reconstruction that were measured, where they were measured.
+@dataclass(frozen=True)
+class MeasuredPoints:
+    """Points that were measured, where they were measured.
+
+    Attributes:
+        points: (N, 3) metres, optical frame.
+        plain: (N,) bool, the pixel shows ground plainly. At an edge, and where the view grazes
+            the ground, a point's error along its ray is as large as what lies hidden behind: it
+            may be a step, but says of no place that it is free.
+    """
+
+    points: NDArray[np.float32]
+    plain: NDArray[np.bool_]
+
+
+def measured_points(result: Reconstruction, min_confidence: float = 0.0) -> MeasuredPoints:
+    """Return the valid points of a reconstruction that were measured.
 
     Its own points are dense: unsure ones go over into their surroundings, which makes low rocks
     lower and ledges longer. Here they are where matching found them, and those whose surroundings
@@ -198,9 +224,6 @@ def measured_points(result: Reconstruction, min_confidence: float = 0.0) -> NDAr
     Args:
         result: The reconstruction.
         min_confidence: Points below it are left out.
-
-    Returns:
-        (N, 3) metres, optical frame.
     """
     counts = result.valid_mask & (result.confidence >= np.float32(min_confidence))
     matched = result.matched_px
@@ -211,7 +234,24 @@ def measured_points(result: Reconstruction, min_confidence: float = 0.0) -> NDAr
     if matched is not None:
         # A point moves along its ray, with one over the disparity.
         points *= (result.disparity.take(kept) / matched.take(kept))[:, None]
-    return points
+    return MeasuredPoints(
+        points, plainly_seen(matched if matched is not None else result.disparity, kept)
+    )
+
+
+def plainly_seen(disparity: NDArray[np.float32], kept: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return (N,) bool, which pixels show ground plainly; see `MeasuredPoints`.
+
+    Args:
+        disparity: (H, W) pixels; NaN is left out.
+        kept: (N,) pixels that are asked for, numbered row by row.
+    """
+    known, square = np.isfinite(disparity), np.ones((3, 3), np.uint8)
+    nearest = cv2.dilate(np.where(known, disparity, np.float32(-np.inf)), square)
+    farthest = cv2.erode(np.where(known, disparity, np.float32(np.inf)), square)
+    spread = nearest.take(kept) - farthest.take(kept)
+    usual = float(np.median(spread)) if spread.size else 0.0
+    return np.asarray(spread <= max(PLAIN_PX, PLAIN_TIMES * usual))
 
 
 @dataclass(frozen=True)
@@ -372,8 +412,8 @@ class _Places:
 
 def _inside(
     points: NDArray[np.floating], layout: GridLayout
-) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return cell, x, y, z of the points on the grid; x and y from the grid's first corner."""
+) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return number, cell, x, y, z of the points on the grid; x and y from its first corner."""
     x = points[:, 0] - layout.x_m
     y = points[:, 1] - layout.y_m
     column, row = np.floor(x / layout.cell_m), np.floor(y / layout.cell_m)
@@ -382,7 +422,7 @@ def _inside(
     inside &= np.isfinite(points[:, 2])
     kept = np.flatnonzero(inside)
     cells = (row.take(kept) * layout.columns + column.take(kept)).astype(np.int64)
-    return cells, x.take(kept), y.take(kept), points[:, 2].take(kept)
+    return kept, cells, x.take(kept), y.take(kept), points[:, 2].take(kept)
 
 
 def _means(cells: NDArray[np.int64], values: NDArray[Any], count: NDArray[np.int64]) -> Grid:

@@ -64,12 +64,13 @@ class GridFrame:
             options: What the rover can do.
             min_confidence: Points below it do not count.
         """
-        points = measured_points(result, min_confidence)
-        points = points @ self.rotation.T.astype(np.float32)
+        measured = measured_points(result, min_confidence)
+        points = measured.points @ self.rotation.T.astype(np.float32)
         # Far from the origin of a map float32 knows centimetres only: points stay near the camera.
         near = np.array([self.layout.x_m, self.layout.y_m, self.translation[2]])
         points += (self.translation - near).astype(np.float32)
-        found = hazard_map(points, replace(self.layout, x_m=0.0, y_m=0.0), options)
+        layout = replace(self.layout, x_m=0.0, y_m=0.0)
+        found = hazard_map(points, layout, options, measured.plain)
         height = found.ground_m if math.isfinite(found.ground_m) else 0.0
         corner, axes = near + [0.0, 0.0, height], np.eye(3)
         if self.frame_id == result.frame_id:

@@ -19,7 +19,13 @@ from lunar_stereo_recon.cli import main
 from lunar_stereo_recon.datatypes import StereoCalibration, StereoPair
 from lunar_stereo_recon.errors import InputError
 from lunar_stereo_recon.geometry.rotation import BODY_FROM_OPTICAL
-from lunar_stereo_recon.simulation.hazard_ground import fine_places, FINE_SHAPE, scene_file
+from lunar_stereo_recon.simulation.hazard_ground import (
+    CELL_M,
+    fine_places,
+    FINE_SHAPE,
+    LAYOUT,
+    scene_file,
+)
 
 CAMERA_M = 1.4
 CALIBRATION = StereoCalibration(230.0, 230.0, 159.5, 40.0, 159.5, 0.3, 320, 240)
@@ -108,7 +114,25 @@ def test_what_nobody_says_anything_of_is_unknown_and_never_free(scene):
     cells = graded_cells(scene, np.full((5, 3), np.nan, np.float32))
     figures = step_figures(cells, 0.3)['all']
     assert figures['unknown'] == 1.0 and figures['missed'] == 0.0 and figures['free'] == 0
-    assert ground_figures(cells)['to 10 m']['free_unseen'] is None
+    for kind in ('free_unseen', 'free_no_pixel', 'free_hidden'):
+        assert ground_figures(cells)['to 10 m'][kind] is None
+
+
+def test_ground_that_is_hidden_and_called_free_is_counted(scene):
+    """The camera sees over the box of 0.5 m again from 7.8 m on."""
+    everywhere = seen_points(ground_with((0, 0, 0, 0), 0.0)).astype(np.float32)
+    cells = graded_cells(scene, everywhere)
+    x, y = LAYOUT.x_m + CELL_M * (np.arange(LAYOUT.columns) + 0.5), 0.1
+    behind = round((y - LAYOUT.y_m) / CELL_M - 0.5) * LAYOUT.columns + np.arange(LAYOUT.columns)
+    hidden = cells.hidden[behind]
+    assert hidden[(x > 5.3) & (x < 7.4)].all()
+    assert not hidden[(x > 2.3) & (x < 4.9) | (x > 8.0)].any()
+    assert not (cells.hidden & (cells.pixels > 0)).any()
+    figures = ground_figures(cells)['to 10 m']
+    assert 0 < figures['free_hidden'] <= figures['free_no_pixel'] <= figures['free_unseen']
+    # Points that are not plainly seen make nothing free.
+    doubtful = graded_cells(scene, everywhere, np.zeros(len(everywhere), bool))
+    assert ground_figures(doubtful)['to 10 m']['free_hidden'] is None
 
 
 def test_a_height_that_is_off_is_said_in_centimetres(scene):

@@ -17,6 +17,7 @@ from lunar_stereo_recon.geometry.hazard import (
     HazardOptions,
     hazards_of_heights,
     measured_points,
+    plainly_seen,
     reach_of_change,
 )
 
@@ -169,13 +170,47 @@ def test_measured_points_are_where_matching_found_them():
         camera,
         matched_px=np.array([[4.0, 5.0, 5.1], [4.0, 4.0, np.nan]], np.float32),
     )
-    found = measured_points(result, 0.5)
+    found = measured_points(result, 0.5).points
     # The second pixel moves along its ray; the third one was filled in.
     np.testing.assert_allclose(found, [[-0.05, -0.025, 5.0], [0.0, -0.02, 4.0]], rtol=1e-6)
-    assert len(measured_points(result)) == 3
+    assert len(measured_points(result).points) == 3
     unknown = dataclasses.replace(result, matched_px=None)
-    np.testing.assert_array_equal(measured_points(unknown, 0.5)[:, 2], 5.0)
-    assert len(measured_points(unknown, 0.5)) == 4
+    np.testing.assert_array_equal(measured_points(unknown, 0.5).points[:, 2], 5.0)
+    assert len(measured_points(unknown, 0.5).points) == 4
+
+
+@pytest.mark.parametrize('rise_px', [0.1, 0.5, 1.5])
+def test_ground_is_plainly_seen_except_at_an_edge(rise_px):
+    """However much disparity a row of level ground adds: baseline over height of the camera."""
+    disparity = np.tile((20.0 + rise_px * np.arange(40.0, dtype=np.float32))[:, None], (1, 30))
+    disparity[10, 3] = np.nan
+    kept = np.flatnonzero(np.isfinite(disparity))
+    assert plainly_seen(disparity, kept).all()
+    disparity[:, 15:] += 3 * rise_px + 2  # a rock's side
+    plain = np.zeros(disparity.size, bool)
+    plain[kept] = plainly_seen(disparity, kept)
+    plain = plain.reshape(disparity.shape)
+    assert not plain[:, 14:16].any()
+    assert np.delete(plain, [3, 14, 15], axis=1).all()
+    assert plainly_seen(disparity, kept[:0]).shape == (0,)
+
+
+def test_what_is_not_plainly_seen_is_never_free_but_may_be_marked():
+    points = ground(lambda x, y: np.where(x > 5.0, 0.4, 0.0))
+    plain = np.ones(len(points), bool)
+    for x in (2.0, 5.0):  # on level ground, and on the ledge
+        row, column = cell(x + 0.1, 0.1)
+        plain[
+            (np.floor(points[:, 0] / 0.2) == column) & (np.floor(points[:, 1] / 0.2 + 10) == row)
+        ] = False
+    result = hazard_map(points, LAYOUT, OPTIONS, plain)
+    assert result.hazard[cell(2.1, 0.1)] == -1 and result.hazard[cell(2.3, 0.1)] == 0
+    assert result.hazard[cell(5.1, 0.1)] == 100
+    other = np.ones(result.hazard.shape, bool)
+    other[cell(2.1, 0.1)] = False
+    everything = hazard_map(points, LAYOUT, OPTIONS)
+    np.testing.assert_array_equal(result.hazard[other], everything.hazard[other])
+    np.testing.assert_array_equal(result.step_m, everything.step_m)
 
 
 def test_wall_without_any_ground_is_lethal():
