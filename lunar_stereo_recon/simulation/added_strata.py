@@ -72,10 +72,7 @@ def write_stratum(
     Raises:
         InputError: The stratum or the split is unknown, or meshes cannot be traced here.
     """
-    if stratum not in STRATA:
-        raise InputError(f'stratum is {stratum!r}; one of {", ".join(STRATA)} is needed')
-    if split not in SPLITS:
-        raise InputError(f'split is {split!r}; one of {", ".join(SPLITS)} is needed')
+    _check(stratum, split)
     groups: dict[int, list[tuple[int, Path]]] = {}
     for index, path in zip(indices, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +85,13 @@ def write_stratum(
         return
     with multiprocessing.get_context('spawn').Pool(workers, start_worker) as pool:
         yield from pool.imap_unordered(_write_group, jobs)
+
+
+def _check(stratum: str, split: str) -> None:
+    if stratum not in STRATA:
+        raise InputError(f'stratum is {stratum!r}; one of {", ".join(STRATA)} is needed')
+    if split not in SPLITS:
+        raise InputError(f'split is {split!r}; one of {", ".join(SPLITS)} is needed')
 
 
 def write_stratum_dataset(
@@ -105,15 +109,21 @@ def write_stratum_dataset(
         How many pairs were written, each time that those of one terrain are done.
 
     Raises:
-        InputError: See `write_stratum`, or the folder holds pairs of other options.
+        InputError: See `write_stratum`; the count is not positive, or the folder holds pairs of
+            other options.
     """
+    # Before anything is written.
+    _check(stratum, split)
+    if count < 1:
+        raise InputError(f'{count} pairs asked for; 1 or more are needed')
     options = {'stratum': stratum, 'split': split, 'seed': seed, 'samples': samples}
-    path = out / MANIFEST
+    path, known = out / MANIFEST, 0
     if path.exists():
         try:
             there = read_json(path)
-            was = {name: there.get(name) for name in options}
-        except (OSError, ValueError, AttributeError) as error:
+            was = {name: there[name] for name in options}
+            known = int(there['count'])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f'{path}: not a readable manifest of a data set: {error}') from error
         if was != options:
             raise InputError(f'{out} holds pairs of {was}; {options} belongs in another folder')
@@ -121,7 +131,7 @@ def write_stratum_dataset(
     paths = [out / f'{n:06d}.npz' for n in missing]
     written = write_stratum(paths, stratum, missing, seed, split, workers, samples)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(path, {'version': __version__, **options, 'count': count})
+    write_json(path, {'version': __version__, **options, 'count': max(count, known)})
     yield from written
 
 

@@ -81,11 +81,21 @@ def test_dataset_of_a_stratum_goes_on_and_refuses_others(terrains, tmp_path, mon
     with np.load(out / '000001.npz') as stored:
         pair = added_strata.make_pair(terrains['boulders'], 'boulders', 1, 'train', 1, samples=1)
         np.testing.assert_array_equal(stored['left'], pair.left)
+    assert main([*command, '--count', '1']) == 0
+    assert json.loads((out / 'dataset.json').read_text())['count'] == 2
     with pytest.raises(InputError, match=r"'seed': 1.*'seed': 2"):
         list(added_strata.write_stratum_dataset(out, 2, 'boulders', 2, samples=1))
     (out / 'dataset.json').write_text('[]')
     with pytest.raises(InputError, match='dataset.json: not a readable manifest'):
         list(added_strata.write_stratum_dataset(out, 2, 'boulders', 1, samples=1))
+
+
+def test_nothing_is_written_for_a_wrong_dataset_of_a_stratum(tmp_path):
+    out = tmp_path / 'fields'
+    for stratum, count, said in (('craters', 1, "'craters'"), ('rover', 0, '0 pairs asked for')):
+        with pytest.raises(InputError, match=said):
+            list(added_strata.write_stratum_dataset(out, count, stratum, 1))
+    assert not out.exists()
 
 
 def test_options_that_a_stratum_does_not_have(tmp_path, capsys):
